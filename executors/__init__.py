@@ -1,0 +1,1 @@
+"""The Jina microservices in front: ingest, train, encode."""

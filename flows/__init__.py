@@ -1,0 +1,1 @@
+"""Flow YAMLs that wire the executors together; each starts with `jina flow --uses`."""

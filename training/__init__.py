@@ -1,0 +1,1 @@
+"""Turns a data set and a config into an artifact."""
