@@ -1,0 +1,68 @@
+# One command each; every one sets up what it needs first, and is fast the second time.
+PYTHON ?= python3.11
+UV_VERSION := 0.13.8
+BIN := .venv/bin
+LINTED := finetuner registry training executors flows tests benchmarks examples tools
+
+COMPILE = $(BIN)/uv pip compile --quiet --python-version 3.11 --custom-compile-command 'make lock'
+
+export HF_HUB_OFFLINE ?= 1
+export JINA_OPTOUT_TELEMETRY ?= 1
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+.venv/bin/uv: tools/make_venv.py
+	@echo 'Making the virtual environment .venv'
+	@$(PYTHON) tools/make_venv.py .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+.venv/.installed: requirements.txt pyproject.toml | .venv/bin/uv
+	@echo 'Installing requirements.txt (PyTorch included: the first time takes minutes)'
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -r requirements.txt
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.installed-dev: requirements-dev.txt .venv/.installed
+	@echo 'Installing requirements-dev.txt'
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+.PHONY: setup
+setup: .venv/.installed  ## make .venv with everything pinned
+
+.PHONY: demo
+demo: .venv/.installed  ## fine-tune on the example data, serve the result, encode: about five minutes on two cores
+	@$(BIN)/python examples/demo.py
+
+.PHONY: lint
+lint: .venv/.installed-dev  ## ruff and mypy
+	@$(BIN)/ruff check $(LINTED)
+	@$(BIN)/ruff format --check $(LINTED)
+	@$(BIN)/mypy finetuner registry training executors tools
+
+.PHONY: test
+test: lint  ## lint and the tests (what CI runs)
+	@$(BIN)/pytest -m 'not slow'
+
+.PHONY: test-all
+test-all: lint  ## the slow tests too
+	@$(BIN)/pytest
+
+.PHONY: bench
+bench: .venv/.installed-dev  ## every benchmark, each against a named peer
+	@$(BIN)/python benchmarks/documents.py
+	@$(BIN)/python benchmarks/banking77.py --data ../shared/data/banking77
+
+.PHONY: lock
+lock: .venv/bin/uv  ## resolve requirements*.in again into the pinned requirements*.txt
+	@$(COMPILE) requirements.in -o requirements.txt
+	@sed 's/^onnxruntime\(==\|$$\)/onnxruntime-gpu\1/' requirements.txt > requirements-gpu.txt
+	@$(COMPILE) requirements-dev.in -o requirements-dev.txt
+
+.PHONY: clean
+clean:  ## remove .venv and every cache
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
