@@ -15,7 +15,7 @@ export JINA_OPTOUT_TELEMETRY ?= 1
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
-.venv/bin/uv: tools/make_venv.py
+.venv/bin/uv:
 	@echo 'Making the virtual environment .venv'
 	@$(PYTHON) tools/make_venv.py .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
