@@ -1,0 +1,134 @@
+"""Which rows go into which batch. Both samplers are seeded: the same seed and epoch give the same batches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+class Sampler(Protocol):
+    def __len__(self) -> int:
+        """Batches of an epoch, the same for every epoch."""
+        ...
+
+    def batches(self, epoch: int) -> Iterator[np.ndarray]:
+        """The batches of one epoch: int64 row numbers, each array one batch."""
+        ...
+
+
+class RandomSampler:
+    """Every row once per epoch, in random order. The last batch may be smaller."""
+
+    def __init__(self, rows: int, batch_size: int, seed: int = 0):
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.batch_size)
+
+    def batches(self, epoch: int) -> Iterator[np.ndarray]:
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+        for start in range(0, self.rows, self.batch_size):
+            yield order[start : start + self.batch_size]
+
+
+class ClassSampler:
+    """Batches of `batch_size // num_items_per_class` classes with `num_items_per_class` rows of each.
+
+    Every row is seen about once per epoch: a class whose size is no multiple of `num_items_per_class` has its last group
+    filled up with rows drawn again, and a class that is smaller than that comes with all its rows. A class is met once in
+    a batch, except in the last batches of an epoch when few classes are left. Every batch holds two classes or more.
+
+    Where the numbers do not fit, the nearest that do are used, and the log says so: `items_per_class` and
+    `classes_per_batch` are what is used.
+
+    :param labels: class number of every row, integers 0..C-1, shape [N].
+    :raises ValueError: there are fewer than two classes, so that nothing can be told apart.
+    """
+
+    def __init__(self, labels: np.ndarray, batch_size: int, num_items_per_class: int = 4, seed: int = 0):
+        self.labels, self.seed = labels, seed
+        self.sizes = np.bincount(labels)
+        classes = int((self.sizes > 0).sum())
+        if classes < 2:
+            raise ValueError(f'the training data has {classes} class: at least 2 are needed to tell items apart')
+        self.items_per_class = max(2, min(num_items_per_class, batch_size // 2))
+        self.classes_per_batch = max(2, batch_size // self.items_per_class)
+        if self.classes_per_batch > classes:
+            self.classes_per_batch = classes
+            self.items_per_class = max(2, batch_size // classes)
+        if self.items_per_class != num_items_per_class or self.items_per_class * self.classes_per_batch != batch_size:
+            logger.warning(
+                'batch_size=%d with num_items_per_class=%d does not work out for %d classes: '
+                'batches have %d classes with %d items each',
+                batch_size,
+                num_items_per_class,
+                classes,
+                self.classes_per_batch,
+                self.items_per_class,
+            )
+        small = int(((self.sizes > 0) & (self.sizes < self.items_per_class)).sum())
+        if small:
+            logger.warning('%d of %d classes have fewer than %d items', small, classes, self.items_per_class)
+        self.groups = int(np.ceil(self.sizes / self.items_per_class).sum())
+
+    def __len__(self) -> int:
+        return -(-self.groups // self.classes_per_batch)
+
+    def batches(self, epoch: int) -> Iterator[np.ndarray]:
+        rng = np.random.default_rng((self.seed, epoch))
+        groups = self._groups(rng)
+        labels = self.labels[[group[0] for group in groups]]
+        stream = iter(rng.permutation(len(groups)))
+        waiting: dict[int, list[np.ndarray]] = {}  # groups that met their own class in a batch, by class
+        while True:
+            batch = {label: waiting[label].pop() for label in list(islice(waiting, self.classes_per_batch))}
+            waiting = {label: rest for label, rest in waiting.items() if rest}
+            while len(batch) < self.classes_per_batch:
+                if (number := next(stream, None)) is None:
+                    break
+                label = int(labels[number])
+                if label in batch:
+                    waiting.setdefault(label, []).append(groups[number])
+                else:
+                    batch[label] = groups[number]
+            if not batch:
+                return
+            parts = list(batch.values())
+            while len(parts) < self.classes_per_batch and waiting:  # few classes are left: take more of each
+                label = next(iter(waiting))
+                parts.append(waiting[label].pop())
+                if not waiting[label]:
+                    del waiting[label]
+            if len(batch) == 1:  # no negatives: add a group of some other class
+                parts.append(groups[rng.choice(np.flatnonzero(labels != next(iter(batch))))])
+            yield np.concatenate(parts)
+
+    def _groups(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """Every class shuffled and cut into groups of `items_per_class`, the last one filled up from its own class."""
+        order = rng.permutation(len(self.labels))
+        order = order[np.argsort(self.labels[order], kind='stable')]
+        groups, size = [], self.items_per_class
+        for rows in np.split(order, np.cumsum(self.sizes)[:-1]):
+            missing = -len(rows) % size
+            if len(rows) > size and missing:
+                rows = np.concatenate([rows, rng.choice(rows[: len(rows) // size * size], missing, replace=False)])
+            groups += [rows[start : start + size] for start in range(0, len(rows), size)]
+        return groups
+
+
+def make_sampler(
+    name: str, labels: np.ndarray, *, class_weights: bool, batch_size: int, num_items_per_class: int, seed: int
+) -> Sampler:
+    """The sampler by its name: 'class', 'random', or 'auto'.
+
+    :param class_weights: the loss compares items with learned class weights, so it needs no positives in the batch:
+        'auto' is then 'random', otherwise 'class'.
+    """
+    if name == 'random' or (name == 'auto' and class_weights):
+        return RandomSampler(len(labels), batch_size, seed)
+    return ClassSampler(labels, batch_size, num_items_per_class, seed)
