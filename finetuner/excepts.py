@@ -25,6 +25,10 @@ class AuthenticationError(PermissionError):
     """A token is missing, unknown, revoked or expired."""
 
 
+class ParameterError(ValueError):
+    """A parameter of a request is missing, unknown or malformed. The message names it."""
+
+
 class DataError(ValueError):
     """A document, row or file of training data is malformed. The message names the place."""
 
