@@ -36,7 +36,7 @@ MINERS = _classes(miners, miners.BaseMiner)
 # options whose values are objects of the library: given by their class name
 PARTS = {
     'distance': _classes(distances, distances.BaseDistance),
-    'reducer': _classes(reducers, reducers.BaseReducer),
+    'reducer': {cls.__name__: cls for cls in (reducers.AvgNonZeroReducer, reducers.MeanReducer, reducers.SumReducer)},
     'embedding_regularizer': _classes(regularizers, regularizers.BaseRegularizer),
     'weight_regularizer': _classes(regularizers, regularizers.BaseRegularizer),
 }
