@@ -1,1 +1,6 @@
-"""What must outlive a process: accounts, tokens, data sets, experiments, runs and artifacts, in SQL and an object store."""
+"""What outlives a process: accounts, tokens, data sets, experiments, runs, artifacts, in SQL and an object store."""
+
+from registry.records import Account, ArtifactRecord, Dataset, RunRecord, Shard, Token
+from registry.registry import Registry
+
+__all__ = ['Account', 'ArtifactRecord', 'Dataset', 'Registry', 'RunRecord', 'Shard', 'Token']

@@ -1,0 +1,59 @@
+"""`python -m registry`: tokens of the service on this machine, made by who runs it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+
+from finetuner.excepts import RegistryError
+from finetuner.settings import save_token
+from registry.first_start import LOCAL_ACCOUNT
+from registry.registry import Registry
+
+AccountOption = Annotated[str, typer.Option('--account', help='Whose tokens.')]
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.command()
+def token(
+    name: Annotated[str, typer.Option(help='What the token is for; shown in lists.')] = 'command-line',
+    account: AccountOption = LOCAL_ACCOUNT,
+    days: Annotated[float | None, typer.Option(min=0, help='How long it is valid; for ever by default.')] = None,
+    save: Annotated[bool, typer.Option('--save', help='Write it to the credentials file of this user.')] = False,
+) -> None:
+    """Print a new token. It is shown this once."""
+    with Registry.open() as registry:
+        expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
+        made = registry.create_token(registry.get_account(account).id, name, expires_at)
+        typer.echo(f'The token is in {save_token(made)}' if save else made)
+
+
+@app.command()
+def tokens(account: AccountOption = LOCAL_ACCOUNT) -> None:
+    """List the tokens of an account: id, name, and what has become of them."""
+    with Registry.open() as registry:
+        for item in registry.list_tokens(registry.get_account(account).id):
+            state = f'valid until {item.expires_at:%Y-%m-%d %H:%M} UTC' if item.expires_at else 'valid'
+            if item.expires_at and item.expires_at <= datetime.now(UTC):
+                state = f'expired {item.expires_at:%Y-%m-%d %H:%M} UTC'
+            if item.revoked_at:
+                state = f'revoked {item.revoked_at:%Y-%m-%d %H:%M} UTC'
+            typer.echo(f'{item.id}  {item.name}  {state}')
+
+
+@app.command()
+def revoke(token_id: str, account: AccountOption = LOCAL_ACCOUNT) -> None:
+    """Make a token worthless from now on."""
+    with Registry.open() as registry:
+        registry.revoke_token(registry.get_account(account).id, token_id)
+
+
+if __name__ == '__main__':
+    try:
+        app()
+    except RegistryError as error:
+        typer.secho(str(error), err=True, fg='red')
+        raise SystemExit(1) from None

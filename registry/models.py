@@ -1,0 +1,158 @@
+"""The tables. Times are UTC, ids are 24 hexadecimal digits that we make, names are unique within their owner."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from registry.names import new_id
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """An aware time, kept in UTC also where the database knows no time zones."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f'{value} has no time zone')
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            'ix': 'ix_%(table_name)s_%(column_0_N_name)s',
+            'uq': 'uq_%(table_name)s_%(column_0_N_name)s',
+            'ck': 'ck_%(table_name)s_%(constraint_name)s',
+            'fk': 'fk_%(table_name)s_%(column_0_N_name)s',
+            'pk': 'pk_%(table_name)s',
+        }
+    )
+    type_annotation_map = {
+        str: String(255),
+        int: BigInteger,
+        datetime: UTCDateTime,
+        dict[str, Any]: JSON(none_as_null=True),
+    }
+
+    id: Mapped[str] = mapped_column(String(24), primary_key=True, default=new_id, sort_order=-1)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class AccountRow(Base):
+    __tablename__ = 'accounts'
+
+    name: Mapped[str] = mapped_column(unique=True)
+
+
+class TokenRow(Base):
+    __tablename__ = 'tokens'
+
+    account_id: Mapped[str] = mapped_column(ForeignKey('accounts.id', ondelete='CASCADE'), index=True)
+    name: Mapped[str]
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+    account: Mapped[AccountRow] = relationship(lazy='joined', innerjoin=True)
+
+
+class DatasetRow(Base):
+    __tablename__ = 'datasets'
+    __table_args__ = (UniqueConstraint('account_id', 'name'),)
+
+    account_id: Mapped[str] = mapped_column(ForeignKey('accounts.id'))
+    name: Mapped[str]
+
+
+class ShardRow(Base):
+    __tablename__ = 'shards'
+    __table_args__ = (UniqueConstraint('dataset_id', 'part'),)
+
+    dataset_id: Mapped[str] = mapped_column(ForeignKey('datasets.id'))
+    part: Mapped[int]
+    rows: Mapped[int]
+    size: Mapped[int]
+    sha256: Mapped[str] = mapped_column(String(64))
+    labelled: Mapped[bool]
+    texts: Mapped[bool]
+    key: Mapped[str] = mapped_column(unique=True)
+
+
+class ExperimentRow(Base):
+    __tablename__ = 'experiments'
+    __table_args__ = (UniqueConstraint('account_id', 'name'),)
+
+    account_id: Mapped[str] = mapped_column(ForeignKey('accounts.id'))
+    name: Mapped[str]
+    description: Mapped[str] = mapped_column(Text, default='')
+
+
+class RunRow(Base):
+    __tablename__ = 'runs'
+    __table_args__ = (
+        UniqueConstraint('experiment_id', 'name'),
+        CheckConstraint("status IN ('CREATED', 'STARTED', 'FINISHED', 'FAILED')", name='status'),
+        Index(None, 'status', 'created_at'),
+    )
+
+    experiment_id: Mapped[str] = mapped_column(ForeignKey('experiments.id'))
+    name: Mapped[str]
+    status: Mapped[str] = mapped_column(String(16))
+    details: Mapped[str] = mapped_column(Text, default='')
+    description: Mapped[str] = mapped_column(Text, default='')
+    config: Mapped[dict[str, Any]]
+    # the data sets as they were at creation: {name: {id, digest, rows, size, labelled, texts, shards: [id, ...]}}
+    datasets: Mapped[dict[str, Any]]
+    artifact_id: Mapped[str] = mapped_column(String(24), unique=True, default=new_id)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    heartbeat_at: Mapped[datetime | None]
+    worker: Mapped[str | None]
+    progress: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    metrics: Mapped[dict[str, Any] | None]
+    examples: Mapped[dict[str, Any] | None]
+
+    experiment: Mapped[ExperimentRow] = relationship(lazy='joined', innerjoin=True)
+
+
+class ArtifactRow(Base):
+    __tablename__ = 'artifacts'
+
+    account_id: Mapped[str] = mapped_column(ForeignKey('accounts.id'), index=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey('runs.id'), unique=True)
+    size: Mapped[int]
+    sha256: Mapped[str] = mapped_column(String(64))
+    public: Mapped[bool]
+    key: Mapped[str] = mapped_column(unique=True)
+
+    run: Mapped[RunRow] = relationship(lazy='joined', innerjoin=True)

@@ -1,0 +1,123 @@
+"""What the registry hands out: plain values, never rows of the database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+CREATED = 'CREATED'
+STARTED = 'STARTED'
+FINISHED = 'FINISHED'
+FAILED = 'FAILED'
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Who owns data sets, runs and artifacts."""
+
+    id: str
+    name: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What is known of a token: everything but the token itself."""
+
+    id: str
+    account_id: str
+    name: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One ingested part of a data set: an Arrow IPC file in the object store.
+
+    :param size: in bytes.
+    :param sha256: of the file's bytes.
+    :param labelled: whether every row has a label.
+    :param texts: whether every row is a text.
+    """
+
+    id: str
+    part: int
+    rows: int
+    size: int
+    sha256: str
+    labelled: bool
+    texts: bool
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A named data set: its shards in the order of their parts, and sums over them.
+
+    :param digest: sha256 over the sha256s of the shards, in their order.
+    """
+
+    id: str
+    name: str
+    rows: int
+    size: int
+    digest: str
+    labelled: bool
+    texts: bool
+    shards: list[Shard]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run as it stood when it was read. All times are in UTC.
+
+    :param status: CREATED, STARTED, FINISHED or FAILED.
+    :param details: one sentence about the status; of a FAILED run, the reason.
+    :param artifact_id: handed out at creation; there is an artifact once the run is FINISHED.
+    :param worker: who works on it, `host:pid`.
+    :param progress: what the worker last reported.
+    :param metrics: `{'before': {...}, 'after': {...}}` of a FINISHED run.
+    :param examples: `{'before': {query: [match, ...]}, 'after': ...}` of a FINISHED run; None in listings.
+    """
+
+    id: str
+    name: str
+    experiment_name: str
+    account_id: str
+    status: str
+    details: str
+    config: dict[str, Any]
+    artifact_id: str
+    description: str
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    heartbeat_at: datetime | None
+    worker: str | None
+    progress: dict[str, Any]
+    metrics: dict[str, Any] | None
+    examples: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactRecord:
+    """A stored artifact: the zip file that a finished run left.
+
+    :param name: the name of its run.
+    :param size: in bytes.
+    :param sha256: of the zip file's bytes.
+    :param public: whether anyone who knows the id may read it.
+    """
+
+    id: str
+    account_id: str
+    run_id: str
+    name: str
+    size: int
+    sha256: str
+    public: bool
+    created_at: datetime
+    key: str

@@ -1,0 +1,313 @@
+"""The registry: the one door to the database and the object store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+
+from finetuner import settings
+from finetuner.documents import Document
+from finetuner.excepts import ArtifactError, DataError, RegistryError
+from registry import accounts, artifacts, datasets, first_start, runs
+from registry.database import Database
+from registry.datasets import restore, snapshot
+from registry.models import ArtifactRow, ShardRow
+from registry.names import check_id, check_name, new_id
+from registry.objects import ObjectStore, copy_hashed
+from registry.plain import plain
+from registry.records import STARTED, Account, ArtifactRecord, Dataset, RunRecord, Shard, Token
+from registry.shards import write_shard
+from registry.staging import Staging, exclusive
+
+MAX_READ = 16 << 20
+MAX_PAGE_SIZE = 1000
+
+
+class Registry:
+    """Accounts, data sets, runs and artifacts. Open one per process; every method may be called from any thread."""
+
+    def __init__(self, home: Path, database: Database, objects: ObjectStore, staging: Staging):
+        self.home = home
+        self.database = database
+        self.objects = objects
+        self._staging = staging
+
+    @classmethod
+    def open(
+        cls, home: Path | None = None, database_url: str | None = None, objects_url: str | None = None
+    ) -> Registry:
+        """Open the registry; make it, with a local account and token, if it is not there. Processes may do so at once.
+
+        :param home: the folder of the state on this machine, default `FINETUNER_HOME`.
+        :param database_url: an SQLAlchemy URL, default `FINETUNER_DATABASE_URL`, or else an SQLite file in `home`.
+        :param objects_url: a folder or an fsspec URL, default `FINETUNER_OBJECTS_URL`, or else a folder in `home`.
+        :raises RegistryError: the database was made by a newer version, or the token of the first start cannot be kept.
+        """
+        home = (Path(home) if home else settings.home()).expanduser().absolute()
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        database_url = database_url or os.environ.get('FINETUNER_DATABASE_URL') or f'sqlite:///{home / "registry.db"}'
+        objects_url = objects_url or os.environ.get('FINETUNER_OBJECTS_URL') or str(home / 'objects')
+        database, objects = Database(database_url), ObjectStore(objects_url)
+        with exclusive(home / 'open.lock'):
+            database.migrate()
+            first_start.make_local_account(database)
+            (home / 'staging').mkdir(exist_ok=True)
+            staging = Staging(home / 'staging', objects, lambda key: _is_referenced(database, key))
+            staging.recover()
+        return cls(home, database, objects, staging)
+
+    def close(self) -> None:
+        self._staging.close()
+        self.database.close()
+
+    def __enter__(self) -> Registry:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # accounts and tokens
+
+    def authenticate(self, token: str | None) -> Account:
+        """The account that a token speaks for.
+
+        :raises AuthenticationError: the token is missing, unknown, revoked or expired; each has its own sentence.
+        """
+        with self.database.read() as session:
+            return accounts.authenticate(session, token)
+
+    def create_account(self, name: str) -> Account:
+        """
+        :raises RegistryError: the name is taken or malformed.
+        """
+        try:
+            with self.database.write() as session:
+                return accounts.insert_account(session, name)
+        except IntegrityError as error:
+            raise RegistryError(f'There is an account {name!r} already') from error
+
+    def get_account(self, name: str = first_start.LOCAL_ACCOUNT) -> Account:
+        """
+        :raises RegistryError: there is none of this name.
+        """
+        with self.database.read() as session:
+            return accounts.find_account(session, name)
+
+    def create_token(self, account_id: str, name: str, expires_at: datetime | None = None) -> str:
+        """A new token for the account. It is returned here and never again: the database has its hash alone.
+
+        :param expires_at: with its time zone; None for a token without end.
+        :raises RegistryError: there is no such account, the name is malformed, or the time has passed.
+        """
+        token = accounts.new_token()
+        with self.database.write() as session:
+            accounts.insert_token(session, account_id, name, token, expires_at)
+        return token
+
+    def list_tokens(self, account_id: str) -> list[Token]:
+        with self.database.read() as session:
+            return accounts.list_tokens(session, account_id)
+
+    def revoke_token(self, account_id: str, token_id: str) -> None:
+        """
+        :raises RegistryError: the account has no such token.
+        """
+        with self.database.write() as session:
+            accounts.revoke_token(session, account_id, token_id)
+
+    def credentials_problem(self) -> str | None:
+        """Why this user's credentials are not good for this registry, and the way out; None if they are good."""
+        return first_start.credentials_problem(self.database)
+
+    # data sets
+
+    def append_documents(
+        self, account_id: str, dataset_name: str, documents: Iterable[Document], part: int | None = None
+    ) -> Dataset:
+        """Append documents to a data set, as one shard; make the data set if there is none. All of them, or none.
+
+        :param documents: read once, held in memory batch by batch.
+        :param part: where they belong, default after all others. The same part with the same documents is stored once.
+        :raises DataError: a document is malformed (the message names its position and id), or there are none.
+        :raises RegistryError: the name is malformed, or the part is there with other content.
+        """
+        check_name('data set', dataset_name)
+        part = datasets.check_part(part)
+        shard_id = new_id()
+        with self._staging.stage(f'shards/{shard_id}.arrow') as staged:
+            info = write_shard(documents, staged.path)
+            if part is not None:
+                with self.database.read() as session:
+                    if datasets.has_part(session, account_id, dataset_name, part, info.sha256):
+                        return datasets.get_dataset(session, account_id, dataset_name)
+            self.objects.put(staged.path, staged.key)
+            with self.database.write() as session:
+                return datasets.insert_shard(session, account_id, dataset_name, part, shard_id, staged.key, info)
+
+    def get_dataset(self, account_id: str, name: str) -> Dataset:
+        """
+        :raises RegistryError: the account has none of this name.
+        """
+        with self.database.read() as session:
+            return datasets.get_dataset(session, account_id, name)
+
+    def fetch_shards(self, shards: Sequence[Shard], directory: Path) -> list[Path]:
+        """Files on this machine, to be memory-mapped: the store's own if it is local, else copies in `directory`.
+
+        :raises DataError: a shard is missing, or is not what was ingested.
+        """
+        return [self.objects.fetch(shard.key, shard.sha256, directory) for shard in shards]
+
+    # runs
+
+    def create_run(
+        self,
+        account_id: str,
+        experiment_name: str,
+        run_name: str,
+        config: dict[str, Any],
+        description: str = '',
+        datasets: Iterable[str] = (),
+    ) -> tuple[RunRecord, bool]:
+        """Make a run, and its experiment if there is none; or find the run of this name and this `config`.
+
+        :param config: JSON. `'public': True` lets anyone who knows the artifact's id read it.
+        :param datasets: names of the data sets that the run reads; it sees them as they are now.
+        :return: the run, and whether it was made by this call.
+        :raises RegistryError: a malformed name, a run of this name with another `config`, or no such data set.
+        """
+        check_name('experiment', experiment_name)
+        check_name('run', run_name)
+        with self.database.write() as session:
+            kept = snapshot(session, account_id, datasets)
+            return runs.create_run(session, account_id, experiment_name, run_name, config, description, kept)
+
+    def get_run(self, account_id: str, experiment_name: str, run_name: str) -> RunRecord:
+        """
+        :raises RegistryError: the account has none of this name.
+        """
+        with self.database.read() as session:
+            return runs.get_run(session, account_id, experiment_name, run_name)
+
+    def get_run_by_id(self, run_id: str) -> RunRecord:
+        """For the service itself: no owner is checked.
+
+        :raises RegistryError: there is none of this id.
+        """
+        with self.database.read() as session:
+            return runs.get_run_by_id(session, run_id)
+
+    def get_run_datasets(self, run_id: str) -> dict[str, Dataset]:
+        """The data sets of a run, by name, as they were when it was created.
+
+        :raises RegistryError: there is no such run.
+        """
+        with self.database.read() as session:
+            return restore(session, runs.get_run_row(session, run_id).datasets)
+
+    def list_runs(
+        self, account_id: str, experiment_name: str | None = None, page: int = 1, size: int = 50
+    ) -> tuple[list[RunRecord], int]:
+        """One page of runs, the newest first, without `examples`; and the number of all.
+
+        :raises RegistryError: there is no such experiment, or the page or size (1 to 1000) makes no sense.
+        """
+        if page < 1 or not 1 <= size <= MAX_PAGE_SIZE:
+            raise RegistryError(
+                f'There is no page {page} of {size} runs: pages count from 1, a size is 1 to {MAX_PAGE_SIZE}'
+            )
+        with self.database.read() as session:
+            return runs.list_runs(session, account_id, experiment_name, int(page), int(size))
+
+    def unfinished_runs(self) -> list[RunRecord]:
+        """All runs, of every account, that are CREATED or STARTED: the oldest first, without `examples`."""
+        with self.database.read() as session:
+            return runs.unfinished_runs(session)
+
+    def start_run(self, run_id: str, worker: str) -> bool:
+        """Take a CREATED run. False if somebody else has it, or it has ended.
+
+        :param worker: `host:pid`.
+        """
+        with self.database.write() as session:
+            return runs.start_run(session, run_id, worker)
+
+    def heartbeat(self, run_id: str, progress: dict[str, Any] | None = None) -> bool:
+        """Note that the worker lives. False if the run has ended meanwhile: then there is nothing to work for.
+
+        :param progress: JSON, kept until the next one; NaN becomes None.
+        """
+        with self.database.write() as session:
+            return runs.heartbeat(session, run_id, progress)
+
+    def finish_run(self, run_id: str, artifact_path: Path, metrics: dict[str, Any], examples: dict[str, Any]) -> None:
+        """Store the artifact and end the run as FINISHED: both or neither.
+
+        :param artifact_path: copied, and left where it is.
+        :raises RegistryError: the run is not STARTED.
+        """
+        run = self.get_run_by_id(run_id)
+        if run.status != STARTED:
+            raise runs.not_started(run)
+        metrics = plain(metrics, 'metrics', lossy=True)
+        examples = plain(examples, 'examples', lossy=True)
+        # a key of its own, so that two that finish the same run never write one object
+        with self._staging.stage(f'artifacts/{run.artifact_id}-{new_id()}.zip') as staged:
+            sha256, size = copy_hashed(artifact_path, staged.path)
+            self.objects.put(staged.path, staged.key)
+            with self.database.write() as session:
+                runs.finish_run(session, run_id, metrics, examples, sha256, size, staged.key)
+
+    def fail_run(self, run_id: str, reason: str) -> bool:
+        """End the run as FAILED. False, and the first reason stays, if it has ended already."""
+        with self.database.write() as session:
+            return runs.fail_run(session, run_id, reason)
+
+    def run_directory(self, run_id: str) -> Path:
+        """The folder of a run on this machine, made if it is not there; it holds `log.txt`."""
+        return runs.run_folder(self.home / 'runs', check_id('run', run_id))
+
+    # artifacts
+
+    def get_artifact(self, account_id: str | None, artifact_id: str) -> ArtifactRecord:
+        """The artifact of this id, if it is public or the account's. An account of None sees the public ones.
+
+        :raises ArtifactError: there is none that the account may read.
+        :raises RunInProgressError: its run has not finished.
+        :raises RunFailedError: its run has failed.
+        """
+        with self.database.read() as session:
+            return artifacts.get_artifact(session, account_id, artifact_id)
+
+    def artifact_file(self, artifact: ArtifactRecord) -> Path:
+        """The zip file on this machine: that of the store itself if it is local, else a copy that is kept.
+
+        :raises ArtifactError: it is missing, or is not what was stored.
+        """
+        try:
+            return self.objects.fetch(artifact.key, artifact.sha256, self.home / 'cache')
+        except DataError as error:
+            raise ArtifactError(str(error)) from error
+
+    def read_artifact(self, artifact: ArtifactRecord, offset: int, length: int) -> bytes:
+        """Bytes of the zip file from `offset` on: at most `length` of them, at most 16 MiB, and none at its end.
+
+        :raises ArtifactError: offset or length make no sense, or the file is missing.
+        """
+        if not 0 <= offset <= artifact.size or length < 1:
+            raise ArtifactError(f'An artifact of {artifact.size} bytes cannot be read at {offset} for {length} bytes')
+        try:
+            return self.objects.read(artifact.key, int(offset), min(int(length), MAX_READ))
+        except FileNotFoundError as error:
+            raise ArtifactError(f'The file of the artifact {artifact.id} is missing in {self.objects.url}') from error
+
+
+def _is_referenced(database: Database, key: str) -> bool:
+    with database.read() as session:
+        return any(session.scalar(select(row.id).where(row.key == key)) is not None for row in (ShardRow, ArtifactRow))

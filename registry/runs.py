@@ -1,0 +1,222 @@
+"""Runs: CREATED → STARTED → FINISHED or FAILED.
+
+Every step is one UPDATE that names the status it leaves: it is made once, whoever else tries.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Update, func, select, update
+from sqlalchemy.orm import Session, defer
+
+from finetuner.excepts import RegistryError
+from registry.database import find_or_insert
+from registry.models import ArtifactRow, ExperimentRow, RunRow, now
+from registry.names import known
+from registry.plain import clean, plain
+from registry.records import CREATED, FAILED, FINISHED, STARTED, RunRecord
+
+
+def create_run(
+    session: Session,
+    account_id: str,
+    experiment_name: str,
+    run_name: str,
+    config: dict[str, Any],
+    description: str,
+    datasets: dict[str, Any],
+) -> tuple[RunRecord, bool]:
+    """The run of this name, and whether it is new.
+
+    :raises RegistryError: it is there with another configuration.
+    """
+    experiment, _ = find_or_insert(
+        session,
+        select(ExperimentRow).where(ExperimentRow.account_id == account_id, ExperimentRow.name == experiment_name),
+        lambda: ExperimentRow(account_id=account_id, name=experiment_name),
+    )
+    config = plain(config, 'config')
+    row, is_new = find_or_insert(
+        session,
+        select(RunRow).where(RunRow.experiment_id == experiment.id, RunRow.name == run_name),
+        lambda: RunRow(
+            experiment=experiment,
+            name=run_name,
+            status=CREATED,
+            details='Run submitted and awaits execution',
+            config=config,
+            datasets=datasets,
+            description=clean(description),
+        ),
+    )
+    if row.config != config:
+        raise RegistryError(
+            f'The run {run_name!r} of the experiment {experiment_name!r} is there already, with another configuration '
+            f'({_difference(row.config, config)}): choose another name'
+        )
+    return _record(row), is_new
+
+
+def get_run(session: Session, account_id: str, experiment_name: str, run_name: str) -> RunRecord:
+    """
+    :raises RegistryError: there is none of this name.
+    """
+    owned = (ExperimentRow.account_id == account_id, ExperimentRow.name == experiment_name)
+    query = select(RunRow).join(RunRow.experiment).where(*owned)
+    row = session.scalar(query.where(RunRow.name == run_name))
+    if row is not None:
+        return _record(row)
+    if session.scalar(select(ExperimentRow.id).where(*owned)) is None:
+        raise _no_experiment(session, account_id, experiment_name)
+    names = session.scalars(select(RunRow.name).join(RunRow.experiment).where(*owned))
+    raise RegistryError(
+        f'There is no run {str(run_name)[:200]!r} in the experiment {experiment_name!r}: {known(str(run_name), names)}'
+    )
+
+
+def get_run_row(session: Session, run_id: str) -> RunRow:
+    """
+    :raises RegistryError: there is none of this id.
+    """
+    row = session.get(RunRow, run_id)
+    if row is None:
+        raise RegistryError(f'There is no run of the id {str(run_id)[:80]!r}')
+    return row
+
+
+def get_run_by_id(session: Session, run_id: str) -> RunRecord:
+    return _record(get_run_row(session, run_id))
+
+
+def list_runs(
+    session: Session, account_id: str, experiment_name: str | None, page: int, size: int
+) -> tuple[list[RunRecord], int]:
+    """One page of the account's runs, the newest first, without their examples; and the number of all."""
+    owned = [ExperimentRow.account_id == account_id]
+    if experiment_name is not None:
+        owned.append(ExperimentRow.name == experiment_name)
+        if session.scalar(select(ExperimentRow.id).where(*owned)) is None:
+            raise _no_experiment(session, account_id, experiment_name)
+    total = session.scalar(select(func.count()).select_from(RunRow).join(RunRow.experiment).where(*owned))
+    query = select(RunRow).join(RunRow.experiment).where(*owned).order_by(RunRow.created_at.desc(), RunRow.id.desc())
+    rows = session.scalars(query.options(defer(RunRow.examples)).offset((page - 1) * size).limit(size))
+    return [_record(row, examples=False) for row in rows], total or 0
+
+
+def unfinished_runs(session: Session) -> list[RunRecord]:
+    """All runs that are CREATED or STARTED, the oldest first."""
+    query = select(RunRow).where(RunRow.status.in_([CREATED, STARTED])).order_by(RunRow.created_at, RunRow.id)
+    return [_record(row, examples=False) for row in session.scalars(query.options(defer(RunRow.examples)))]
+
+
+def start_run(session: Session, run_id: str, worker: str) -> bool:
+    """CREATED → STARTED. False if the run is not CREATED (any more)."""
+    time = now()
+    return _step(
+        session,
+        _update(run_id, CREATED).values(
+            status=STARTED, details='Run is being executed', worker=worker, started_at=time, heartbeat_at=time
+        ),
+    )
+
+
+def heartbeat(session: Session, run_id: str, progress: dict[str, Any] | None) -> bool:
+    """Note that the worker lives. False if the run is not STARTED (any more)."""
+    values: dict[str, Any] = {'heartbeat_at': now()}
+    if progress is not None:
+        values['progress'] = plain(progress, 'progress', lossy=True)
+    return _step(session, _update(run_id, STARTED).values(values))
+
+
+def finish_run(
+    session: Session, run_id: str, metrics: dict[str, Any], examples: dict[str, Any], sha256: str, size: int, key: str
+) -> None:
+    """STARTED → FINISHED, with its artifact.
+
+    :raises RegistryError: the run is not STARTED (any more).
+    """
+    finished = _step(
+        session,
+        _update(run_id, STARTED).values(
+            status=FINISHED, details='Run finished', metrics=metrics, examples=examples, finished_at=now()
+        ),
+    )
+    row = get_run_row(session, run_id)
+    if not finished:
+        raise not_started(_record(row))
+    session.add(
+        ArtifactRow(
+            id=row.artifact_id,
+            account_id=row.experiment.account_id,
+            run_id=run_id,
+            size=size,
+            sha256=sha256,
+            public=row.config.get('public') is True,
+            key=key,
+        )
+    )
+    session.flush()
+
+
+def fail_run(session: Session, run_id: str, reason: str) -> bool:
+    """CREATED or STARTED → FAILED. False, and the first reason stays, if the run has ended already."""
+    return _step(
+        session, _update(run_id, CREATED, STARTED).values(status=FAILED, details=clean(reason), finished_at=now())
+    )
+
+
+def not_started(run: RunRecord) -> RegistryError:
+    return RegistryError(f'The run {run.name!r} cannot be finished, it is {run.status}: {run.details}')
+
+
+def run_folder(root: Path, run_id: str) -> Path:
+    folder = root / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _update(run_id: str, *statuses: str) -> Update:
+    # the session holds no rows that the statement could leave stale
+    return (
+        update(RunRow)
+        .where(RunRow.id == run_id, RunRow.status.in_(statuses))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _step(session: Session, statement: Update) -> bool:
+    return bool(session.execute(statement).rowcount)  # type: ignore[attr-defined]
+
+
+def _no_experiment(session: Session, account_id: str, name: str) -> RegistryError:
+    names = session.scalars(select(ExperimentRow.name).where(ExperimentRow.account_id == account_id))
+    return RegistryError(f'There is no experiment {str(name)[:200]!r}: {known(str(name), names)}')
+
+
+def _difference(first: dict[str, Any], second: dict[str, Any]) -> str:
+    names = sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+    return f'other values of {", ".join(names[:5])}{", …" if len(names) > 5 else ""}'
+
+
+def _record(row: RunRow, examples: bool = True) -> RunRecord:
+    return RunRecord(
+        id=row.id,
+        name=row.name,
+        experiment_name=row.experiment.name,
+        account_id=row.experiment.account_id,
+        status=row.status,
+        details=row.details,
+        config=row.config,
+        artifact_id=row.artifact_id,
+        description=row.description,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        heartbeat_at=row.heartbeat_at,
+        worker=row.worker,
+        progress=row.progress,
+        metrics=row.metrics,
+        examples=row.examples if examples else None,
+    )
