@@ -1,1 +1,84 @@
-"""What a user imports: documents, the client, the artifact format and the engines that serve it. Imports none of the other rooms."""
+"""What a user imports: documents, the client, the artifact format and the engines that serve it.
+
+It imports none of the other rooms, and quickly: docarray, torch and onnxruntime are loaded when they are first needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from finetuner import callback
+from finetuner.client.session import get_token, login
+from finetuner.client.training import fit, get_run, list_runs
+from finetuner.data import CSVOptions
+from finetuner.run import Run
+
+if TYPE_CHECKING:
+    from finetuner.documents import Content, Document, DocumentArray
+    from finetuner.inference import build_model, encode, get_model
+
+create_training_run = create_run = fit
+
+_LAZY = {
+    'Content': 'finetuner.documents',
+    'Document': 'finetuner.documents',
+    'DocumentArray': 'finetuner.documents',
+    'build_model': 'finetuner.inference',
+    'encode': 'finetuner.inference',
+    'get_model': 'finetuner.inference',
+}
+
+__all__ = [
+    'CSVOptions',
+    'Content',
+    'Document',
+    'DocumentArray',
+    'Run',
+    'build_model',
+    'callback',
+    'cos_sim',
+    'create_run',
+    'create_training_run',
+    'encode',
+    'fit',
+    'get_model',
+    'get_run',
+    'get_token',
+    'list_callbacks',
+    'list_runs',
+    'login',
+]
+
+
+def cos_sim(a: Any, b: Any) -> float:
+    """Cosine similarity of two vectors: 1 for the same direction, 0 for none in common.
+
+    :raises ValueError: a vector is zero, or they differ in length.
+    """
+    import numpy as np
+
+    a, b = np.asarray(a, dtype=np.float64).ravel(), np.asarray(b, dtype=np.float64).ravel()
+    if a.shape != b.shape:
+        raise ValueError(f'the vectors have {len(a)} and {len(b)} dimensions: they must be of one model')
+    norms = np.linalg.norm(a) * np.linalg.norm(b)
+    if norms == 0:
+        raise ValueError('a vector is zero: it has no direction')
+    return float(a @ b / norms)
+
+
+def list_callbacks() -> dict[str, type]:
+    """The callbacks that `fit` knows, by name."""
+    return {name: item for name, item in vars(callback).items() if isinstance(item, type) and name.endswith('Callback')}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -43,7 +43,7 @@ class CSVOptions:
     :param encoding: of the file. A byte order mark at its start is skipped.
     :param is_labeled: None and True read two columns as content and label.
     :param header: whether the first row names the columns. None finds out: it does if its cells look like names (at
-        most three words each, no punctuation, no number), its label occurs in no other of the first 10,000 rows, and either
+        most three words each, no punctuation, no number), its label occurs in no other of the first 10,000 rows, and
         a cell is a usual name ('text', 'label', 'category', ...) or the labels of those rows occur twice on average.
     :param seed: of the sampling.
     :raises DataError: an option has no valid value.
@@ -110,6 +110,8 @@ def _read_path(path: Path, options: CSVOptions, name: str) -> Iterator[Document]
 
 
 def _read_stream(file: TextIO, options: CSVOptions, name: str) -> Iterator[Document]:
+    from docarray.typing import ID
+
     from finetuner.documents import LABEL, Document
 
     rows = _parse(file, options, name)
@@ -128,7 +130,7 @@ def _read_stream(file: TextIO, options: CSVOptions, name: str) -> Iterator[Docum
         if options.sampling_rate is not None and chance.random() >= options.sampling_rate:
             continue
         identity = hashlib.blake2b(f'{position}\0{text}\0{label}'.encode('utf-8', 'surrogatepass'), digest_size=16)
-        yield Document(id=identity.hexdigest(), text=text, tags={LABEL: label})
+        yield Document(id=ID(identity.hexdigest()), text=text, tags={LABEL: label})
         kept += 1
         if kept == options.size:
             return

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import platformdirs
 
@@ -23,40 +25,68 @@ def config_dir() -> Path:
 
 
 def host() -> str:
-    """The service that the client talks to: `FINETUNER_HOST`, default `grpc://localhost:51000`."""
-    return os.environ.get('FINETUNER_HOST') or DEFAULT_HOST
+    """The service that the client talks to: `FINETUNER_HOST`, the host of the last login, or `grpc://localhost:51000`."""
+    return os.environ.get('FINETUNER_HOST') or _read_credentials().get('host') or DEFAULT_HOST
+
+
+def is_local(host: str) -> bool:
+    """Whether a host such as `grpc://localhost:51000` is this machine."""
+    name = urlsplit(host if '://' in host else f'grpc://{host}').hostname or ''
+    return name in ('localhost', '::1') or name.startswith('127.')
 
 
 def credentials_path() -> Path:
     return config_dir() / 'credentials.json'
 
 
-def load_token() -> str | None:
-    """The token of `FINETUNER_TOKEN`, `JINA_AUTH_TOKEN` or the credentials file, in this order; None if there is none.
+def load_token(host: str = DEFAULT_HOST) -> str | None:
+    """The token for `host` from `FINETUNER_TOKEN`, `JINA_AUTH_TOKEN` or the credentials file, in this order; None if
+    there is none. The services of this machine share one token.
 
     :raises ValueError: the credentials file is not valid.
     """
     token = os.environ.get('FINETUNER_TOKEN') or os.environ.get('JINA_AUTH_TOKEN')
     if token:
         return token
+    credentials = _read_credentials()
+    return credentials.get('token') if is_local(host) else credentials.get('tokens', {}).get(host)
+
+
+def save_token(token: str, host: str = DEFAULT_HOST) -> Path:
+    """Write the token for `host` into the credentials file, readable by this user alone, and return its path."""
+    credentials = _read_credentials()
+    if is_local(host):
+        credentials['token'] = token
+    else:
+        credentials.setdefault('tokens', {})[host] = token
+    return _write_credentials(credentials)
+
+
+def save_host(host: str) -> Path:
+    """Make `host` the service that this user's clients talk to."""
+    return _write_credentials({**_read_credentials(), 'host': host})
+
+
+def _read_credentials() -> dict[str, Any]:
     path = credentials_path()
-    if not path.exists():
-        return None
     try:
-        token = json.loads(path.read_text())['token']
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        credentials = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
         raise ValueError(f'{path} is not a credentials file: delete it and call finetuner.login(token=...)') from error
-    return str(token)
+    if not isinstance(credentials, dict) or not isinstance(credentials.get('tokens', {}), dict):
+        raise ValueError(f'{path} is not a credentials file: delete it and call finetuner.login(token=...)')
+    return credentials
 
 
-def save_token(token: str) -> Path:
-    """Write the credentials file, readable by this user alone, and return its path."""
+def _write_credentials(credentials: dict[str, Any]) -> Path:
     path = credentials_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f'{path.name}.{os.getpid()}')
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, 'w') as file:
-        json.dump({'token': token}, file)
+        json.dump(credentials, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)

@@ -1,0 +1,159 @@
+"""A kept gRPC channel to a Jina Flow, without Jina."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc
+
+from finetuner import excepts, settings
+from finetuner.client import wire_pb2 as wire
+from finetuner.client.answers import Answer, encode_tags
+
+DEFAULT_PORT = 51000
+TIMEOUT = 120.0  # seconds for one call; none for a stream
+ATTEMPTS = 4  # calls can be repeated: parts and runs are known by name
+OPTIONS = [
+    ('grpc.max_send_message_length', -1),
+    ('grpc.max_receive_message_length', -1),
+    ('grpc.keepalive_time_ms', 60_000),
+    ('grpc.enable_retries', 0),
+]
+
+_channels: dict[tuple[int, str], Channel] = {}
+_lock = threading.Lock()
+
+
+def open_channel(host: str) -> Channel:
+    """The one channel of this process to `host`; a forked child gets its own.
+
+    :param host: `grpc://name:port`, `grpcs://name:port` (TLS) or `name:port`; the port defaults to 51000.
+    :raises ValueError: the address has another scheme or form.
+    """
+    with _lock:
+        key = (os.getpid(), host)
+        if key not in _channels:
+            _channels[key] = Channel(host)
+        return _channels[key]
+
+
+class Channel:
+    """Calls endpoints of the Flow at `host`. Threads may share it."""
+
+    def __init__(self, host: str):
+        target, secure = _parse_host(host)
+        self.host = host
+        options = [*OPTIONS, ('grpc.enable_http_proxy', 0)] if settings.is_local(host) else OPTIONS
+        if secure:
+            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
+        else:
+            self._channel = grpc.insecure_channel(target, options)
+        self._call = self._channel.unary_unary(
+            '/jina.JinaSingleDataRequestRPC/process_single_data',
+            request_serializer=wire.DataRequest.SerializeToString,
+            response_deserializer=wire.DataRequest.FromString,
+        )
+        self._stream = self._channel.unary_stream(
+            '/jina.JinaSingleDocumentRequestRPC/stream_doc',
+            request_serializer=wire.SingleDocumentRequest.SerializeToString,
+            response_deserializer=wire.SingleDocumentRequest.FromString,
+        )
+
+    def call(self, endpoint: str, parameters: Mapping[str, Any], docs: bytes = b'', timeout: float = TIMEOUT) -> bytes:
+        """Send one request and return the documents of its answer.
+
+        :param parameters: JSON values.
+        :param docs: the documents, a serialized `docarray.DocListProto`.
+        :param timeout: in seconds.
+        :return: a serialized `docarray.DocListProto`.
+        :raises Exception: the class of `finetuner.excepts` that the service raised; `FinetunerServerError` for any
+            other error and if the service cannot be reached.
+        """
+        request = wire.DataRequest(header=_header(endpoint))
+        request.parameters.update(parameters)
+        if docs:
+            request.data.docs = docs
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                response = self._call(request, timeout=timeout)
+            except grpc.RpcError as error:
+                if error.code() != grpc.StatusCode.UNAVAILABLE or attempt == ATTEMPTS or _is_refused(error):
+                    raise self._describe(error, endpoint, timeout) from None
+                time.sleep(0.25 * 2**attempt)
+            else:
+                _raise_for(response.header.status)
+                return response.data.docs
+        raise AssertionError('unreachable')
+
+    def stream(self, endpoint: str, tags: Mapping[str, Any]) -> Iterator[Answer]:
+        """Send one document with `tags` and yield the documents that the endpoint streams back."""
+        request = wire.SingleDocumentRequest(header=_header(endpoint), document=encode_tags(tags))
+        request.parameters.update(tags)
+        responses = self._stream(request)
+        try:
+            for response in responses:
+                _raise_for(response.header.status)
+                yield Answer.from_document(response.document)
+        except grpc.RpcError as error:
+            raise self._describe(error, endpoint, None) from None
+        finally:
+            responses.cancel()
+
+    def close(self) -> None:
+        self._channel.close()
+        with _lock:
+            _channels.pop((os.getpid(), self.host), None)
+
+    def _describe(self, error: grpc.RpcError, endpoint: str, timeout: float | None) -> excepts.FinetunerServerError:
+        code, details = error.code(), error.details() or ''
+        if _is_refused(error):
+            ways = 'start one with `finetuner serve`, or name another with FINETUNER_HOST or finetuner.login(host=...)'
+            message, hint = f'no service answers at {self.host}: {ways}', ''
+        elif code == grpc.StatusCode.DEADLINE_EXCEEDED:
+            message, hint = f'{self.host} did not answer {endpoint} within {timeout:g} seconds', details
+        elif code == grpc.StatusCode.UNIMPLEMENTED:
+            message = f'{self.host} answers, but is no Jina Flow with gRPC'
+            hint = 'check the port: the HTTP port of a Flow speaks another protocol'
+        else:
+            message, hint = f'{self.host} failed in {endpoint}', details
+        return excepts.FinetunerServerError(message, hint, code.value[0])
+
+
+def _parse_host(host: str) -> tuple[str, bool]:
+    """(target of gRPC, whether with TLS)"""
+    url = urlsplit(host if '://' in host else f'grpc://{host}')
+    if url.scheme not in ('grpc', 'grpcs') or not url.hostname or url.path.strip('/'):
+        raise ValueError(f'the host {host!r} is not an address: write grpc://name:port, or grpcs://name:port for TLS')
+    name = f'[{url.hostname}]' if ':' in url.hostname else url.hostname
+    return f'{name}:{url.port or DEFAULT_PORT}', url.scheme == 'grpcs'
+
+
+def _header(endpoint: str) -> wire.Header:
+    return wire.Header(request_id=uuid.uuid4().hex, exec_endpoint=endpoint)
+
+
+def _is_refused(error: grpc.RpcError) -> bool:
+    """Whether the very connection failed, rather than one behind the gateway or a call on an open connection."""
+    details = error.details() or ''
+    return error.code() == grpc.StatusCode.UNAVAILABLE and details.startswith(
+        ('failed to connect', 'DNS resolution failed')
+    )
+
+
+def _raise_for(status: wire.Status) -> None:
+    """Raise the exception that a service put into the header of its answer."""
+    if status.code == 0:
+        return
+    name, arguments = status.exception.name, list(status.exception.args)
+    known = getattr(excepts, name, None)
+    message = arguments[0] if arguments else status.description
+    if isinstance(known, type) and issubclass(known, Exception):
+        raise known(message)
+    origin = f'{name or "an error"} in {status.exception.executor or "the service"}; its log says more'
+    raise excepts.FinetunerServerError(message, origin, status.code)

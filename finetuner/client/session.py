@@ -1,0 +1,121 @@
+"""Who talks to which service: login, and requests that carry the token."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from finetuner import settings
+from finetuner.excepts import AuthenticationError, FinetunerServerError
+
+if TYPE_CHECKING:
+    from finetuner.client.answers import Answer
+
+_current: Session | None = None
+
+
+@dataclass(frozen=True)
+class Session:
+    """One service, and the token that it knows us by."""
+
+    host: str
+    token: str = field(repr=False)
+
+    def request(self, endpoint: str, docs: bytes = b'', **parameters: Any) -> Answer:
+        """One request whose answer is one document.
+
+        :param docs: a serialized `docarray.DocListProto`.
+        :param parameters: JSON values; the token is added.
+        :raises Exception: as the service does, see :mod:`finetuner.excepts`.
+        """
+        answers = self.request_all(endpoint, docs, **parameters)
+        if len(answers) != 1:
+            raise FinetunerServerError(f'{self.host} answered {endpoint} with {len(answers)} documents, not with one')
+        return answers[0]
+
+    def request_all(self, endpoint: str, docs: bytes = b'', **parameters: Any) -> list[Answer]:
+        """The same for an answer of any number of documents."""
+        from finetuner.client.answers import read_answers
+
+        return read_answers(self.request_bytes(endpoint, docs, **parameters))
+
+    def request_bytes(self, endpoint: str, docs: bytes = b'', **parameters: Any) -> bytes:
+        """The same, with the answer as it came: a serialized `docarray.DocListProto`."""
+        from finetuner.client.channel import open_channel
+
+        return open_channel(self.host).call(endpoint, {'token': self.token, **parameters}, docs)
+
+    def stream(self, endpoint: str, **tags: Any) -> Iterator[Answer]:
+        """The documents of a streaming endpoint, as they come.
+
+        :param tags: of the one document that is sent, beside the token.
+        """
+        from finetuner.client.channel import open_channel
+
+        return open_channel(self.host).stream(endpoint, {'token': self.token, **tags})
+
+
+def login(
+    force: bool = False, interactive: bool | None = None, host: str | None = None, token: str | None = None
+) -> None:
+    """Choose the service and prove who we are. What was given is kept for later sessions, in the credentials file.
+
+    On the machine of the service no arguments are needed: its first start wrote the token.
+
+    :param force: ask for a token (or take `token`) although one is known.
+    :param interactive: whether to ask for a token where none is known; None asks in a terminal only.
+    :param host: the service, `grpc://name:port`; default `FINETUNER_HOST`, the last login's, or `grpc://localhost:51000`.
+    :param token: default `FINETUNER_TOKEN`, `JINA_AUTH_TOKEN` or the credentials file.
+    :raises AuthenticationError: there is no token, or the service does not know it.
+    :raises FinetunerServerError: the service cannot be reached.
+    """
+    global _current
+    chosen = host or settings.host()
+    known = token or (None if force else settings.load_token(chosen))
+    if known is None:
+        ask = sys.stdin.isatty() if interactive is None else interactive
+        known = settings.load_token(chosen) if not ask else getpass.getpass(f'Token for {chosen}: ').strip()
+    if not known:
+        raise AuthenticationError(_no_token(chosen))
+    session = Session(chosen, known)
+    session.request('/whoami')
+    if known != settings.load_token(chosen):
+        settings.save_token(known, chosen)
+    if host:
+        settings.save_host(host)
+    _current = session
+
+
+def current_session(token: str | None = None) -> Session:
+    """The session of the last `login`, or one with the token that lies ready.
+
+    :param token: to be used in place of these.
+    :raises AuthenticationError: there was no login, and no token is found.
+    """
+    if _current is not None:
+        return Session(_current.host, token or _current.token)
+    host = settings.host()
+    token = token or settings.load_token(host)
+    if not token:
+        raise AuthenticationError(_no_token(host))
+    return Session(host, token)
+
+
+def get_token() -> str:
+    """The token that calls are made with, for `uses_with={'artifact': ..., 'token': finetuner.get_token()}`.
+
+    :raises AuthenticationError: there was no login, and no token is found.
+    """
+    return current_session().token
+
+
+def _no_token(host: str) -> str:
+    if settings.is_local(host):
+        return (
+            f'there is no token for {host}: start a service on this machine with `finetuner serve`, whose first start '
+            'makes one, or call finetuner.login(token=...)'
+        )
+    return f'there is no token for {host}: call finetuner.login(host={host!r}, token=...) or set FINETUNER_TOKEN'

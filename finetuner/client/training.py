@@ -1,0 +1,162 @@
+"""Starting runs and finding them again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from finetuner.client.names import random_name
+from finetuner.client.session import Session, current_session
+from finetuner.client.upload import Uploader
+from finetuner.data import CSVOptions
+from finetuner.excepts import RegistryError
+from finetuner.run import Run
+
+if TYPE_CHECKING:
+    from finetuner.documents import Document
+
+    Data = str | Path | TextIO | Iterable[Document]
+
+DEFAULT_EXPERIMENT = 'default'
+
+
+def fit(
+    model: str,
+    train_data: Data,
+    eval_data: Data | None = None,
+    val_split: float = 0.0,
+    model_artifact: str | None = None,
+    run_name: str | None = None,
+    description: str | None = None,
+    experiment_name: str | None = None,
+    model_options: dict[str, Any] | None = None,
+    loss: str = 'TripletMarginLoss',
+    miner: str | None = None,
+    miner_options: dict[str, Any] | None = None,
+    optimizer: str = 'Adam',
+    optimizer_options: dict[str, Any] | None = None,
+    learning_rate: float | None = None,
+    epochs: int = 5,
+    batch_size: int | None = None,
+    callbacks: list[Any] | None = None,
+    scheduler: str | None = None,
+    scheduler_options: dict[str, Any] | None = None,
+    freeze: bool = False,
+    output_dim: int | None = None,
+    device: str = 'cuda',
+    num_workers: int = 4,
+    to_onnx: bool = False,
+    csv_options: CSVOptions | None = None,
+    public: bool = False,
+    num_items_per_class: int = 4,
+    sampler: str = 'auto',
+    loss_optimizer: str | None = None,
+    loss_optimizer_options: dict[str, Any] | None = None,
+    *,
+    loss_options: dict[str, Any] | None = None,
+    seed: int = 0,
+    max_length: int | None = None,
+    precision: str = 'fp32',
+    gradient_accumulation_steps: int = 1,
+    max_grad_norm: float | None = None,
+) -> Run:
+    """Upload the data and start a run that tunes `model` on it. Returns as soon as the service has taken the run.
+
+    Data is the path of a CSV file (content, label), a file opened as text, Documents with `tags['finetuner_label']`, or
+    the name of a data set that the service has already.
+
+    :param model: a short name such as 'all-minilm-l6-v2', a hub id, or a directory that the service can read.
+    :param train_data: what to learn from.
+    :param eval_data: held-out data; without `callbacks`, its documents are queries that search `train_data`.
+    :param val_split: share of `train_data` to hold out.
+    :param model_artifact: id of an artifact to go on from.
+    :param run_name: default two random words. The same name with the same arguments is the same run.
+    :param description: for people.
+    :param experiment_name: a group of runs, default 'default'.
+    :param model_options: of the backbone.
+    :param loss: a loss of pytorch-metric-learning, by name.
+    :param miner: a miner of pytorch-metric-learning, by name; None mines nothing.
+    :param optimizer: a torch optimizer, by name.
+    :param learning_rate: None takes the service's default.
+    :param epochs: passes over the data.
+    :param batch_size: documents in a batch; None takes the service's default.
+    :param callbacks: such as `finetuner.callback.EvaluationCallback`.
+    :param scheduler: of the learning rate: 'linear', 'cosine', ...; None keeps it constant.
+    :param freeze: train the head only.
+    :param output_dim: width of a projection head.
+    :param device: 'cuda' where the service has one, or 'cpu'.
+    :param num_workers: processes that load data.
+    :param to_onnx: has no effect: every artifact holds an ONNX model.
+    :param csv_options: how CSV files are read.
+    :param public: let everybody who knows its id download the artifact.
+    :param num_items_per_class: documents of one label in a batch of the class sampler.
+    :param sampler: 'auto', 'class' or 'random'.
+    :param loss_optimizer: for losses with weights; None is the same as `optimizer`.
+    :param loss_options: arguments of the loss.
+    :param seed: of all that is random.
+    :param max_length: tokens of a text that are read; None is the model's own.
+    :param precision: 'fp32', 'bf16' or 'fp16'.
+    :param gradient_accumulation_steps: batches to one step of the optimizer.
+    :param max_grad_norm: gradients are scaled down to this norm; None leaves them.
+    :raises DataError: the data is malformed, or a file does not exist.
+    :raises ParameterError: the service refuses an argument.
+    :raises RegistryError: the name is taken by another run, or a data set is unknown.
+    """
+    arguments = dict(locals())
+    session = current_session()
+    experiment_name = experiment_name or DEFAULT_EXPERIMENT
+    run_name = run_name or _free_name(session, experiment_name)
+    uploader = Uploader(session, experiment_name, run_name, csv_options)
+    arguments |= {
+        'run_name': run_name,
+        'experiment_name': experiment_name,
+        'train_data': uploader.name_of(train_data, 'train'),
+        'eval_data': None if eval_data is None else uploader.name_of(eval_data, 'eval'),
+        'callbacks': [_describe_callback(callback, uploader) for callback in callbacks] if callbacks else None,
+        'csv_options': None,  # the files are read here
+    }
+    answer = session.request('/fit', **{name: value for name, value in arguments.items() if value is not None})
+    return Run(session, answer.tags)
+
+
+def get_run(run_name: str, experiment_name: str | None = None) -> Run:
+    """:raises RegistryError: there is no such run."""
+    session = current_session()
+    key: dict[str, Any] = {'run_name': run_name, 'experiment_name': experiment_name or DEFAULT_EXPERIMENT}
+    return Run(session, session.request('/status', **key).tags)
+
+
+def list_runs(experiment_name: str | None = None, page: int = 1, size: int = 50) -> list[Run]:
+    """The runs of an experiment, or of all, newest first.
+
+    :param page: from 1.
+    :param size: runs on a page, at most 100.
+    """
+    session = current_session()
+    chosen: dict[str, Any] = {} if experiment_name is None else {'experiment_name': experiment_name}
+    return [Run(session, answer.tags) for answer in session.request_all('/runs', page=page, size=size, **chosen)]
+
+
+def _free_name(session: Session, experiment_name: str) -> str:
+    while True:
+        name = random_name()
+        try:
+            session.request('/status', experiment_name=experiment_name, run_name=name)
+        except RegistryError:
+            return name
+
+
+def _describe_callback(callback: Any, uploader: Uploader) -> Mapping[str, Any]:
+    """`{name, options}` of a callback, with its data uploaded."""
+    if not dataclasses.is_dataclass(callback) or isinstance(callback, type):
+        raise TypeError(f'{callback!r} is no callback: give objects such as finetuner.callback.EvaluationCallback(...)')
+    options = {field.name: getattr(callback, field.name) for field in dataclasses.fields(callback)}
+    for option in ('query_data', 'index_data'):
+        if options.get(option) is not None:
+            options[option] = uploader.name_of(options[option], option.removesuffix('_data'))
+    return {
+        'name': type(callback).__name__,
+        'options': {name: value for name, value in options.items() if value is not None},
+    }

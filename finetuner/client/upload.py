@@ -1,0 +1,124 @@
+"""Sending training data to the service: in parts of bounded size, each object once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sized
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from finetuner.data import CSVOptions, read_csv
+from finetuner.excepts import DataError, RegistryError
+
+if TYPE_CHECKING:
+    from finetuner.client.session import Session
+    from finetuner.documents import Document
+
+    Data = str | Path | TextIO | Iterable[Document]
+
+PREFIX = 'finetuner-dastorage'
+PART_ROWS = 10_000
+PART_BYTES = 8 << 20
+ROW_BYTES = 200  # what a document weighs on the wire beside its content
+
+
+class Uploader:
+    """Uploads the data of one run. The same object, or the same file, is sent once and known by its first name.
+
+    :param csv_options: how CSV files are read.
+    """
+
+    def __init__(self, session: Session, experiment_name: str, run_name: str, csv_options: CSVOptions | None = None):
+        self._session = session
+        self._prefix = f'{PREFIX}-{experiment_name}-{run_name}'
+        self._csv_options = csv_options
+        self._names: dict[Any, str] = {}
+        self._kept: list[Any] = []  # so that no other object gets the id of one that was sent
+
+    def name_of(self, data: Data, kind: str) -> str:
+        """The name of the data set that `data` is in the service, after sending it if need be.
+
+        :param data: a path of a CSV file, a file open as text, documents, or the name of an ingested data set.
+        :param kind: what it is for: 'train', 'eval', 'query' or 'index'.
+        :raises DataError: `data` is neither, a file does not exist, or a row or document is malformed.
+        """
+        if isinstance(data, str) and not _is_path(data):
+            return data
+        key = Path(data).expanduser().resolve() if isinstance(data, str | Path) else id(data)
+        if key not in self._names:
+            name = f'{self._prefix}-{kind}'
+            total = len(data) if isinstance(data, Sized) and not isinstance(data, str) else None
+            self._send(self._documents(data, kind), name, kind, total)
+            self._kept.append(data)
+            self._names[key] = name
+        return self._names[key]
+
+    def _documents(self, data: Data, kind: str) -> Iterable[Document]:
+        if isinstance(data, str | Path) or hasattr(data, 'read'):
+            return read_csv(cast('str | Path | TextIO', data), self._csv_options)
+        if isinstance(data, Iterable):
+            return _check_types(data, kind)
+        raise DataError(f'the {kind} data is of type {type(data).__name__}: {_ACCEPTED}')
+
+    def _send(self, documents: Iterable[Document], name: str, kind: str, total: int | None) -> None:
+        from rich.progress import MofNCompleteColumn, TimeElapsedColumn
+
+        from finetuner.console import make_progress
+        from finetuner.documents import DocumentArray
+
+        sent = 0
+        rows = 0
+        with make_progress(MofNCompleteColumn(), TimeElapsedColumn()) as progress:
+            task = progress.add_task(f'Uploading the {kind} data', total=total)
+            for number, part in enumerate(_parts(documents)):
+                message = DocumentArray(part).to_protobuf().SerializeToString()
+                try:
+                    rows = int(self._session.request('/ingest', message, name=name, part=number).tags['rows'])
+                except RegistryError as error:
+                    raise RegistryError(
+                        f'{error}. If the data of this run changed, give it another run_name'
+                    ) from error
+                sent += len(part)
+                progress.update(task, completed=sent)
+        if not sent:
+            raise DataError(f'the {kind} data is empty')
+        if rows != sent:
+            raise RegistryError(
+                f'the data set {name} holds {rows} documents where {sent} were sent now: an earlier upload differs. '
+                'Give another run_name'
+            )
+
+
+_ACCEPTED = (
+    'give the path of a CSV file, a file opened as text, Documents with text and '
+    "tags['finetuner_label'], or the name of an ingested data set"
+)
+
+
+def _is_path(data: str) -> bool:
+    """Whether a string means a file. The names of data sets have no folder and no such ending."""
+    path = Path(data).expanduser()
+    return path.exists() or os.sep in data or '/' in data or path.suffix.lower() in ('.csv', '.tsv', '.txt')
+
+
+def _check_types(documents: Iterable[Any], kind: str) -> Iterator[Document]:
+    from finetuner.documents import Document
+
+    for position, document in enumerate(documents):
+        if not isinstance(document, Document):
+            raise DataError(f'item {position} of the {kind} data is of type {type(document).__name__}: {_ACCEPTED}')
+        yield document
+
+
+def _parts(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    part: list[Document] = []
+    size = 0
+    for document in documents:
+        weight = ROW_BYTES + len(document.text or '') + len(document.blob or b'')
+        if part and (len(part) == PART_ROWS or size + weight > PART_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(document)
+        size += weight
+    if part:
+        yield part
