@@ -207,7 +207,7 @@ def _is_header(rows: list[Row]) -> bool:
     labels = [cells[1].strip() for _, cells in rows[1:] if len(cells) == 2]
     if first[1] in labels:
         return False
-    return any(cell.lower() in HEADER_NAMES for cell in first) or 2 * len(set(labels)) <= len(labels)
+    return any(cell.lower() in HEADER_NAMES for cell in first) or 0 < 2 * len(set(labels)) <= len(labels)
 
 
 def _looks_like_name(cell: str) -> bool:
