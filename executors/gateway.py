@@ -1,0 +1,142 @@
+"""The gateway of the Flows: one gRPC and one HTTP port in front of several executors.
+
+Jina's own gateway lets a request for an unknown endpoint pass as if it had succeeded, sends every streaming request to
+the first executor, and refuses to start a Flow whose executors do not share their endpoints. This one asks the
+executors for their endpoints at the start and sends each request to the executor that has its endpoint.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from fastapi import FastAPI
+from jina.proto import jina_pb2
+from jina.serve.runtimes.gateway.composite import CompositeGateway
+from jina.serve.runtimes.gateway.request_handling import GatewayRequestHandler
+from jina.types.request import Request
+from jina.types.request.data import DataRequest, SingleDocumentRequest
+
+from executors.rest import build_app
+from finetuner.documents import Document
+from finetuner.excepts import FinetunerServerError
+
+DEFAULT_ENDPOINT = '/default'
+
+
+class RoutingRequestHandler(GatewayRequestHandler):
+    """Sends each request to the executor that has its endpoint, and answers the others with the list of endpoints."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The executors stand side by side: they are no pipeline, whose schemas would have to fit.
+        self.streamer._get_endpoints_input_output_models = self._discover
+        self.streamer._validate_flow_docarray_compatibility = lambda: None
+        # gRPC streams, single gRPC requests and HTTP all pass through this one function
+        self._forward = self.streamer._streamer._request_handler
+        self.streamer._streamer._request_handler = self._route
+
+    async def _discover(self, is_cancel: asyncio.Event) -> None:
+        """Ask every executor for its endpoints until all have answered or the Flow gives up."""
+        graph, pool = self.streamer.topology_graph, self.streamer._connection_pool
+        await graph._get_all_endpoints(pool, retry_forever=True, is_cancel=is_cancel)
+
+    def endpoints(self) -> dict[str, Any]:
+        """The node of the Flow's graph that has each endpoint, by endpoint; known once the servers are set up."""
+        return {
+            endpoint: node
+            for node in self.streamer.topology_graph.all_nodes
+            for endpoint in node.endpoints or ()
+            if endpoint != DEFAULT_ENDPOINT and endpoint.startswith('/')
+        }
+
+    def is_streaming(self, endpoint: str) -> bool:
+        return bool(self.endpoints()[endpoint]._pydantic_models_by_endpoint[endpoint]['is_generator'])
+
+    def unknown(self, endpoint: str) -> FinetunerServerError:
+        known = ', '.join(sorted(self.endpoints()))
+        return FinetunerServerError(f'unknown endpoint {endpoint or "/"!r}: this service has {known}')
+
+    def _route(self, request: DataRequest, **kwargs: Any) -> tuple[asyncio.Future[Any], asyncio.Future[Any] | None]:
+        endpoint = request.header.exec_endpoint
+        if endpoint.startswith('/'):  # Jina's own dry run does not, and goes to all executors
+            node = self.endpoints().get(endpoint)
+            if node is None:
+                return _answer(request, self.unknown(endpoint)), None
+            if self.is_streaming(endpoint):
+                return _answer(request, FinetunerServerError(f'{endpoint} streams: call it with stream_doc')), None
+            request.header.target_executor = f'{re.escape(node.name)}$'
+        return self._forward(request=request, **kwargs)
+
+    async def stream_doc(self, request: SingleDocumentRequest, context: Any = None) -> AsyncIterator[Request]:
+        """Send a streaming request to the executor that has its endpoint.
+
+        Jina drops the parameters of a streaming request on the way to the executor: they travel in the document's tags.
+        """
+        endpoint = request.header.exec_endpoint
+        node = self.endpoints().get(endpoint)
+        if node is None or not self.is_streaming(endpoint):
+            wrong = self.unknown(endpoint) if node is None else FinetunerServerError(f'{endpoint} does not stream')
+            request.add_exception(wrong)
+            yield request
+            return
+        if request.parameters:
+            request.document_cls = Document
+            document = request.data.doc
+            document.tags = {**document.tags, **request.parameters}
+            request.data.doc = document
+        pool = self.streamer._connection_pool
+        try:
+            # Not through the pool's own method: it hides what an endpoint raises, and starts broken streams again.
+            connection = await pool._connections.get_replicas(node.name, True).get_next_connection(num_retries=1)
+            async for response, _ in connection.send_single_doc_request(
+                request, metadata=(('endpoint', endpoint),), compression=pool.compression
+            ):
+                yield response
+        except grpc.aio.AioRpcError as error:
+            _set_error(request, error, node.name)
+            yield request
+
+    def _http_fastapi_default_app(self, **kwargs: Any) -> FastAPI:
+        return build_app(self, title=kwargs.get('title'), description=kwargs.get('description'), cors=kwargs['cors'])
+
+
+# how gRPC tells what a handler raised
+RAISED = re.compile(r"Unexpected <class '(?:\w+\.)*(\w+)'>: (.*)", re.DOTALL)
+
+
+def _set_error(request: SingleDocumentRequest, error: grpc.aio.AioRpcError, executor: str) -> None:
+    details = error.details() or ''
+    raised = RAISED.fullmatch(details)
+    if raised is None:
+        request.add_exception(FinetunerServerError(f'the executor {executor} broke off the stream: {details}'))
+        return
+    name, message = raised.groups()
+    status = request.header.status
+    status.code = jina_pb2.StatusProto.ERROR
+    status.description = message
+    status.exception.name = name
+    status.exception.args.append(message)
+    status.exception.executor = executor
+
+
+def _answer(request: DataRequest, error: Exception) -> asyncio.Future[DataRequest]:
+    request.add_exception(error)
+    future: asyncio.Future[DataRequest] = asyncio.get_running_loop().create_future()
+    future.set_result(request)
+    return future
+
+
+class FinetunerGateway(CompositeGateway):
+    """Jina's gateway for several protocols, with our request handler."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs['req_handler_cls'] = RoutingRequestHandler
+        super().__init__(**kwargs)
+
+    async def setup_server(self) -> None:
+        """Start the servers. They give up when the Flow does: an executor that failed would be awaited for ever."""
+        for server in self.servers:
+            server.is_cancel = self.is_cancel
+        await super().setup_server()

@@ -1,0 +1,188 @@
+"""The REST side of the gateway: one route for each endpoint, documents as JSON, errors as 4xx with a sentence."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from docarray.base_doc.docarray_response import DocArrayResponse
+from fastapi import FastAPI, Request
+from fastapi.exceptions import HTTPException
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, Response
+from jina.excepts import InternalNetworkError
+from jina.proto import jina_pb2
+from jina.serve.networking.sse import EventSourceResponse
+from jina.types.request.data import DataRequest, SingleDocumentRequest
+from pydantic import BaseModel, Field, ValidationError
+
+from executors.parameters import describe
+from finetuner.documents import Document, DocumentArray
+
+if TYPE_CHECKING:
+    from executors.gateway import RoutingRequestHandler
+
+# the status of an answer by the name of the error that the executor raised; others are the service's fault: 500
+STATUS = {
+    'AuthenticationError': 401,
+    'ParameterError': 422,
+    'ValidationError': 422,
+    'DataError': 400,
+    'ArtifactError': 400,
+    'RegistryError': 400,
+    'SelectModelRequired': 400,
+    'ValueError': 400,
+    'RunPreparingError': 409,
+    'RunInProgressError': 409,
+    'RunFailedError': 409,
+}
+UNREACHABLE = {grpc.StatusCode.UNAVAILABLE: 503, grpc.StatusCode.NOT_FOUND: 503, grpc.StatusCode.DEADLINE_EXCEEDED: 504}
+
+
+class RequestBody(BaseModel):
+    """What is posted to an endpoint."""
+
+    data: list[Document] = Field(default_factory=list, description='The documents; one may come without a list.')
+    parameters: dict[str, Any] = Field(default_factory=dict, description='The parameters of the endpoint.')
+
+
+def build_app(handler: 'RoutingRequestHandler', *, title: str | None, description: str | None, cors: bool) -> FastAPI:
+    """The web application over the endpoints that `handler` knows."""
+    app = FastAPI(title=title or 'Finetuner', description=description or '', docs_url='/docs')
+    if cors:
+        app.add_middleware(CORSMiddleware, allow_origins=['*'], allow_methods=['*'], allow_headers=['*'])
+    for endpoint in sorted(handler.endpoints()):
+        if handler.is_streaming(endpoint):
+            _add_stream(app, handler, endpoint)
+        else:
+            _add_post(app, handler, endpoint)
+
+    @app.get('/dry_run', summary='Whether all executors answer')
+    async def dry_run() -> dict[str, Any]:
+        status = await handler.dry_run(None, None)
+        return {'code': status.code, 'description': status.description}
+
+    @app.exception_handler(HTTPException)
+    async def refuse(request: Request, error: HTTPException) -> Response:
+        return JSONResponse({'detail': error.detail}, error.status_code, headers=error.headers)
+
+    @app.exception_handler(404)
+    @app.exception_handler(405)
+    async def unknown(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 405:
+            detail = f'{request.method} {request.url.path} is not possible: use POST'
+            return JSONResponse({'detail': detail}, 405, headers=error.headers)
+        return JSONResponse({'detail': str(handler.unknown(request.url.path))}, 404)
+
+    return app
+
+
+def _add_post(app: FastAPI, handler: 'RoutingRequestHandler', endpoint: str) -> None:
+    body = {'content': {'application/json': {'schema': RequestBody.model_json_schema()}}, 'required': True}
+
+    @app.post(endpoint, summary=f'Endpoint {endpoint}', openapi_extra={'requestBody': body})
+    async def post(request: Request) -> Response:
+        raw = await request.body()
+        body = await asyncio.to_thread(_parse, raw)
+        message = DataRequest()
+        message.header.exec_endpoint = endpoint
+        message.parameters = _with_token(request, body.parameters)
+        await asyncio.to_thread(_set_documents, message, body.data)
+        try:
+            answer = await handler.process_single_data(message)
+        except InternalNetworkError as error:
+            raise HTTPException(UNREACHABLE.get(error.code(), 500), error.details()) from error
+        _raise_for_status(answer.header.status)
+        return await asyncio.to_thread(_render, answer)
+
+
+def _add_stream(app: FastAPI, handler: 'RoutingRequestHandler', endpoint: str) -> None:
+    @app.api_route(endpoint, methods=['GET', 'POST'], summary=f'Streaming endpoint {endpoint}')
+    async def stream(request: Request) -> Response:
+        """Server-sent events, a document in each. The fields of the query, or a document's `tags`, are parameters."""
+        raw = await request.body()
+        try:
+            document = Document.model_validate_json(raw) if raw else Document()
+        except ValidationError as error:
+            raise HTTPException(422, describe(error)) from error
+        tags = {**(document.tags or {}), **request.query_params}
+        document.tags = _with_token(request, tags)
+        message = SingleDocumentRequest()
+        message.header.exec_endpoint = endpoint
+        message.document_cls = Document
+        message.data.doc = document
+        answers = handler.stream_doc(message)
+        first = await anext(answers, None)  # an error of the first answer can still be the status of the whole
+        if first is not None:
+            _raise_for_status(first.header.status)
+        return EventSourceResponse(_events(first, answers))
+
+
+async def _events(
+    first: SingleDocumentRequest | None, rest: AsyncIterator[SingleDocumentRequest]
+) -> AsyncIterator[dict[str, Any]]:
+    if first is not None:
+        yield _event(first)
+    async for answer in rest:
+        if answer.header.status.code == jina_pb2.StatusProto.ERROR:
+            yield {'event': 'error', 'data': {'detail': _message(answer.header.status)}}
+            return
+        yield _event(answer)
+    yield {'event': 'end'}
+
+
+def _event(answer: SingleDocumentRequest) -> dict[str, Any]:
+    answer.document_cls = Document
+    return {'event': 'update', 'data': answer.data.doc.model_dump(mode='json')}
+
+
+def _parse(raw: bytes) -> RequestBody:
+    try:
+        body = json.loads(raw or b'{}')
+    except json.JSONDecodeError as error:
+        raise HTTPException(400, f'the body is not JSON: {error}') from error
+    if isinstance(body, dict) and isinstance(body.get('data'), dict):
+        body['data'] = [body['data']]
+    try:
+        return RequestBody.model_validate(body)
+    except ValidationError as error:
+        raise HTTPException(422, _place(error, body) + describe(error)) from error
+
+
+def _place(error: ValidationError, body: Any) -> str:
+    """Which document the first error is about, if it is about one."""
+    match error.errors()[0]['loc']:
+        case ('data', int(position), *_):
+            document = body['data'][position]
+            identity = document.get('id') if isinstance(document, dict) else None
+            return f'document {position}{f" (id {identity!r})" if identity else ""}: '
+    return ''
+
+
+def _set_documents(message: DataRequest, documents: list[Document]) -> None:
+    message.document_array_cls = DocumentArray
+    message.data.docs = DocumentArray(documents)
+
+
+def _render(answer: DataRequest) -> Response:
+    answer.document_array_cls = DocumentArray
+    return DocArrayResponse({'data': answer.docs})
+
+
+def _with_token(request: Request, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters, with the token of the `Authorization` header unless they carry one."""
+    kind, _, token = request.headers.get('authorization', '').partition(' ')
+    if token and kind.lower() in ('bearer', 'token') and 'token' not in parameters:
+        return {**parameters, 'token': token.strip()}
+    return parameters
+
+
+def _raise_for_status(status: jina_pb2.StatusProto) -> None:
+    if status.code == jina_pb2.StatusProto.ERROR:
+        code = STATUS.get(status.exception.name, 500)
+        raise HTTPException(code, _message(status), {'WWW-Authenticate': 'Bearer'} if code == 401 else None)
+
+
+def _message(status: jina_pb2.StatusProto) -> str:
+    return status.exception.args[0] if status.exception.args else status.description
