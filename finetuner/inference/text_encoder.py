@@ -299,7 +299,7 @@ def _check_length(length: int | None, backbone: transformers.PreTrainedModel, to
     if length is None:
         return int(min(tokenizer.model_max_length, longest or _DEFAULT_LENGTH))
     least = tokenizer.num_special_tokens_to_add() + 1
-    if length < least or (longest is not None and length > longest):
+    if not least <= length <= (longest or length):
         raise ValueError(
             f'max_length is {length}: this model takes from {least} to {longest or "any number of"} tokens'
         )
