@@ -58,7 +58,7 @@ class Base64Bytes(bytes):
 
 
 def read_fields(message: DocProto, readers: Mapping[str, Reader], noun: str, position: int | None) -> dict[str, Any]:
-    """The values of the fields that are in `message`; fields without a reader are skipped, as stock docarray does.
+    """The values of the fields that are in `message`, in the readers' order. Stock docarray, too, skips unknown fields.
 
     :param readers: by field name, what turns a node and the name of its content into a value.
     :param noun: what the message is called in an error: document or chunk.
@@ -66,14 +66,14 @@ def read_fields(message: DocProto, readers: Mapping[str, Reader], noun: str, pos
     :raises DataError: a field's content does not fit it. The message names the document and the field.
     """
     data = message.data
-    values = {}
+    values: dict[str, Any] = {}
     name = ''
     try:
-        for name in data:
-            if name in readers:
+        for name, reader in readers.items():
+            if name in data:
                 node = data[name]
                 content = node.WhichOneof('content')
-                values[name] = None if content is None else readers[name](node, content)
+                values[name] = None if content is None else reader(node, content)
     except (ValueError, TypeError) as error:
         identity = data['id'].text if 'id' in data else None
         raise DataError(f'{_place(noun, position, identity)}, field {name!r}: {error}') from error
@@ -104,7 +104,8 @@ def _place(noun: str, position: int | None, identity: str | None) -> str:
     return noun + ('' if position is None else f' {position}') + (f' (id {identity!r})' if identity else '')
 
 
-def _expect(wanted: str, content: str) -> ValueError:
+def unexpected(wanted: str, content: str) -> ValueError:
+    """The error of a field whose node holds another kind of content than the wanted one."""
     return ValueError(f'expected {wanted}, got {_KINDS.get(content, content)}')
 
 
@@ -113,7 +114,7 @@ def read_id(node: NodeProto, content: str) -> ID:
         return ID(node.text)
     if content == 'integer':
         return ID(node.integer)
-    raise _expect('text', content)
+    raise unexpected('text', content)
 
 
 def write_id(node: NodeProto, value: str) -> None:
@@ -123,7 +124,7 @@ def write_id(node: NodeProto, value: str) -> None:
 
 def read_text(node: NodeProto, content: str) -> str:
     if content != 'text':
-        raise _expect('text', content)
+        raise unexpected('text', content)
     return node.text
 
 
@@ -136,7 +137,7 @@ def read_blob(node: NodeProto, content: str) -> bytes:
         return node.blob
     if content == 'text':
         return Base64Bytes(decode_base64(node.text))
-    raise _expect('bytes, or base64 text', content)
+    raise unexpected('bytes, or base64 text', content)
 
 
 def write_blob(node: NodeProto, value: bytes) -> None:
@@ -169,7 +170,7 @@ def read_array(node: NodeProto, content: str) -> NdArray:
         return _dense_array(node)
     if content in ('list', 'tuple'):
         return as_array(read_value(node, content))
-    raise _expect('an array', content)
+    raise unexpected('an array', content)
 
 
 def _dense_array(node: NodeProto) -> NdArray:
@@ -177,10 +178,10 @@ def _dense_array(node: NodeProto) -> NdArray:
     dtype = _dtype(dense.dtype)
     shape = tuple(dense.shape)
     buffer = dense.buffer
-    if math.prod(shape) * dtype.itemsize != len(buffer):
+    size = math.prod(shape) * dtype.itemsize
+    if size != len(buffer):
         raise ValueError(
-            f'the array of shape {shape} and dtype {dense.dtype!r} needs '
-            f'{math.prod(shape) * dtype.itemsize} bytes, its buffer has {len(buffer)}'
+            f'an array of shape {shape} and dtype {dense.dtype!r} takes {size} bytes, its buffer has {len(buffer)}'
         )
     return NdArray(shape, dtype, bytearray(buffer) if buffer else None)
 
@@ -239,7 +240,7 @@ def as_array(value: Any) -> NdArray:
 
 def read_tags(node: NodeProto, content: str) -> dict[str, Any]:
     if content != 'dict':
-        raise _expect('a dict', content)
+        raise unexpected('a dict', content)
     return _read_dict(node)
 
 
@@ -328,15 +329,17 @@ def write_value(node: NodeProto, value: Any) -> None:
     elif isinstance(value, (np.ndarray, AbstractTensor)) or hasattr(value, 'detach'):
         write_array(node, value)
     else:
-        raise ValueError(f'a {type(value).__name__} cannot travel: convert it to a number, str, bytes, list or dict')
+        raise ValueError(
+            f'{type(value).__name__} values cannot travel: use numbers, str, bytes, arrays, lists or dicts'
+        )
 
 
 def to_json_value(value: Any) -> Any:
     """A value of `tags` as JSON can hold it: arrays as nested lists, bytes as base64 text, sets and tuples as lists."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
+    if isinstance(value, AbstractTensor) or hasattr(value, 'detach'):
+        return as_array(value).tolist()
     if isinstance(value, bytes):
         return encode_base64(value)
     if isinstance(value, dict):

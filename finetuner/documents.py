@@ -104,17 +104,17 @@ class Content(BaseDoc):
         readers = cls.__dict__.get('_readers')
         if readers is None:  # a subclass may have fields and validators of its own
             return super().from_protobuf(message)
-        given = codec.read_fields(message, readers, noun, position)
-        values = dict.fromkeys(readers)
-        values.update(given)
-        if 'id' not in given:
-            values['id'] = ID(os.urandom(16).hex())
+        values = codec.read_fields(message, readers, noun, position)
+        given = set(values)
+        if len(values) < len(readers):
+            values = {**dict.fromkeys(readers), 'id': ID(os.urandom(16).hex()), **values}
         if values['tags'] is None:
             values['tags'] = {}
+        # what pydantic does to build an instance, without its validation
         document = cls.__new__(cls)
         assign = object.__setattr__
         assign(document, '__dict__', values)
-        assign(document, '__pydantic_fields_set__', set(given))
+        assign(document, '__pydantic_fields_set__', given)
         assign(document, '__pydantic_extra__', None)
         assign(document, '__pydantic_private__', None)
         return document
@@ -144,7 +144,7 @@ def _read_chunks(node: 'NodeProto', content: str) -> DocList[Content]:
     elif content == 'list' and all(item.WhichOneof('content') == 'doc' for item in node.list.data):
         messages = [item.doc for item in node.list.data]
     else:
-        raise ValueError(f'expected documents, got {content}')
+        raise codec.unexpected('documents', content)
     chunks = [Content._read(message, 'chunk', position) for position, message in enumerate(messages)]
     return DocList[Content](chunks, validate_input_docs=False)
 
