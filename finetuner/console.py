@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
 from rich.table import Table
+
+from finetuner.run import Run, describe_progress
+
+if TYPE_CHECKING:
+    import numpy as np
 
 console = Console()
 progress_console = Console(stderr=True)  # so that a pipe carries results only
@@ -67,24 +72,41 @@ def examples_table(examples: Mapping[str, Mapping[str, Sequence[str]]], k: int =
     return table
 
 
-def runs_table(runs: Sequence[Mapping[str, Any]]) -> Table:
-    """:param runs: each with name, experiment_name, status, created_at, progress, details."""
+def runs_table(runs: Sequence[Run]) -> Table:
     table = Table()
     for name in ('Run', 'Experiment', 'Status', 'Created', 'Details'):
         table.add_column(name, overflow='fold')
     for run in runs:
+        status = run.record['status']
+        details = ' · '.join(part for part in describe_progress(run.record) if part)
         table.add_row(
-            escape(run['name']),
-            escape(run['experiment_name']),
-            styled_status(run['status']),
-            _short_time(run.get('created_at')),
-            escape(str(run.get('details') or '')),
+            escape(run.name),
+            escape(run.experiment_name),
+            f'[{STATUS_STYLES.get(status, "white")}]{escape(status)}[/]',
+            _short_time(run.created_at),
+            '' if details == status else escape(details),
         )
     return table
 
 
-def styled_status(status: str) -> str:
-    return f'[{STATUS_STYLES.get(status, "white")}]{escape(status)}[/]'
+def embeddings_table(texts: Sequence[str], embeddings: np.ndarray, rows: int = 10) -> Table:
+    """The first texts, how near each is to the first of them, and how their embeddings begin.
+
+    :param embeddings: [texts, dimensions].
+    """
+    shown = embeddings[:rows]
+    lengths = (shown**2).sum(axis=1) ** 0.5
+    similarities = (shown @ shown[0]) / (lengths * lengths[0]).clip(1e-12)
+    table = Table(title=f'{len(texts)} × {embeddings.shape[1]} {embeddings.dtype}', title_justify='left')
+    table.add_column('Text', overflow='fold')
+    table.add_column('Cosine to the first', justify='right')
+    table.add_column('Embedding')
+    for text, similarity, embedding in zip(texts, similarities, shown, strict=False):
+        start = ' '.join(f'{value:+.3f}' for value in embedding[:4])
+        table.add_row(escape(text), f'{similarity:.3f}', f'{start} …')
+    if len(texts) > rows:
+        table.add_row(f'[dim]and {len(texts) - rows} more[/]', '', '')
+    return table
 
 
 def _numbered(matches: Sequence[str]) -> str:

@@ -49,6 +49,11 @@ class Run:
         return self._record['created_at']
 
     @property
+    def record(self) -> dict[str, Any]:
+        """All that the service last said of the run; no request is made."""
+        return self._record
+
+    @property
     def artifact_id(self) -> str:
         """The id of the tuned model, for `get_model` and for FinetunerExecutor.
 
@@ -123,7 +128,10 @@ class Run:
                     answered = time.monotonic()
                     if record['status'] in (FINISHED, FAILED):
                         break
-                    progress.update(task, **_describe(self.name, record))
+                    stage, facts = describe_progress(record)
+                    done = record.get('progress') or {}
+                    progress.update(task, description=f'{self.name}: {stage}', facts=facts)
+                    progress.update(task, completed=done.get('step', 0), total=done.get('steps'))
                 time.sleep(interval)
         if record['status'] == FAILED:
             raise RunFailedError(self._failure())
@@ -219,11 +227,11 @@ class Run:
             return
 
 
-def _describe(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the progress bar shows of a run that goes on."""
+def describe_progress(record: Mapping[str, Any]) -> tuple[str, str]:
+    """(what a run is doing, how it goes), such as ('Training epoch 2/5', 'loss 0.1234 · 310 samples/s · 0:21 left')."""
     progress = record.get('progress') or {}
-    if not progress.get('stage'):
-        return {'description': f'{name}: {record.get("details") or record["status"]}'}
+    if record['status'] != STARTED or not progress.get('stage'):
+        return record.get('details') or record['status'], ''
     facts = []
     if progress.get('loss') is not None:
         facts.append(f'loss {progress["loss"]:.4f}')
@@ -233,9 +241,4 @@ def _describe(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         minutes, seconds = divmod(round(progress['eta']), 60)
         facts.append(f'{minutes}:{seconds:02d} left')
     epoch = f' epoch {progress["epoch"]:.0f}/{progress["epochs"]:.0f}' if progress.get('epoch') else ''
-    return {
-        'description': f'{name}: {progress["stage"]}{epoch}',
-        'completed': progress['step'],
-        'total': progress['steps'],
-        'facts': ' · '.join(facts),
-    }
+    return f'{progress["stage"]}{epoch}', ' · '.join(facts)

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
+from google.protobuf.empty_pb2 import Empty
 
 from finetuner import excepts, settings
 from finetuner.client import wire_pb2 as wire
@@ -65,6 +66,12 @@ class Channel:
             response_deserializer=wire.SingleDocumentRequest.FromString,
         )
 
+        self._dry_run = self._channel.unary_unary(
+            '/jina.JinaGatewayDryRunRPC/dry_run',
+            request_serializer=Empty.SerializeToString,
+            response_deserializer=wire.Status.FromString,
+        )
+
     def call(self, endpoint: str, parameters: Mapping[str, Any], docs: bytes = b'', timeout: float = TIMEOUT) -> bytes:
         """Send one request and return the documents of its answer.
 
@@ -104,6 +111,13 @@ class Channel:
             raise self._describe(error, endpoint, None) from None
         finally:
             responses.cancel()
+
+    def is_ready(self) -> bool:
+        """Whether the Flow and all of its executors can be reached."""
+        try:
+            return bool(self._dry_run(Empty(), timeout=5).code == 0)
+        except grpc.RpcError:
+            return False
 
     def close(self) -> None:
         self._channel.close()

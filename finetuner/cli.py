@@ -1,0 +1,306 @@
+"""The command line: everything that the client can do, each output ending with the obvious next command."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from finetuner.console import console, progress_console
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DEFAULT_MODEL = 'all-minilm-l6-v2'
+
+cli = typer.Typer(
+    name='finetuner',
+    help='Fine-tune embedding models on your own data and serve them.',
+    epilog='Begin with: finetuner serve',
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+RunName = Annotated[str, typer.Argument(metavar='NAME', help='The name of the run.')]
+Experiment = Annotated[str | None, typer.Option(help='The experiment of the run.', show_default='default')]
+
+
+def app(arguments: list[str] | None = None) -> None:
+    """The entry point. An error is one sentence, and exit code 1; `--debug` shows where it came from."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = '--debug' in arguments
+    try:
+        cli([argument for argument in arguments if argument != '--debug'])
+    except Exception as error:
+        if debug:
+            raise
+        message = str(error) or type(error).__name__
+        progress_console.print(f'[red]{escape(message[:1].upper() + message[1:])}[/]', soft_wrap=True, highlight=False)
+        sys.exit(1)
+
+
+@cli.callback()
+def main(
+    debug: Annotated[bool, typer.Option('--debug', help='Show the traceback of an error.')] = False,
+) -> None:
+    pass  # `app` takes --debug, so that it may stand anywhere
+
+
+@cli.command()
+def serve(
+    artifact: Annotated[
+        str | None,
+        typer.Argument(help='Serve only this model: a zip, a directory, a URL or an artifact id.', show_default=False),
+    ] = None,
+    port: Annotated[int, typer.Option(envvar='FINETUNER_PORT', help='Of gRPC.')] = 51000,
+    http_port: Annotated[int, typer.Option(envvar='FINETUNER_HTTP_PORT', help='Of HTTP.')] = 51001,
+    home: Annotated[Path | None, typer.Option(help='The folder of all state.', show_default='FINETUNER_HOME')] = None,
+) -> None:
+    """Start the service on this machine: data, fine-tuning and encoding, or encoding with one ARTIFACT."""
+    from finetuner.service import run_service
+
+    raise typer.Exit(run_service(artifact, port, http_port, home))
+
+
+@cli.command()
+def login(
+    host: Annotated[str | None, typer.Option(help='The service, grpc://name:port.')] = None,
+    token: Annotated[str | None, typer.Option(help='Your token; asked for if not given and not known.')] = None,
+    force: Annotated[bool, typer.Option('--force', help='Ask for a token although one is known.')] = False,
+) -> None:
+    """Choose a service and check the token. On the machine of the service it needs no options."""
+    import finetuner
+    from finetuner.client.session import current_session
+
+    finetuner.login(force=force, host=host, token=token)
+    session = current_session()
+    account = session.request('/whoami').tags.get('account')
+    console.print(f'Logged in to [bold]{escape(session.host)}[/] as [bold]{escape(str(account))}[/].')
+    _next('fit', 'train.csv', '--eval-data', 'test.csv')
+
+
+@cli.command()
+def fit(
+    train: Annotated[str, typer.Argument(metavar='TRAIN.csv', help='CSV (text, label), or the name of a data set.')],
+    model: Annotated[
+        str, typer.Option(help='The model to tune: a short name, a hub id or a directory.')
+    ] = DEFAULT_MODEL,
+    eval_data: Annotated[
+        str | None,
+        typer.Option(help='Held-out CSV: its texts search TRAIN, before and after.', show_default=False),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help='Passes over the data.')] = 5,
+    batch_size: Annotated[int | None, typer.Option(help='Texts in a batch.', show_default='of the service')] = None,
+    learning_rate: Annotated[float | None, typer.Option(show_default='of the service')] = None,
+    loss: Annotated[str, typer.Option(help='A loss of pytorch-metric-learning.')] = 'TripletMarginLoss',
+    miner: Annotated[str | None, typer.Option(help='A miner of pytorch-metric-learning.')] = None,
+    limit: Annotated[int, typer.Option(min=1, help='Matches of each query that count (k).')] = 20,
+    seed: Annotated[int, typer.Option(help='Of all that is random.')] = 0,
+    device: Annotated[str, typer.Option(help="'cuda' where the service has one, or 'cpu'.")] = 'cuda',
+    name: Annotated[str | None, typer.Option(help='Of the run.', show_default='two random words')] = None,
+    experiment: Experiment = None,
+    follow: Annotated[bool, typer.Option('--follow/--detach', help='Wait for the run, or return at once.')] = True,
+) -> None:
+    """Upload data, fine-tune a model on it, and compare before and after."""
+    import finetuner
+    from finetuner.callback import EvaluationCallback
+
+    callbacks = [EvaluationCallback(eval_data, train, limit=limit, gather_examples=True)] if eval_data else None
+    run = finetuner.fit(
+        model,
+        train,
+        run_name=name,
+        experiment_name=experiment,
+        loss=loss,
+        miner=miner,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        batch_size=batch_size,
+        callbacks=callbacks,
+        device=device,
+        seed=seed,
+    )
+    console.print(f'Run [bold]{escape(run.name)}[/] is in the queue.')
+    if not follow:
+        _next('logs', run.name, *_experiment(experiment), '--follow')
+        return
+    try:
+        run.wait()
+    except KeyboardInterrupt:
+        progress_console.print('The run goes on without you.')
+        _next('logs', run.name, *_experiment(experiment), '--follow')
+        raise typer.Exit(130) from None
+    console.print(f'Run [bold]{escape(run.name)}[/] has [green]finished[/]: its artifact is {run.artifact_id}.')
+    if eval_data:
+        run.display_metrics()
+    _next('pull', run.name, *_experiment(experiment))
+
+
+@cli.command()
+def runs(
+    experiment: Annotated[str | None, typer.Option(help='Only of this experiment.', show_default='all')] = None,
+    page: Annotated[int, typer.Option(min=1)] = 1,
+    size: Annotated[int, typer.Option(min=1, max=100, help='Runs on a page.')] = 50,
+) -> None:
+    """List runs, newest first."""
+    import finetuner
+    from finetuner.console import runs_table
+
+    found = finetuner.list_runs(experiment, page, size)
+    if not found:
+        console.print('There are no runs.' if page == 1 else f'There are no runs on page {page}.')
+        _next('fit', 'train.csv', '--eval-data', 'test.csv')
+        return
+    console.print(runs_table(found))
+    _next('status', found[0].name, *_experiment(found[0].experiment_name))
+
+
+@cli.command()
+def status(name: RunName, experiment: Experiment = None) -> None:
+    """Show how far a run is."""
+    import finetuner
+    from finetuner.console import runs_table
+
+    run = finetuner.get_run(name, experiment)
+    console.print(runs_table([run]))
+    after = {'FINISHED': 'metrics', 'FAILED': 'logs'}.get(run.status()['status'])
+    _next(after or 'logs', name, *_experiment(experiment), *([] if after else ['--follow']))
+
+
+@cli.command()
+def logs(
+    name: RunName,
+    experiment: Experiment = None,
+    follow: Annotated[bool, typer.Option('--follow', '-f', help='Go on until the run has ended.')] = False,
+) -> None:
+    """Print the log of a run."""
+    import finetuner
+
+    run = finetuner.get_run(name, experiment)
+    for text in run.stream_logs() if follow else [run.logs()]:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    ended = run.status()['status']
+    if ended == 'FINISHED':
+        _next('metrics', name, *_experiment(experiment))
+    else:
+        _next('status', name, *_experiment(experiment))
+
+
+@cli.command()
+def metrics(name: RunName, experiment: Experiment = None) -> None:
+    """Compare the retrieval metrics before and after."""
+    import finetuner
+
+    run = finetuner.get_run(name, experiment)
+    run.display_metrics()
+    _next('examples', name, *_experiment(experiment))
+
+
+@cli.command()
+def examples(
+    name: RunName,
+    experiment: Experiment = None,
+    k: Annotated[int, typer.Option('-k', min=1, help='Matches of each query.')] = 5,
+    queries: Annotated[int, typer.Option(min=1, help='How many queries.')] = 5,
+) -> None:
+    """Show queries with their best matches before and after."""
+    import finetuner
+
+    finetuner.get_run(name, experiment).display_examples(k, queries)
+    _next('pull', name, *_experiment(experiment))
+
+
+@cli.command()
+def pull(
+    name: RunName,
+    directory: Annotated[str, typer.Argument(metavar='[DIR]', help='Where to put it.')] = 'artifacts/',
+    experiment: Experiment = None,
+) -> None:
+    """Download the tuned model of a run."""
+    import finetuner
+
+    path = finetuner.get_run(name, experiment).save_artifact(directory)
+    console.print(f'Saved [bold]{escape(path)}[/] ({Path(path).stat().st_size / 1e6:.1f} MB).')
+    _next('encode', '--artifact', path, 'some text to encode')
+
+
+@cli.command()
+def encode(
+    texts: Annotated[list[str] | None, typer.Argument(metavar='TEXT...', show_default=False)] = None,
+    file: Annotated[
+        Path | None, typer.Option('--file', '-f', help='A file with one text in each line; - is stdin.')
+    ] = None,
+    artifact: Annotated[
+        str | None,
+        typer.Option(help='A zip, a directory or an artifact id, to encode here.', show_default='ask the service'),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option('--output', '-o', help='Write .npy or .jsonl; - is JSON lines on stdout.')
+    ] = None,
+) -> None:
+    """Turn texts into embeddings: by the service, or here with an artifact."""
+    from finetuner.console import embeddings_table
+
+    chosen = [*(texts or []), *(_read_lines(file) if file else [])]
+    if not chosen:
+        raise ValueError('there is nothing to encode: give texts, or --file with one text in each line')
+    if output and str(output) != '-' and output.suffix not in ('.npy', '.jsonl'):
+        raise ValueError(f'--output {output} must end in .npy or .jsonl')
+    embeddings = _encode(chosen, artifact)
+    if output:
+        _write_embeddings(chosen, embeddings, output)
+    else:
+        console.print(embeddings_table(chosen, embeddings))
+    if artifact:
+        _next('serve', artifact)
+    else:
+        _next('encode', '--file', 'texts.txt', '--output', 'embeddings.npy')
+
+
+def _encode(texts: list[str], artifact: str | None) -> np.ndarray:
+    if artifact is None:
+        from finetuner.client.encoding import encode_remotely
+
+        return encode_remotely(texts)
+    import finetuner
+
+    return finetuner.encode(finetuner.get_model(artifact), texts)
+
+
+def _read_lines(file: Path) -> list[str]:
+    lines = sys.stdin.read() if str(file) == '-' else file.expanduser().read_text(encoding='utf-8')
+    return [line for line in lines.splitlines() if line.strip()]
+
+
+def _write_embeddings(texts: list[str], embeddings: np.ndarray, output: Path) -> None:
+    if output.suffix == '.npy':
+        import numpy as np
+
+        np.save(output, embeddings)
+    else:
+        lines = (
+            json.dumps({'text': text, 'embedding': row.tolist()}) for text, row in zip(texts, embeddings, strict=True)
+        )
+        content = ''.join(f'{line}\n' for line in lines)
+        if str(output) == '-':
+            sys.stdout.write(content)
+            return
+        output.write_text(content, encoding='utf-8')
+    console.print(
+        f'Wrote {len(texts)} embeddings of {embeddings.shape[1]} dimensions to [bold]{escape(str(output))}[/].'
+    )
+
+
+def _experiment(name: str | None) -> list[str]:
+    return [] if name in (None, 'default') else ['--experiment', str(name)]
+
+
+def _next(*command: str) -> None:
+    """Show the obvious next command, beside the output rather than in it."""
+    progress_console.print(f'[dim]Next:[/] finetuner {escape(shlex.join(command))}', soft_wrap=True, highlight=False)

@@ -1,0 +1,130 @@
+"""Starting the services on this machine: `jina flow` as a child process."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from finetuner import settings
+from finetuner.client.channel import open_channel
+from finetuner.console import console
+
+PATIENCE = 30.0  # seconds that the service may take to end before it is killed
+
+
+def run_service(artifact: str | None, port: int, http_port: int, home: Path | None) -> int:
+    """Run `flows/finetuner.yml`, or `flows/encode.yml` with `artifact`, until it ends or a signal ends it.
+
+    :param port: of gRPC.
+    :param home: the folder of all state, default `FINETUNER_HOME`.
+    :return: its exit code, 0 after a signal.
+    :raises RuntimeError: the server side is not installed, or a port is taken.
+    :raises FileNotFoundError: `artifact` looks like a path and is none.
+    """
+    flow = _find_flow('encode.yml' if artifact else 'finetuner.yml')
+    for number, option in ((port, '--port'), (http_port, '--http-port')):
+        _require_free(number, option)
+    environment = {
+        **os.environ,
+        'FINETUNER_PORT': str(port),
+        'FINETUNER_HTTP_PORT': str(http_port),
+        'JINA_OPTOUT_TELEMETRY': os.environ.get('JINA_OPTOUT_TELEMETRY', '1'),
+    }
+    if home:
+        environment['FINETUNER_HOME'] = str(home.expanduser().absolute())
+    if artifact:
+        environment['FINETUNER_ARTIFACT'] = _locate(artifact)
+
+    # A session of its own, so that Ctrl-C reaches it once, through us.
+    command = [sys.executable, '-m', 'jina', 'flow', '--uses', str(flow)]
+    child = subprocess.Popen(command, env=environment, start_new_session=True)
+    threading.Thread(target=_announce, args=(child, artifact, environment), daemon=True).start()
+    return _wait(child)
+
+
+def _wait(child: subprocess.Popen[bytes]) -> int:
+    """Wait for the child; the first signal asks it to end, a second one or the end of patience kills it."""
+    killer = threading.Timer(PATIENCE, lambda: os.killpg(child.pid, signal.SIGKILL))
+    killer.daemon = True
+    signals = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        if len(signals) == 1:
+            child.terminate()
+            killer.start()
+        else:
+            os.killpg(child.pid, signal.SIGKILL)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = child.wait()
+    finally:
+        killer.cancel()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return 0 if signals else code
+
+
+def _announce(child: subprocess.Popen[bytes], artifact: str | None, environment: dict[str, str]) -> None:
+    """Say where the service is, and what to type next, once it answers."""
+    host = f'grpc://localhost:{environment["FINETUNER_PORT"]}'
+    channel = open_channel(host)
+    while not channel.is_ready():
+        if child.poll() is not None:
+            return
+        time.sleep(0.5)
+    ready = Table.grid(padding=(0, 2))
+    ready.add_row('gRPC', f'[bold]{host}[/]')
+    ready.add_row('HTTP', f'[bold]http://localhost:{environment["FINETUNER_HTTP_PORT"]}/docs[/]')
+    if artifact:
+        ready.add_row('Model', escape(environment['FINETUNER_ARTIFACT']))
+    else:
+        ready.add_row('Data', escape(environment.get('FINETUNER_HOME') or str(settings.home())))
+    elsewhere = '' if host == settings.host() else f'FINETUNER_HOST={host} '
+    command = 'encode "some text to encode"' if artifact else 'fit train.csv --eval-data test.csv'
+    ready.add_row('Next', escape(f'{elsewhere}finetuner {command}'))
+    console.print(Panel(ready, title='Finetuner is ready', title_align='left', expand=False))
+
+
+def _find_flow(name: str) -> Path:
+    if importlib.util.find_spec('jina') is None or (flows := importlib.util.find_spec('flows')) is None:
+        raise RuntimeError(
+            "the services are not installed here: pip install 'finetuner[server]' on Python 3.11. Without them this is a "
+            'client: name a running service with finetuner login --host grpc://name:51000'
+        )
+    folders = flows.submodule_search_locations or []
+    return next(path for folder in folders if (path := Path(folder, name)).is_file())
+
+
+def _require_free(port: int, option: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(('0.0.0.0', port))
+        except OSError as error:
+            raise RuntimeError(
+                f'port {port} cannot be used ({error.strerror}): choose another with {option}'
+            ) from error
+
+
+def _locate(artifact: str) -> str:
+    """A path is made absolute; a URL or an id goes to the service as it is."""
+    path = Path(artifact).expanduser()
+    if path.exists():
+        return str(path.absolute())
+    if '://' not in artifact and (os.sep in artifact or path.suffix == '.zip'):
+        raise FileNotFoundError(f'there is no artifact {path} (working folder: {Path.cwd()})')
+    return artifact
