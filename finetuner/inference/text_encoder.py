@@ -172,9 +172,9 @@ class TextEncoder(nn.Module):
 
     @property
     def input_names(self) -> list[str]:
-        """The arguments of `forward` that the tokenizer fills, in order."""
-        names = ['input_ids', 'attention_mask', 'token_type_ids']
-        return [name for name in names if name in self.tokenizer.model_input_names]
+        """The arguments of `forward` that the tokenizer fills and the backbone reads, in order."""
+        types = self._takes_types and 'token_type_ids' in self.tokenizer.model_input_names
+        return ['input_ids', 'attention_mask', *['token_type_ids'] * types]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Embed tokenized texts.
