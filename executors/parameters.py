@@ -54,6 +54,16 @@ class IngestParameters(Parameters):
     csv_options: dict[str, Any] | None = None
 
 
+class FitParameters(Parameters):
+    """`/fit`: besides the token, the arguments of `finetuner.fit`, which `training.config.FitConfig` checks."""
+
+    model_config = ConfigDict(extra='allow')
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
 class RunParameters(Parameters):
     """A run by its name."""
 

@@ -1,0 +1,72 @@
+"""DatasetExecutor: takes training data in."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jina import Executor, requests
+
+from executors.answers import answer
+from executors.endpoints import unknown_endpoint
+from executors.parameters import IngestParameters
+from executors.sources import read_uri
+from finetuner.data import CSVOptions
+from finetuner.documents import DocumentArray
+from finetuner.excepts import DataError, ParameterError
+from registry import Registry
+
+
+class DatasetExecutor(Executor):
+    """Appends documents to named data sets. Its endpoint needs a token.
+
+    :param ingest_roots: folders whose files clients may name by URI, default `FINETUNER_INGEST_ROOTS` (separated by
+        ':') or none.
+    :param ingest_schemes: schemes of the URIs that may be read, default `FINETUNER_INGEST_SCHEMES` (separated by
+        commas) or 'file'.
+    """
+
+    def __init__(
+        self, ingest_roots: Sequence[str] | None = None, ingest_schemes: Sequence[str] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        if ingest_roots is None:
+            ingest_roots = os.environ.get('FINETUNER_INGEST_ROOTS', '').split(os.pathsep)
+        if ingest_schemes is None:
+            ingest_schemes = os.environ.get('FINETUNER_INGEST_SCHEMES', 'file').split(',')
+        self.roots = [Path(root).expanduser().absolute() for root in ingest_roots if root]
+        self.schemes = [scheme.strip().lower() for scheme in ingest_schemes if scheme.strip()]
+        self.registry = Registry.open()
+
+    def close(self) -> None:
+        self.registry.close()
+
+    @requests(on='/ingest')
+    def ingest(self, docs: DocumentArray, parameters: IngestParameters, **kwargs: Any) -> DocumentArray:
+        """Append the documents of the request, or of the CSV file at `uri`, to the data set `name`: all or none."""
+        account = self.registry.authenticate(parameters.secret)
+        if (parameters.uri is None) == (len(docs) == 0):
+            raise DataError('send documents, or the uri of a CSV file: one of the two')
+        documents: Any = docs
+        if parameters.uri is not None:
+            options = _csv_options(parameters.csv_options or {})
+            documents = read_uri(parameters.uri, options, self.roots, self.schemes)
+        dataset = self.registry.append_documents(account.id, parameters.name, documents, parameters.part)
+        return answer(
+            name=dataset.name,
+            rows=dataset.rows,
+            size=dataset.size,
+            digest=dataset.digest,
+            labelled=dataset.labelled,
+        )
+
+    @requests
+    def unknown(self, docs: DocumentArray, **kwargs: Any) -> DocumentArray:
+        raise unknown_endpoint(self)
+
+
+def _csv_options(options: dict[str, Any]) -> CSVOptions:
+    try:
+        return CSVOptions(**options)
+    except TypeError as error:
+        raise ParameterError(f"'csv_options': {error}") from error

@@ -1,0 +1,58 @@
+"""Reading files for a client: only from where the operator allows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import fsspec
+
+from finetuner.data import CSVOptions, read_csv
+from finetuner.documents import Document
+from finetuner.excepts import DataError
+
+
+def read_uri(uri: str, options: CSVOptions, roots: Sequence[Path], schemes: Sequence[str]) -> Iterator[Document]:
+    """The documents of the CSV file at `uri`, read while they are consumed.
+
+    :param uri: an absolute path or `file://` URI below one of `roots`, or the URI of another of `schemes`.
+    :param roots: folders whose files may be read. A link that leads out of them is refused.
+    :param schemes: such as 'file', 's3', 'https'.
+    :raises DataError: reading it is not allowed, there is no such file, or a row is malformed.
+    """
+    scheme, separator, _ = uri.partition('://')
+    scheme = scheme.lower() if separator else 'file'
+    if scheme not in schemes:
+        raise DataError(
+            f'this service does not read {scheme}:// URIs, only {", ".join(schemes) or "none"}: '
+            'its operator allows more with FINETUNER_INGEST_SCHEMES'
+        )
+    if scheme == 'file':
+        yield from read_csv(_allowed_path(uri, roots), options, name=uri)
+        return
+    try:
+        with fsspec.open(uri, 'rt', encoding=options.encoding, newline='') as file:
+            yield from read_csv(file, options, name=uri)
+    except (OSError, ImportError) as error:
+        raise DataError(f'{uri} cannot be read: {error}') from error
+
+
+def _allowed_path(uri: str, roots: Sequence[Path]) -> Path:
+    if not roots:
+        raise DataError('this service reads no files: its operator allows folders with FINETUNER_INGEST_ROOTS')
+    path = uri
+    if '://' in uri:
+        parts = urlsplit(uri)
+        if parts.netloc not in ('', 'localhost'):
+            raise DataError(f'{uri} is on another machine, {parts.netloc}: files are written file:///path')
+        path = unquote(parts.path)
+    if not path.startswith('/') or '\0' in path:
+        raise DataError(f'{uri} is not an absolute path')
+    real = Path(path).resolve()
+    # one answer for all that lies outside, whether it exists or not
+    if not any(real.is_relative_to(root.resolve()) for root in roots):
+        raise DataError(f'{uri} is not below a folder that this service may read ({", ".join(map(str, roots))})')
+    if not real.is_file():
+        raise DataError(f'there is no file {uri}')
+    return real

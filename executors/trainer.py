@@ -1,0 +1,169 @@
+"""TrainerExecutor: takes runs, has them worked on, and tells how they are."""
+
+import asyncio
+import os
+from typing import Any, AsyncIterator  # noqa: UP035  Jina does not know the one of collections.abc
+
+from jina import Executor, requests
+
+from executors.answers import answer, describe_run
+from executors.endpoints import unknown_endpoint
+from executors.logs import read_log
+from executors.parameters import (
+    ArtifactParameters,
+    FitParameters,
+    LogParameters,
+    RunParameters,
+    RunsParameters,
+    TokenParameters,
+)
+from executors.supervisor import Supervisor
+from finetuner.client.names import random_name
+from finetuner.documents import Document, DocumentArray
+from finetuner.excepts import DataError, RunFailedError, RunInProgressError
+from registry import Registry, RunRecord
+from registry.records import FAILED, FINISHED
+from training.config import FitConfig
+
+POLL = 0.5
+"""Seconds between two looks at a log that is streamed."""
+
+
+class TrainerExecutor(Executor):
+    """Stores runs and starts a worker process for each. Every endpoint needs a token, `/logstream` in its tags.
+
+    When the executor is closed, runs at work are ended and FAILED; those that wait are started the next time.
+
+    :param max_runs: runs at work at the same time, default `FINETUNER_MAX_RUNS` or 1.
+    :param heartbeat_timeout: seconds without a sign of life after which a worker counts as lost and its run as FAILED.
+    """
+
+    def __init__(self, max_runs: int | None = None, heartbeat_timeout: float = 60.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.registry = Registry.open()
+        if problem := self.registry.credentials_problem():
+            self.logger.warning(problem)
+        max_runs = max_runs or int(os.environ.get('FINETUNER_MAX_RUNS') or 1)
+        self.supervisor = Supervisor(self.registry, self.logger, max_runs, heartbeat_timeout)
+        self.supervisor.start()
+
+    def close(self) -> None:
+        self.supervisor.close()
+        self.registry.close()
+
+    @requests(on='/fit')
+    def fit(self, docs: DocumentArray, parameters: FitParameters, **kwargs: Any) -> DocumentArray:
+        """Check the arguments of `finetuner.fit`, store the run and return it. Called again it returns the same run."""
+        account = self.registry.authenticate(parameters.secret)
+        config = FitConfig.from_arguments(**parameters.arguments)
+        names = _dataset_names(config)
+        for name in names:
+            self._check_dataset(account.id, name)
+        experiment_name = config.experiment_name or 'default'
+        settings = config.model_dump(mode='json', exclude={'run_name', 'experiment_name', 'description'})
+        while True:
+            run, is_new = self.registry.create_run(
+                account.id,
+                experiment_name,
+                config.run_name or random_name(),
+                settings,
+                config.description or '',
+                names,
+            )
+            if is_new or config.run_name:  # else the random name was taken
+                break
+        self.supervisor.wake()
+        return DocumentArray([describe_run(run)])
+
+    def _check_dataset(self, account_id: str, name: str) -> None:
+        dataset = self.registry.get_dataset(account_id, name)
+        if not dataset.texts:
+            raise DataError(
+                f'the data set {name!r} holds documents that are not texts: only texts can be trained on yet'
+            )
+        if not dataset.labelled:
+            raise DataError(
+                f"the data set {name!r} holds documents without a label: each needs tags['finetuner_label']"
+            )
+
+    @requests(on='/status')
+    def status(self, docs: DocumentArray, parameters: RunParameters, **kwargs: Any) -> DocumentArray:
+        return DocumentArray([describe_run(self._find(parameters))])
+
+    @requests(on='/runs')
+    def runs(self, docs: DocumentArray, parameters: RunsParameters, **kwargs: Any) -> DocumentArray:
+        """A page of runs, the newest first."""
+        account = self.registry.authenticate(parameters.secret)
+        runs, _ = self.registry.list_runs(account.id, parameters.experiment_name, parameters.page, parameters.size)
+        return DocumentArray([describe_run(run) for run in runs])
+
+    @requests(on='/logs')
+    def logs(self, docs: DocumentArray, parameters: LogParameters, **kwargs: Any) -> DocumentArray:
+        """The log from `offset` on, at most 1 MiB of it, and in the tags the offset of what follows."""
+        run = self._find(parameters)
+        text, offset = read_log(self.registry.run_directory(run.id) / 'log.txt', parameters.offset)
+        return answer(text=text, offset=offset, status=run.status)
+
+    @requests(on='/logstream')
+    async def logstream(self, doc: Document, **kwargs: Any) -> AsyncIterator[Document]:
+        """The log from `offset` on in pieces, each with the offset of what follows, until the run has ended."""
+        parameters = LogParameters(**doc.tags)
+        run = await asyncio.to_thread(self._find, parameters)
+        path, offset = self.registry.run_directory(run.id) / 'log.txt', parameters.offset
+        while True:
+            run = await asyncio.to_thread(self.registry.get_run_by_id, run.id)
+            text, offset = await asyncio.to_thread(read_log, path, offset)
+            if text:
+                yield answer(text=text, offset=offset, status=run.status)[0]
+            elif run.status in (FINISHED, FAILED):
+                return
+            else:
+                await asyncio.sleep(POLL)
+
+    @requests(on='/metrics')
+    def metrics(self, docs: DocumentArray, parameters: RunParameters, **kwargs: Any) -> DocumentArray:
+        """Retrieval metrics before and after the training."""
+        return answer(**(self._find_finished(parameters).metrics or {}))
+
+    @requests(on='/examples')
+    def examples(self, docs: DocumentArray, parameters: RunParameters, **kwargs: Any) -> DocumentArray:
+        """Some queries with their matches, before and after the training."""
+        return answer(**(self._find_finished(parameters).examples or {}))
+
+    @requests(on='/artifact')
+    def artifact(self, docs: DocumentArray, parameters: ArtifactParameters, **kwargs: Any) -> DocumentArray:
+        """A piece of the zip file of an artifact."""
+        account = self.registry.authenticate(parameters.secret)
+        artifact = self.registry.get_artifact(account.id, parameters.artifact_id)
+        piece = self.registry.read_artifact(artifact, parameters.offset, parameters.length)
+        return answer(
+            blob=piece, name=artifact.name, size=artifact.size, sha256=artifact.sha256, offset=parameters.offset
+        )
+
+    @requests(on='/whoami')
+    def whoami(self, docs: DocumentArray, parameters: TokenParameters, **kwargs: Any) -> DocumentArray:
+        return answer(account=self.registry.authenticate(parameters.secret).name)
+
+    @requests
+    def unknown(self, docs: DocumentArray, **kwargs: Any) -> DocumentArray:
+        raise unknown_endpoint(self)
+
+    def _find(self, parameters: RunParameters) -> RunRecord:
+        account = self.registry.authenticate(parameters.secret)
+        return self.registry.get_run(account.id, parameters.experiment_name, parameters.run_name)
+
+    def _find_finished(self, parameters: RunParameters) -> RunRecord:
+        run = self._find(parameters)
+        if run.status == FAILED:
+            raise RunFailedError(f'the run {run.name} failed: {run.details}')
+        if run.status != FINISHED:
+            raise RunInProgressError(f'the run {run.name} needs to be finished first, it is {run.status}')
+        return run
+
+
+def _dataset_names(config: FitConfig) -> list[str]:
+    evaluation = config.evaluation
+    names = [config.train_data, config.eval_data]
+    if evaluation is not None:
+        names += [evaluation.query_data, evaluation.index_data]
+    return list(dict.fromkeys(name for name in names if name is not None))
