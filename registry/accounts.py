@@ -14,7 +14,7 @@ from registry.models import AccountRow, TokenRow, now
 from registry.names import check_name, known
 from registry.records import Account, Token
 
-HOW_TO_GET_ONE = 'On the machine of the service, `python -m registry token` prints a new one.'
+HOW_TO_GET_ONE = '`python -m registry token` on the machine of the service prints a new one'
 
 
 def insert_account(session: Session, name: str) -> Account:

@@ -46,8 +46,8 @@ def credentials_problem(database: Database) -> str | None:
             authenticate(session, load_token())
     except (AuthenticationError, ValueError) as error:
         return (
-            f'{error} (looked at FINETUNER_TOKEN and {credentials_path()}). '
-            'With --save it is written there, and found by finetuner.login().'
+            f'{error}. There is no good token in FINETUNER_TOKEN or {credentials_path()}: '
+            '`python -m registry token --save` writes a new one into that file'
         )
     return None
 
@@ -55,7 +55,7 @@ def credentials_problem(database: Database) -> str | None:
 def _own_token() -> str:
     try:
         token = load_token()
-        if token is not None and len(token) >= ADOPTED_LENGTH and token.isascii():
+        if isinstance(token, str) and len(token) >= ADOPTED_LENGTH:
             return token
         token = new_token()
         save_token(token)

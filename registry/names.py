@@ -27,7 +27,7 @@ def check_name(kind: str, name: object) -> str:
         return name
     shown = repr(name) if len(repr(name)) <= 80 else f'{repr(name)[:80]}…'
     raise RegistryError(
-        f'{shown} cannot be the name of a {kind}: use 1 to 200 letters (a-z, A-Z), digits, ".", "_" and "-", '
+        f'{shown} is not a valid {kind} name: use 1 to 200 letters (a-z, A-Z), digits, ".", "_" and "-", '
         'beginning with a letter or a digit'
     )
 

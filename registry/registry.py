@@ -6,13 +6,12 @@ import os
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from finetuner import settings
-from finetuner.documents import Document
 from finetuner.excepts import ArtifactError, DataError, RegistryError
 from registry import accounts, artifacts, datasets, first_start, runs
 from registry.database import Database
@@ -24,6 +23,9 @@ from registry.plain import plain
 from registry.records import STARTED, Account, ArtifactRecord, Dataset, RunRecord, Shard, Token
 from registry.shards import write_shard
 from registry.staging import Staging, exclusive
+
+if TYPE_CHECKING:
+    from finetuner.documents import Document
 
 MAX_READ = 16 << 20
 MAX_PAGE_SIZE = 1000
@@ -57,7 +59,6 @@ class Registry:
         with exclusive(home / 'open.lock'):
             database.migrate()
             first_start.make_local_account(database)
-            (home / 'staging').mkdir(exist_ok=True)
             staging = Staging(home / 'staging', objects, lambda key: _is_referenced(database, key))
             staging.recover()
         return cls(home, database, objects, staging)
@@ -271,7 +272,9 @@ class Registry:
 
     def run_directory(self, run_id: str) -> Path:
         """The folder of a run on this machine, made if it is not there; it holds `log.txt`."""
-        return runs.run_folder(self.home / 'runs', check_id('run', run_id))
+        folder = self.home / 'runs' / check_id('run', run_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     # artifacts
 

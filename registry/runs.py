@@ -5,10 +5,9 @@ Every step is one UPDATE that names the status it leaves: it is made once, whoev
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Update, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, defer
 
 from finetuner.excepts import RegistryError
@@ -114,20 +113,14 @@ def unfinished_runs(session: Session) -> list[RunRecord]:
 def start_run(session: Session, run_id: str, worker: str) -> bool:
     """CREATED → STARTED. False if the run is not CREATED (any more)."""
     time = now()
-    return _step(
-        session,
-        _update(run_id, CREATED).values(
-            status=STARTED, details='Run is being executed', worker=worker, started_at=time, heartbeat_at=time
-        ),
-    )
+    values = {'details': 'Run is being executed', 'worker': worker, 'started_at': time, 'heartbeat_at': time}
+    return _step(session, run_id, [CREATED], status=STARTED, **values)
 
 
 def heartbeat(session: Session, run_id: str, progress: dict[str, Any] | None) -> bool:
     """Note that the worker lives. False if the run is not STARTED (any more)."""
-    values: dict[str, Any] = {'heartbeat_at': now()}
-    if progress is not None:
-        values['progress'] = plain(progress, 'progress', lossy=True)
-    return _step(session, _update(run_id, STARTED).values(values))
+    values = {} if progress is None else {'progress': plain(progress, 'progress', lossy=True)}
+    return _step(session, run_id, [STARTED], heartbeat_at=now(), **values)
 
 
 def finish_run(
@@ -137,12 +130,8 @@ def finish_run(
 
     :raises RegistryError: the run is not STARTED (any more).
     """
-    finished = _step(
-        session,
-        _update(run_id, STARTED).values(
-            status=FINISHED, details='Run finished', metrics=metrics, examples=examples, finished_at=now()
-        ),
-    )
+    values = {'details': 'Run finished', 'metrics': metrics, 'examples': examples, 'finished_at': now()}
+    finished = _step(session, run_id, [STARTED], status=FINISHED, **values)
     row = get_run_row(session, run_id)
     if not finished:
         raise not_started(_record(row))
@@ -162,32 +151,21 @@ def finish_run(
 
 def fail_run(session: Session, run_id: str, reason: str) -> bool:
     """CREATED or STARTED → FAILED. False, and the first reason stays, if the run has ended already."""
-    return _step(
-        session, _update(run_id, CREATED, STARTED).values(status=FAILED, details=clean(reason), finished_at=now())
-    )
+    return _step(session, run_id, [CREATED, STARTED], status=FAILED, details=clean(reason), finished_at=now())
 
 
 def not_started(run: RunRecord) -> RegistryError:
     return RegistryError(f'The run {run.name!r} cannot be finished, it is {run.status}: {run.details}')
 
 
-def run_folder(root: Path, run_id: str) -> Path:
-    folder = root / run_id
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _update(run_id: str, *statuses: str) -> Update:
-    # the session holds no rows that the statement could leave stale
-    return (
-        update(RunRow)
-        .where(RunRow.id == run_id, RunRow.status.in_(statuses))
-        .execution_options(synchronize_session=False)
-    )
-
-
-def _step(session: Session, statement: Update) -> bool:
-    return bool(session.execute(statement).rowcount)  # type: ignore[attr-defined]
+def _step(session: Session, run_id: str, statuses: list[str], **values: Any) -> bool:
+    """Update the run if its status is one of `statuses`; whether it was."""
+    statement = update(RunRow).where(RunRow.id == run_id, RunRow.status.in_(statuses)).returning(RunRow.id)
+    # the session holds no rows yet that the statement could leave stale
+    stepped = session.scalar(statement.values(values), execution_options={'synchronize_session': False})
+    if stepped is None:
+        get_run_row(session, run_id)
+    return stepped is not None
 
 
 def _no_experiment(session: Session, account_id: str, name: str) -> RegistryError:

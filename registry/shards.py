@@ -9,14 +9,16 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from finetuner.documents import LABEL, Document
 from finetuner.excepts import DataError
 from registry.objects import sync
+
+if TYPE_CHECKING:
+    from finetuner.documents import Document
 
 # uncompressed, so that a reader can map the file and copy nothing
 SCHEMA = pa.schema(
@@ -162,6 +164,9 @@ class _HashingFile:
 
 def _row(document: Document, position: int) -> tuple[Any, ...]:
     """The document's values in the order of `SCHEMA`."""
+    # here, because docarray takes seconds to import, and most of the registry does without
+    from finetuner.documents import LABEL, Document
+
     if not isinstance(document, Document):
         raise DataError(f'documents[{position}] is a {type(document).__name__}, not a Document')
     place = f'documents[{position}] (id {document.id!r})'
@@ -176,9 +181,9 @@ def _row(document: Document, position: int) -> tuple[Any, ...]:
     text, uri, blob = content.get('text'), content.get('uri'), content.get('blob')
     identity = str(position) if document.id is None else str(document.id)
     for name, value in (('id', identity), ('text', text), ('uri', uri), ('modality', document.modality)):
-        _check_unicode(value, name, place)
+        _check_unicode(value, f'{place}: {name}')
     tags = dict(document.tags or {})
-    label = _label(tags.pop(LABEL, None), place)
+    label = _label(tags.pop(LABEL, None), f'{place}: tags[{LABEL!r}]')
     return identity, text, uri, blob, document.modality, label, _json(tags, place)
 
 
@@ -201,11 +206,11 @@ def _label(value: Any, place: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
-        raise DataError(f'{place}: tags[{LABEL!r}] is {_shown(value)}: a label is a string, a number or a boolean')
+        raise DataError(f'{place} is {_shown(value)}: a label is a string, a number or a boolean')
     label = str(value)
     if not label.strip():
-        raise DataError(f'{place}: tags[{LABEL!r}] is empty: give it a label or leave it out')
-    _check_unicode(label, f'tags[{LABEL!r}]', place)
+        raise DataError(f'{place} is empty: give it a label or leave it out')
+    _check_unicode(label, place)
     return label
 
 
@@ -218,13 +223,13 @@ def _json(tags: dict[str, Any], place: str) -> str:
         raise DataError(f'{place}: tags cannot be written as JSON: {error}') from error
 
 
-def _check_unicode(value: str | None, name: str, place: str) -> None:
+def _check_unicode(value: str | None, place: str) -> None:
     if value is None or value.isascii():
         return
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f'{place}: {name} is not valid Unicode: {error.reason} at character {error.start}') from error
+        raise DataError(f'{place} is not valid Unicode: {error.reason} at character {error.start}') from error
 
 
 def _shown(value: Any) -> str:

@@ -1,0 +1,90 @@
+import sqlite3
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateTable
+
+from finetuner.excepts import RegistryError
+from registry import Registry
+from registry.database import Database, alembic_config
+from registry.models import Base, now
+
+
+def test_the_migrated_tables_are_those_of_the_models(registry):
+    with registry.database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={'compare_type': True})
+        assert compare_metadata(context, Base.metadata) == []
+        assert context.get_current_revision() == ScriptDirectory.from_config(alembic_config()).get_current_head()
+
+
+def test_constraints_are_those_of_the_models(registry):
+    found, expected = inspect(registry.database.engine), Base.metadata
+    for table in expected.sorted_tables:
+        checks = {check['name'] for check in found.get_check_constraints(table.name)}
+        keys = {key['name'] for key in found.get_foreign_keys(table.name)}
+        named = {str(constraint.name) for constraint in table.constraints}
+        assert checks | keys == {name for name in named if name.startswith(('ck_', 'fk_'))}
+
+
+def test_the_first_version_is_0001():
+    script = ScriptDirectory.from_config(alembic_config())
+    assert script.get_base() == '0001'
+
+
+def test_the_tables_can_be_made_on_postgresql():
+    for table in Base.metadata.sorted_tables:
+        assert 'TIMESTAMP WITH TIME ZONE' in str(CreateTable(table).compile(dialect=postgresql.dialect()))
+
+
+def test_sqlite_is_safe(registry):
+    with registry.database.engine.connect() as connection:
+        assert connection.execute(text('PRAGMA journal_mode')).scalar() == 'wal'
+        assert connection.execute(text('PRAGMA foreign_keys')).scalar() == 1
+        assert connection.execute(text('PRAGMA busy_timeout')).scalar() >= 10_000
+
+
+def test_a_writer_has_the_database_from_its_first_read(registry):
+    with registry.database.write() as session:
+        session.scalar(text('SELECT count(*) FROM runs'))
+        other = sqlite3.connect(registry.home / 'registry.db', timeout=0)
+        with pytest.raises(sqlite3.OperationalError, match='locked'):
+            other.execute('BEGIN IMMEDIATE')
+        assert other.execute('SELECT count(*) FROM accounts').fetchone() == (1,)
+        other.close()
+
+
+def test_a_database_of_a_newer_version_is_refused(registry):
+    with registry.database.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(RegistryError, match='is at version 9999, .*made by a newer version; update the program'):
+        Registry.open()
+
+
+def test_a_database_in_memory_is_refused():
+    with pytest.raises(RegistryError, match='is a database in memory'):
+        Registry.open(database_url='sqlite://')
+
+
+def test_places_come_from_the_environment(monkeypatch, tmp_path, documents):
+    monkeypatch.setenv('FINETUNER_DATABASE_URL', f'sqlite:///{tmp_path / "elsewhere" / "state.db"}')
+    monkeypatch.setenv('FINETUNER_OBJECTS_URL', str(tmp_path / 'objects elsewhere'))
+    with Registry.open() as registry:
+        registry.append_documents(registry.get_account().id, 'intents', documents(1))
+    assert (tmp_path / 'elsewhere' / 'state.db').exists()
+    assert len(list((tmp_path / 'objects elsewhere').rglob('*.arrow'))) == 1
+    assert sorted(path.name for path in (tmp_path / 'home').iterdir()) == ['open.lock', 'staging']
+
+
+def test_times_keep_their_zone(tmp_path):
+    database = Database(f'sqlite:///{tmp_path / "times.db"}')
+    kept = Base.metadata.tables['accounts'].c.created_at.type
+    time = now()
+    bound = kept.process_bind_param(time, database.engine.dialect)
+    assert kept.process_result_value(bound.replace(tzinfo=None), database.engine.dialect) == time
+    with pytest.raises(ValueError, match='has no time zone'):
+        kept.process_bind_param(time.replace(tzinfo=None), database.engine.dialect)
+    database.close()

@@ -1,0 +1,170 @@
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from finetuner.documents import Document
+from finetuner.excepts import DataError, RegistryError
+from registry import Registry
+from registry.shards import open_shards
+
+
+def test_a_data_set_grows_by_parts(registry, account, documents):
+    registry.append_documents(account, 'intents', documents(10))
+    answer = registry.append_documents(account, 'intents', iter(documents(5, start=10)))
+
+    dataset = registry.get_dataset(account, 'intents')
+    assert answer == dataset
+    assert (dataset.name, dataset.rows, dataset.labelled, dataset.texts) == ('intents', 15, True, True)
+    assert [shard.part for shard in dataset.shards] == [0, 1]
+    assert dataset.size == sum(shard.size for shard in dataset.shards)
+    digests = b''.join(bytes.fromhex(shard.sha256) for shard in dataset.shards)
+    assert dataset.digest == hashlib.sha256(digests).hexdigest()
+
+
+def test_shards_are_mapped_where_they_lie(registry, account, documents, tmp_path):
+    dataset = registry.append_documents(account, 'intents', documents(10))
+    paths = registry.fetch_shards(dataset.shards, tmp_path / 'copies')
+    assert open_shards(paths)['text'].to_pylist() == [document.text for document in documents(10)]
+    assert not (tmp_path / 'copies').exists()
+
+
+def test_one_row_without_a_label_makes_the_data_set_unlabelled(registry, account, documents):
+    registry.append_documents(account, 'intents', documents(3))
+    dataset = registry.append_documents(account, 'intents', [Document(text='no label')])
+    assert (dataset.labelled, dataset.texts) == (False, True)
+
+
+def test_the_same_part_again_changes_nothing(registry, account, documents, stored_files):
+    first = registry.append_documents(account, 'intents', documents(10), part=0)
+    files = stored_files()
+    assert registry.append_documents(account, 'intents', documents(10), part=0.0) == first
+    assert stored_files() == files
+    with pytest.raises(RegistryError, match="Part 0 of the data set 'intents' is there already, with other content"):
+        registry.append_documents(account, 'intents', documents(11), part=0)
+    assert registry.get_dataset(account, 'intents') == first
+    assert stored_files() == files
+
+
+def test_parts_may_come_in_any_order(registry, account, documents):
+    registry.append_documents(account, 'backwards', documents(2, start=2), part=1)
+    backwards = registry.append_documents(account, 'backwards', documents(2), part=0)
+    registry.append_documents(account, 'forwards', documents(2), part=0)
+    forwards = registry.append_documents(account, 'forwards', documents(2, start=2), part=1)
+    assert backwards.digest == forwards.digest
+
+
+@pytest.mark.parametrize('part', [-1, 0.5, True, '1', float('nan'), float('inf'), 2**60])
+def test_a_part_is_a_number_from_0_on(registry, account, documents, part):
+    with pytest.raises(RegistryError, match='cannot be a part of a data set'):
+        registry.append_documents(account, 'intents', documents(1), part=part)
+
+
+def test_a_malformed_document_in_the_middle_leaves_nothing(registry, account, documents, stored_files):
+    many = [*documents(9000), Document(id='odd'), *documents(10)]
+    with pytest.raises(DataError, match=r"documents\[9000\] \(id 'odd'\) has no content"):
+        registry.append_documents(account, 'intents', many)
+    with pytest.raises(RegistryError, match='There is no data set'):
+        registry.get_dataset(account, 'intents')
+    assert stored_files() == []
+    assert registry.append_documents(account, 'intents', documents(2)).rows == 2
+
+
+def test_a_source_that_breaks_leaves_nothing(registry, account, documents, stored_files):
+    def breaks():
+        yield from documents(5000)
+        raise OSError('the network is gone')
+
+    with pytest.raises(OSError, match='the network is gone'):
+        registry.append_documents(account, 'intents', breaks())
+    assert stored_files() == []
+
+
+def test_appends_at_once_get_parts_of_their_own(registry, account, documents):
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(lambda at: registry.append_documents(account, 'intents', documents(5, start=at * 5)), range(20)))
+    dataset = registry.get_dataset(account, 'intents')
+    assert [shard.part for shard in dataset.shards] == list(range(20))
+    assert dataset.rows == 100
+
+
+def test_the_same_part_at_once_is_stored_once(registry, account, documents, stored_files):
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(lambda _: registry.append_documents(account, 'intents', documents(5), part=0), range(20)))
+    assert registry.get_dataset(account, 'intents').rows == 5
+    assert len(stored_files()) == 1
+
+
+def test_an_altered_shard_is_refused(registry, account, documents, tmp_path):
+    dataset = registry.append_documents(account, 'intents', documents(10))
+    [path] = registry.fetch_shards(dataset.shards, tmp_path)
+    path.chmod(0o600)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match='is not what was stored: its sha256 is another'):
+        registry.fetch_shards(dataset.shards, tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match='is missing in the object store'):
+        registry.fetch_shards(dataset.shards, tmp_path)
+
+
+@pytest.mark.parametrize(
+    'name', ['', '../../etc/passwd', 'a/b', 'a\\b', '.hidden', 'x' * 201, 'a b', 'ü', 'a\0', 'a\n', None, 3]
+)
+def test_names_are_checked(registry, account, documents, name, stored_files):
+    with pytest.raises(RegistryError, match='is not a valid data set name: use 1 to 200 letters'):
+        registry.append_documents(account, name, documents(1))
+    with pytest.raises(RegistryError, match='is not a valid experiment name'):
+        registry.create_run(account, name, 'run', {})
+    with pytest.raises(RegistryError, match='is not a valid run name'):
+        registry.create_run(account, 'default', name, {})
+    assert stored_files() == []
+
+
+def test_names_are_not_in_paths(registry, account, documents, stored_files):
+    registry.append_documents(account, 'secret-project.v1', documents(1))
+    assert not any('secret-project' in file for file in stored_files())
+
+
+def test_an_unknown_data_set_names_near_ones(registry, account, documents):
+    with pytest.raises(RegistryError, match="There is no data set 'intents': there are none yet"):
+        registry.get_dataset(account, 'intents')
+    registry.append_documents(account, 'intents-train', documents(1))
+    with pytest.raises(RegistryError, match="There is no data set 'intent-train': similar names: intents-train"):
+        registry.get_dataset(account, 'intent-train')
+
+
+def test_data_sets_belong_to_their_account(registry, account, documents):
+    other = registry.create_account('other').id
+    registry.append_documents(account, 'intents', documents(3))
+    with pytest.raises(RegistryError, match='there are none yet'):
+        registry.get_dataset(other, 'intents')
+    assert registry.append_documents(other, 'intents', documents(1)).rows == 1
+    assert registry.get_dataset(account, 'intents').rows == 3
+
+
+def test_a_remote_store(documents, tmp_path, stored_files):
+    url = f'memory://bucket-{os.getpid()}/data'
+    with Registry.open(objects_url=url) as registry:
+        account = registry.get_account().id
+        dataset = registry.append_documents(account, 'intents', documents(10))
+        with pytest.raises(DataError):
+            registry.append_documents(account, 'intents', [*documents(1), Document()])
+        assert stored_files() == []
+
+        paths = registry.fetch_shards(dataset.shards, tmp_path / 'copies')
+        assert open_shards(paths).num_rows == 10
+        # a copy that was altered is fetched again; one that is whole is kept
+        paths[0].write_bytes(b'altered')
+        assert open_shards(registry.fetch_shards(dataset.shards, tmp_path / 'copies')).num_rows == 10
+        time = paths[0].stat().st_mtime_ns
+        registry.fetch_shards(dataset.shards, tmp_path / 'copies')
+        assert paths[0].stat().st_mtime_ns == time
+        assert [file.name for file in (tmp_path / 'copies').iterdir()] == [paths[0].name]
+
+        registry.objects.delete(dataset.shards[0].key)
+        paths[0].unlink()
+        with pytest.raises(DataError, match='is missing in the object store'):
+            registry.fetch_shards(dataset.shards, tmp_path / 'copies')
