@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 from fastapi import FastAPI
+from jina.excepts import InternalNetworkError
 from jina.proto import jina_pb2
 from jina.serve.runtimes.gateway.composite import CompositeGateway
 from jina.serve.runtimes.gateway.request_handling import GatewayRequestHandler
@@ -30,6 +31,7 @@ class RoutingRequestHandler(GatewayRequestHandler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._discovery = asyncio.Lock()
         # The executors stand side by side: they are no pipeline, whose schemas would have to fit.
         self.streamer._get_endpoints_input_output_models = self._discover
         self.streamer._validate_flow_docarray_compatibility = lambda: None
@@ -38,9 +40,15 @@ class RoutingRequestHandler(GatewayRequestHandler):
         self.streamer._streamer._request_handler = self._route
 
     async def _discover(self, is_cancel: asyncio.Event) -> None:
-        """Ask every executor for its endpoints until all have answered or the Flow gives up."""
-        graph, pool = self.streamer.topology_graph, self.streamer._connection_pool
-        await graph._get_all_endpoints(pool, retry_forever=True, is_cancel=is_cancel)
+        """Ask the executors for their endpoints until all are loaded and have answered, or the Flow gives up."""
+        async with self._discovery:  # each server asks
+            while not is_cancel.is_set():
+                try:
+                    await self.streamer.topology_graph._get_all_endpoints(self.streamer._connection_pool)
+                    return
+                except (InternalNetworkError, grpc.aio.AioRpcError) as error:
+                    self.logger.debug(f'waiting for the executors: {error}')
+                    await asyncio.sleep(0.25)
 
     def endpoints(self) -> dict[str, Any]:
         """The node of the Flow's graph that has each endpoint, by endpoint; known once the servers are set up."""

@@ -94,4 +94,10 @@ class ArtifactParameters(Parameters):
 
 
 class TokenParameters(Parameters):
-    """`/whoami`, `/encode`: a token and nothing else."""
+    """`/whoami`: a token and nothing else."""
+
+
+class EncodeParameters(Parameters):
+    """`/encode`: a token where the executor needs one. The rest is for other executors of the Flow."""
+
+    model_config = ConfigDict(extra='ignore')

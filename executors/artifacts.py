@@ -1,0 +1,46 @@
+"""Finding the artifact that an executor is to serve."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from finetuner import settings
+from finetuner.client.artifacts import download_artifact
+from finetuner.excepts import ArtifactError, AuthenticationError
+from registry import Registry
+
+ARTIFACT_ID = re.compile(r'[0-9a-f]{24}')
+
+
+def fetch_artifact(artifact_id: str, token: str | None) -> Path:
+    """The zip file of an artifact: of the registry on this machine, or else of the service at `FINETUNER_HOST`.
+
+    :param token: who asks; default the one of the environment or of the credentials file.
+    :raises AuthenticationError: a token is needed and is missing or unknown.
+    :raises ArtifactError: there is no such artifact.
+    """
+    remote = os.environ.get('FINETUNER_HOST')
+    if remote and not _has_registry():
+        return _download(artifact_id, token)
+    try:
+        return _fetch_local(artifact_id, token or settings.load_token())
+    except (ArtifactError, AuthenticationError):
+        if not remote:
+            raise
+        return _download(artifact_id, token)
+
+
+def _has_registry() -> bool:
+    return 'FINETUNER_DATABASE_URL' in os.environ or (settings.home() / 'registry.db').exists()
+
+
+def _fetch_local(artifact_id: str, token: str | None) -> Path:
+    with Registry.open() as registry:
+        account = registry.authenticate(token)
+        return registry.artifact_file(registry.get_artifact(account.id, artifact_id))
+
+
+def _download(artifact_id: str, token: str | None) -> Path:
+    return download_artifact(artifact_id, settings.home() / 'cache' / 'downloads', token)

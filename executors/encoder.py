@@ -1,0 +1,113 @@
+"""FinetunerExecutor: gives documents their embeddings, with a fine-tuned or a pretrained model."""
+
+import logging
+import os
+from typing import Any
+
+from jina import Executor, requests
+
+from executors.artifacts import ARTIFACT_ID, fetch_artifact
+from executors.endpoints import unknown_endpoint
+from executors.parameters import EncodeParameters
+from finetuner.documents import DocumentArray
+from finetuner.excepts import ParameterError
+from finetuner.inference import load_engine
+from registry import Registry
+
+DEFAULT_MODEL = 'all-minilm-l6-v2'
+
+
+class FinetunerExecutor(Executor):
+    """Embeds documents at `/encode`, or where `uses_requests` puts its method `encode`.
+
+    :param artifact: the id of an artifact, a zip file or folder, a URL, or a pretrained model by name; default
+        `FINETUNER_ARTIFACT` or all-minilm-l6-v2.
+    :param token: needed to load an artifact by its id; default `FINETUNER_TOKEN` or the credentials file.
+    :param batch_size: documents that are embedded at once.
+    :param select_model: which model of an artifact that has several.
+    :param device: 'cpu' or 'cuda', default `FINETUNER_DEVICE` or 'cpu'.
+    :param device_id: which GPU.
+    :param omp_num_threads: threads of the CPU, default the number of CPUs.
+    :param intra_op_num_threads: of onnxruntime, 0 to leave it to `omp_num_threads`.
+    :param inter_op_num_threads: of onnxruntime, 0 to leave it to onnxruntime.
+    :param logging_level: the least level that is logged.
+    :param is_onnx: onnxruntime (True) or torch (False), default onnxruntime where the artifact has an ONNX model.
+    :param require_token: whether every request must carry a token of this service, default `FINETUNER_REQUIRE_TOKEN` or
+        no.
+    :param refuse_unknown: whether a request for another endpoint is an error. In a Flow with other executors and Jina's
+        own gateway, False lets it pass on to them.
+    :raises AuthenticationError: a token is needed, and is missing or unknown.
+    :raises ArtifactError: there is no such artifact, or it is damaged.
+    """
+
+    def __init__(
+        self,
+        artifact: str | None = None,
+        token: str | None = None,
+        batch_size: int = 32,
+        select_model: str | None = None,
+        device: str | None = None,
+        device_id: int = 0,
+        omp_num_threads: int | None = None,
+        intra_op_num_threads: int = 0,
+        inter_op_num_threads: int = 0,
+        logging_level: str = 'INFO',
+        is_onnx: bool | None = None,
+        require_token: bool | None = None,
+        refuse_unknown: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._set_level(logging_level)
+        if not refuse_unknown:
+            del self.requests['/default']
+        if require_token is None:
+            require_token = os.environ.get('FINETUNER_REQUIRE_TOKEN', '').lower() in ('1', 'true', 'yes', 'on')
+        artifact = artifact or os.environ.get('FINETUNER_ARTIFACT') or None
+        if artifact is None:
+            self.logger.info(f'no artifact is given: serving the pretrained model {DEFAULT_MODEL}')
+            artifact = DEFAULT_MODEL
+        try:
+            self.registry = Registry.open() if require_token else None
+            source = fetch_artifact(artifact, token) if ARTIFACT_ID.fullmatch(artifact) else artifact
+            self.engine = load_engine(
+                source,
+                select_model=select_model,
+                is_onnx=is_onnx,
+                device=device or os.environ.get('FINETUNER_DEVICE') or 'cpu',
+                device_id=device_id,
+                batch_size=batch_size,
+                omp_num_threads=omp_num_threads or os.cpu_count(),
+                intra_op_num_threads=intra_op_num_threads,
+                inter_op_num_threads=inter_op_num_threads,
+            )
+        except Exception as error:
+            # Jina tells the one who starts the Flow that it failed, but not why
+            self.logger.critical(f'cannot serve {artifact}: {error}')
+            raise
+        self.logger.info(f'serving {artifact} with {type(self.engine).__name__}, {self.engine.dim} dimensions')
+
+    def close(self) -> None:
+        if self.registry is not None:
+            self.registry.close()
+
+    @requests(on='/encode')
+    def encode(self, docs: DocumentArray, parameters: EncodeParameters, **kwargs: Any) -> DocumentArray:
+        """The same documents with embeddings."""
+        if self.registry is not None:
+            self.registry.authenticate(parameters.secret)
+        self.engine.encode(docs)
+        self.logger.debug(f'embedded {len(docs)} documents')
+        return docs
+
+    @requests
+    def unknown(self, docs: DocumentArray, **kwargs: Any) -> DocumentArray:
+        raise unknown_endpoint(self)
+
+    def _set_level(self, name: str) -> None:
+        level = logging.getLevelNamesMapping().get(str(name).upper())
+        if level is None:
+            raise ParameterError(f'logging_level is {name!r}: choose DEBUG, INFO, WARNING, ERROR or CRITICAL')
+        self.logger.logger.setLevel(level)
+        self.logger.debug_enabled = level <= logging.DEBUG
+        logging.getLogger('finetuner').setLevel(level)

@@ -1,0 +1,97 @@
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from executors.sources import read_uri
+from finetuner.data import CSVOptions
+from finetuner.excepts import DataError
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    folder = tmp_path / 'allowed'
+    folder.mkdir()
+    (folder / 'data.csv').write_text('a shirt,clothes\nan apple,food\n')
+    (folder / 'with space.csv').write_text('a shirt,clothes\n')
+    (tmp_path / 'outside.csv').write_text('secret,stuff\n')
+    (folder / 'link.csv').symlink_to(tmp_path / 'outside.csv')
+    (folder / 'inner.csv').symlink_to(folder / 'data.csv')
+    (tmp_path / 'allowed-too').mkdir()
+    (tmp_path / 'allowed-too' / 'data.csv').write_text('secret,stuff\n')
+    return folder
+
+
+def read(uri, root=None, schemes=('file',)):
+    return list(read_uri(str(uri), CSVOptions(header=False), [root] if root else [], schemes))
+
+
+def test_reads_a_path_or_a_file_uri(root):
+    for uri in (root / 'data.csv', f'file://{root}/data.csv', f'file://localhost{root}/data.csv', root / 'inner.csv'):
+        assert [document.text for document in read(uri, root)] == ['a shirt', 'an apple']
+    assert len(read(f'file://{root}/with%20space.csv', root)) == 1
+
+
+@pytest.mark.parametrize(
+    'uri',
+    [
+        '{root}/../outside.csv',
+        'file://{root}/../outside.csv',
+        'file://{root}/%2e%2e/outside.csv',
+        '{root}/link.csv',
+        '{root}-too/data.csv',
+        '/etc/passwd',
+        '/nowhere/at/all',
+    ],
+)
+def test_refuses_what_lies_outside_and_does_not_tell_whether_it_exists(root, uri):
+    with pytest.raises(DataError, match='is not below a folder that this service may read'):
+        read(uri.format(root=root), root)
+
+
+def test_refuses_every_file_where_no_folder_is_allowed(root):
+    with pytest.raises(DataError, match='reads no files.*FINETUNER_INGEST_ROOTS'):
+        read(root / 'data.csv')
+
+
+def test_names_a_file_that_is_not_there(root):
+    with pytest.raises(DataError, match='there is no file .*nothing.csv'):
+        read(root / 'nothing.csv', root)
+    with pytest.raises(DataError, match='there is no file'):
+        read(root, root)
+
+
+@pytest.mark.parametrize('uri', ['data.csv', './data.csv', '~/data.csv', 'file:///x\0y'])
+def test_refuses_what_is_no_absolute_path(root, uri):
+    with pytest.raises(DataError, match='not an absolute path'):
+        read(uri, root)
+
+
+def test_refuses_other_machines(root):
+    with pytest.raises(DataError, match='on another machine, host'):
+        read('file://host/data.csv', root)
+
+
+@pytest.mark.parametrize(
+    'uri',
+    ['s3://bucket/x.csv', 'http://169.254.169.254/', 'memory://x.csv', 'simplecache::file:///etc/passwd', 'FTP://x'],
+)
+def test_refuses_schemes_that_are_not_allowed(root, uri):
+    with pytest.raises(DataError, match=r'does not read .*://.*only file.*FINETUNER_INGEST_SCHEMES'):
+        read(uri, root)
+
+
+def test_reads_other_schemes_when_they_are_allowed():
+    with fsspec.open('memory://folder/data.csv', 'w') as file:
+        file.write('a shirt,clothes\n')
+    assert read('memory://folder/data.csv', schemes=['memory'])[0].text == 'a shirt'
+    with pytest.raises(DataError, match='memory://nothing.csv cannot be read'):
+        read('memory://nothing.csv', schemes=['memory'])
+    with pytest.raises(DataError, match='does not read file://'):
+        read('/etc/passwd', schemes=['memory'])
+
+
+def test_a_malformed_row_is_named_by_the_uri_and_line(root):
+    (root / 'bad.csv').write_text('a shirt,clothes\nalone\n')
+    with pytest.raises(DataError, match=r'bad\.csv.*2'):
+        read(root / 'bad.csv', root)
