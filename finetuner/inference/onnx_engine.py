@@ -1,6 +1,94 @@
-"""Inference with onnxruntime."""
+"""Inference with onnxruntime and tokenizers: needs neither torch nor transformers."""
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from finetuner.inference.engine import InferenceEngine
+from finetuner.inference.layout import read_layout
+from finetuner.inference.tokenization import TextTokenizer
+
 MODEL_FILE = 'model.onnx'
 OUTPUT_NAME = 'sentence_embedding'
+
+
+class ONNXRuntimeInferenceEngine(InferenceEngine):
+    """Runs `model.onnx` of a model directory.
+
+    :param directory: with `model.onnx`, which pools and normalizes itself, and `tokenizer.json`.
+    :param batch_size: how many texts the model is given at once.
+    :param device: `cpu` or `cuda`. Without a CUDA build of onnxruntime, `cuda` warns and runs on the CPU.
+    :param device_id: which of several GPUs.
+    :param omp_num_threads: as `intra_op_num_threads`, where that is 0: onnxruntime has no OpenMP of its own.
+    :param intra_op_num_threads: threads that compute one operator; 0 lets onnxruntime choose.
+    :param inter_op_num_threads: operators that run at the same time; 0 and 1 are one after the other.
+    :raises ValueError: the directory has no model that can be run.
+    :raises RuntimeError: the GPU cannot be used.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        batch_size: int = 32,
+        device: str = 'cpu',
+        device_id: int = 0,
+        omp_num_threads: int | None = None,
+        intra_op_num_threads: int = 0,
+        inter_op_num_threads: int = 0,
+    ):
+        directory = Path(directory)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = intra_op_num_threads or omp_num_threads or 0
+        options.inter_op_num_threads = inter_op_num_threads
+        if inter_op_num_threads > 1:
+            options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+        self.session = _start(directory / MODEL_FILE, options, device, device_id)
+        self._input_names = [node.name for node in self.session.get_inputs()]
+        super().__init__(TextTokenizer.load(read_layout(directory)), _dim(directory, self.session), batch_size)
+
+    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        (embeddings,) = self.session.run([OUTPUT_NAME], {name: inputs[name] for name in self._input_names})
+        return embeddings
+
+
+def _start(
+    path: Path, options: onnxruntime.SessionOptions, device: str, device_id: int
+) -> onnxruntime.InferenceSession:
+    if not path.is_file():
+        raise ValueError(f'{path.parent} has no {path.name}: load it with is_onnx=False')
+    providers: list[str | tuple[str, dict[str, int]]] = ['CPUExecutionProvider']
+    if device == 'cuda':
+        if 'CUDAExecutionProvider' in onnxruntime.get_available_providers():
+            providers.insert(0, ('CUDAExecutionProvider', {'device_id': device_id}))
+        else:
+            warnings.warn(
+                "device 'cuda' was asked for, but this onnxruntime has no CUDA: install onnxruntime-gpu in its place "
+                '(requirements-gpu.txt). Running on the CPU.',
+                RuntimeWarning,
+                stacklevel=4,
+            )
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=providers)
+    except Exception as error:  # the library's exceptions have no common base
+        raise ValueError(f'onnxruntime cannot load {path}: {error}') from error
+    if len(providers) > 1 and 'CUDAExecutionProvider' not in session.get_providers():
+        raise RuntimeError(
+            f"device 'cuda' was asked for, but onnxruntime could not use GPU {device_id} (its log above says why): "
+            "use device='cpu', or install the CUDA and cuDNN versions that onnxruntime-gpu needs"
+        )
+    return session
+
+
+def _dim(directory: Path, session: onnxruntime.InferenceSession) -> int:
+    outputs = {node.name: node.shape for node in session.get_outputs()}
+    inputs = {node.name for node in session.get_inputs()}
+    unknown = inputs - {'input_ids', 'attention_mask', 'token_type_ids'}
+    if OUTPUT_NAME not in outputs or unknown:
+        what = f'needs the inputs {sorted(unknown)}' if unknown else f'has no output {OUTPUT_NAME!r}'
+        raise ValueError(f'{directory / MODEL_FILE} {what}: load the directory with is_onnx=False')
+    return int(outputs[OUTPUT_NAME][-1])

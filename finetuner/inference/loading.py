@@ -1,0 +1,109 @@
+"""From an artifact, a model directory or a name to an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from finetuner.artifact import Artifact, open_artifact
+from finetuner.artifact.opening import is_artifact_directory
+from finetuner.excepts import ArtifactError
+from finetuner.inference.engine import InferenceEngine
+
+DEVICES = ('cpu', 'cuda')
+
+_INSTALL = {'onnxruntime': 'inference', 'tokenizers': 'inference', 'torch': 'torch', 'transformers': 'torch'}
+
+
+def load_engine(
+    artifact: Artifact | str | Path,
+    *,
+    select_model: str | None = None,
+    is_onnx: bool | None = None,
+    device: str | None = 'cpu',
+    device_id: int = 0,
+    batch_size: int = 32,
+    omp_num_threads: int | None = None,
+    intra_op_num_threads: int = 0,
+    inter_op_num_threads: int = 0,
+) -> InferenceEngine:
+    """Load a model for inference.
+
+    :param artifact: an artifact, opened or not, zipped or not; a model directory; a short name or hub id.
+    :param select_model: which model of an artifact with several; those with one ignore it.
+    :param is_onnx: onnxruntime or torch; None is onnxruntime where there is a `model.onnx`.
+    :param device: `cpu` or `cuda`; None is `cuda` where there is one that the engine can use.
+    :param device_id: which of several GPUs.
+    :param batch_size: how many texts the model is given at once.
+    :param omp_num_threads: as `intra_op_num_threads`, where that is 0; None leaves the choice to the engine.
+    :param intra_op_num_threads: threads that compute one operator; 0 leaves the choice to the engine.
+    :param inter_op_num_threads: operators that run at the same time (onnxruntime only).
+    :raises ArtifactError: the artifact is not there, damaged or unsafe.
+    :raises SelectModelRequired: the artifact has several models and none was selected.
+    :raises ValueError: an argument is wrong, or the model is not supported; the message says which.
+    :raises RuntimeError: the device cannot be used.
+    """
+    if device is not None and device not in DEVICES:
+        raise ValueError(f'unknown device {device!r}: it is one of {", ".join(DEVICES)}')
+    threads = {
+        'omp_num_threads': omp_num_threads,
+        'intra_op_num_threads': intra_op_num_threads,
+        'inter_op_num_threads': inter_op_num_threads,
+    }
+    for name, value in {'device_id': device_id, **threads}.items():
+        if value is not None and value < 0:
+            raise ValueError(f'{name} is {value}: it cannot be negative')
+    source = _model_source(artifact, select_model)
+    if is_onnx is None:
+        is_onnx = isinstance(source, Path) and (source / 'model.onnx').is_file()
+    elif is_onnx and isinstance(source, str):
+        raise ValueError(f'the pretrained model {source!r} has no ONNX model: load it with is_onnx=False')
+    engine = _engine_class(is_onnx)
+    device = device or best_device(is_onnx)
+    return engine(source, batch_size=batch_size, device=device, device_id=device_id, **threads)
+
+
+def best_device(is_onnx: bool) -> str:
+    """`cuda` if onnxruntime, or else torch, can use one here, `cpu` if not."""
+    if is_onnx:
+        import onnxruntime
+
+        return 'cuda' if 'CUDAExecutionProvider' in onnxruntime.get_available_providers() else 'cpu'
+    import torch
+
+    return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def _model_source(artifact: Artifact | str | Path, select_model: str | None) -> Path | str:
+    """The model directory that is meant, or the name of a pretrained model."""
+    if not isinstance(artifact, Artifact):
+        path = Path(artifact).expanduser()
+        if path.is_dir() and not is_artifact_directory(path):
+            return path
+        if not path.exists():
+            if isinstance(artifact, str) and not _is_path(artifact):
+                return artifact
+            raise ArtifactError(f'there is no artifact {str(artifact)!r}: no such file or directory')
+        artifact = open_artifact(path)
+    return artifact.model_directory(artifact.select(select_model))
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith(('/', '.', '~')) or text.endswith('.zip') or text.count('/') > 1
+
+
+def _engine_class(is_onnx: bool) -> Any:
+    try:
+        if is_onnx:
+            from finetuner.inference.onnx_engine import ONNXRuntimeInferenceEngine
+
+            return ONNXRuntimeInferenceEngine
+        from finetuner.inference.torch_engine import TorchInferenceEngine
+
+        return TorchInferenceEngine
+    except ModuleNotFoundError as error:
+        if error.name not in _INSTALL:
+            raise
+        raise ModuleNotFoundError(
+            f'{error.name} is not installed: pip install "finetuner[{_INSTALL[error.name]}]"', name=error.name
+        ) from error

@@ -1,0 +1,130 @@
+"""Bringing artifacts here: from the service by id, or from a URL."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from finetuner import settings
+from finetuner.excepts import ArtifactError
+
+MAX_BYTES = 16 << 30
+
+_ID = re.compile(r'[0-9a-f]{24}')
+_TIMEOUT = 60  # seconds without a byte
+_CHUNK = 1 << 20
+
+
+def resolve_artifact(artifact: str | Path, token: str | None = None) -> str | Path:
+    """Where an artifact lies on this machine, after fetching it if need be.
+
+    :param artifact: a path; an id of 24 hexadecimal digits, fetched from the service and kept, since what an id means
+        never changes; or a URL: `http(s)://`, `file://`, or any other that an installed fsspec reads. Anything else is
+        returned as it is, as it may be the name of a pretrained model.
+    :param token: for ids: who asks the service.
+    :raises ArtifactError: it could not be fetched.
+    """
+    if isinstance(artifact, Path) or Path(artifact).expanduser().exists():
+        return Path(artifact).expanduser()
+    if _ID.fullmatch(artifact):
+        return _fetch_id(artifact, token)
+    return fetch_url(artifact) if '://' in artifact else artifact
+
+
+def fetch_url(url: str, max_bytes: int = MAX_BYTES) -> Path:
+    """Download a file to `<home>/cache/downloads/<sha256 of its content>.zip`.
+
+    :raises ArtifactError: it cannot be read, or is larger than `max_bytes`.
+    """
+    shown = _without_secrets(url)
+    folder = _downloads()
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix='.download-')
+    aside = Path(name)
+    try:
+        with os.fdopen(descriptor, 'wb') as file:
+            try:
+                with _open(url) as source:
+                    digest = _copy(source, file, shown, max_bytes)
+            except ArtifactError:
+                raise
+            except (OSError, ValueError, ImportError) as error:
+                raise ArtifactError(f'cannot download the artifact {shown}: {_reason(error, url, shown)}') from error
+            file.flush()
+            os.fsync(file.fileno())
+        target = folder / f'{digest}.zip'
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
+    return target
+
+
+def _fetch_id(artifact_id: str, token: str | None) -> Path:
+    kept = _downloads() / f'{artifact_id}.zip'
+    if kept.is_file():
+        return kept
+    from finetuner.client import download_artifact
+
+    # in a folder of its own, so that concurrent downloads do not meet
+    folder = Path(tempfile.mkdtemp(dir=kept.parent, prefix='.download-'))
+    try:
+        os.replace(download_artifact(artifact_id, folder, token), kept)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return kept
+
+
+def _downloads() -> Path:
+    folder = settings.home() / 'cache' / 'downloads'
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _open(url: str) -> AbstractContextManager[Any]:
+    if urlsplit(url).scheme.lower() in ('http', 'https', 'file'):
+        return urllib.request.urlopen(url, timeout=_TIMEOUT)
+    if importlib.util.find_spec('fsspec') is None:
+        raise ArtifactError(f'cannot download {_without_secrets(url)}: URLs of this kind need fsspec, which is missing')
+    import fsspec
+
+    return fsspec.open(url, 'rb')
+
+
+def _copy(source: IO[bytes], target: IO[bytes], shown: str, max_bytes: int) -> str:
+    """Copy at most `max_bytes`, and return the sha256."""
+    digest, size = hashlib.sha256(), 0
+    headers = getattr(source, 'headers', None)
+    expected = headers.get('Content-Length') if headers is not None else None
+    expected = int(expected) if expected is not None else None
+    too_large = ArtifactError(f'the artifact {shown} is larger than the limit of {max_bytes} bytes')
+    if expected is not None and expected > max_bytes:
+        raise too_large
+    while chunk := source.read(_CHUNK):
+        size += len(chunk)
+        if size > max_bytes:
+            raise too_large
+        digest.update(chunk)
+        target.write(chunk)
+    if expected is not None and size != expected:
+        raise ArtifactError(f'the download of {shown} broke off after {size} of {expected} bytes: try again')
+    return digest.hexdigest()
+
+
+def _without_secrets(url: str) -> str:
+    """The URL without user, password and query, which may hold keys."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition('@')[2], query='', fragment='').geturl()
+
+
+def _reason(error: Exception, url: str, shown: str) -> str:
+    reason = error.reason if isinstance(error, urllib.error.URLError) and error.reason else error
+    return str(reason).replace(url, shown) or type(error).__name__
