@@ -5,22 +5,40 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from finetuner import settings
 from finetuner.client.artifacts import download_artifact
 from finetuner.excepts import ArtifactError, AuthenticationError
+from finetuner.inference import resolve_artifact
 from registry import Registry
 
 ARTIFACT_ID = re.compile(r'[0-9a-f]{24}')
 
 
-def fetch_artifact(artifact_id: str, token: str | None) -> Path:
-    """The zip file of an artifact: of the registry on this machine, or else of the service at `FINETUNER_HOST`.
+def find_artifact(artifact: str, token: str | None) -> str | Path:
+    """Where an artifact lies on this machine, after fetching it if need be, or the name of a pretrained model.
 
-    :param token: who asks; default the one of the environment or of the credentials file.
+    :param artifact: a path, a URL, a name, or an id: of the registry on this machine, or else of the service at
+        `FINETUNER_HOST`.
+    :param token: for ids: who asks; default the one of the environment or of the credentials file.
     :raises AuthenticationError: a token is needed and is missing or unknown.
     :raises ArtifactError: there is no such artifact.
     """
+    if ARTIFACT_ID.fullmatch(artifact) and not Path(artifact).exists():
+        return _fetch(artifact, token)
+    return resolve_artifact(artifact)
+
+
+def without_secrets(artifact: str) -> str:
+    """The artifact as a log may show it: a URL may hold a password, or a key in its query."""
+    if '://' not in artifact:
+        return artifact
+    parts = urlsplit(artifact)
+    return parts._replace(netloc=parts.netloc.rpartition('@')[2], query='', fragment='').geturl()
+
+
+def _fetch(artifact_id: str, token: str | None) -> Path:
     remote = os.environ.get('FINETUNER_HOST')
     if remote and not _has_registry():
         return _download(artifact_id, token)

@@ -6,7 +6,7 @@ from typing import Any
 
 from jina import Executor, requests
 
-from executors.artifacts import ARTIFACT_ID, fetch_artifact
+from executors.artifacts import find_artifact, without_secrets
 from executors.endpoints import unknown_endpoint
 from executors.parameters import EncodeParameters
 from finetuner.documents import DocumentArray
@@ -27,9 +27,10 @@ class FinetunerExecutor(Executor):
     :param select_model: which model of an artifact that has several.
     :param device: 'cpu' or 'cuda', default `FINETUNER_DEVICE` or 'cpu'.
     :param device_id: which GPU.
-    :param omp_num_threads: threads of the CPU, default the number of CPUs.
-    :param intra_op_num_threads: of onnxruntime, 0 to leave it to `omp_num_threads`.
-    :param inter_op_num_threads: of onnxruntime, 0 to leave it to onnxruntime.
+    :param omp_num_threads: threads that compute one operator, where `intra_op_num_threads` is 0; default the engine's
+        choice.
+    :param intra_op_num_threads: threads that compute one operator, 0 for the engine's choice.
+    :param inter_op_num_threads: operators that run at the same time, 0 for the engine's choice.
     :param logging_level: the least level that is logged.
     :param is_onnx: onnxruntime (True) or torch (False), default onnxruntime where the artifact has an ONNX model.
     :param require_token: whether every request must carry a token of this service, default `FINETUNER_REQUIRE_TOKEN` or
@@ -63,29 +64,33 @@ class FinetunerExecutor(Executor):
             del self.requests['/default']
         if require_token is None:
             require_token = os.environ.get('FINETUNER_REQUIRE_TOKEN', '').lower() in ('1', 'true', 'yes', 'on')
-        artifact = artifact or os.environ.get('FINETUNER_ARTIFACT') or None
+        if artifact is None:
+            artifact = os.environ.get('FINETUNER_ARTIFACT') or None
         if artifact is None:
             self.logger.info(f'no artifact is given: serving the pretrained model {DEFAULT_MODEL}')
             artifact = DEFAULT_MODEL
+        if not isinstance(artifact, str):
+            raise ParameterError(f'artifact is {artifact!r}, not a text: Jina reads digits as a number')
         try:
             self.registry = Registry.open() if require_token else None
-            source = fetch_artifact(artifact, token) if ARTIFACT_ID.fullmatch(artifact) else artifact
             self.engine = load_engine(
-                source,
+                find_artifact(artifact, token),
                 select_model=select_model,
                 is_onnx=is_onnx,
                 device=device or os.environ.get('FINETUNER_DEVICE') or 'cpu',
                 device_id=device_id,
                 batch_size=batch_size,
-                omp_num_threads=omp_num_threads or os.cpu_count(),
+                omp_num_threads=omp_num_threads,
                 intra_op_num_threads=intra_op_num_threads,
                 inter_op_num_threads=inter_op_num_threads,
             )
         except Exception as error:
             # Jina tells the one who starts the Flow that it failed, but not why
-            self.logger.critical(f'cannot serve {artifact}: {error}')
+            self.logger.critical(f'cannot serve {without_secrets(artifact)}: {error}')
             raise
-        self.logger.info(f'serving {artifact} with {type(self.engine).__name__}, {self.engine.dim} dimensions')
+        self.logger.info(
+            f'serving {without_secrets(artifact)} with {type(self.engine).__name__}, {self.engine.dim} dimensions'
+        )
 
     def close(self) -> None:
         if self.registry is not None:

@@ -14,8 +14,10 @@ ID = re.compile(r'[0-9a-f]{24}')
 
 
 def new_id() -> str:
-    """A random id of 24 hexadecimal digits."""
-    return secrets.token_hex(12)
+    """A random id of 24 hexadecimal digits, not all of them 0-9 and e: YAML and Jina would read a number."""
+    while not set('abcdf') & set(value := secrets.token_hex(12)):
+        continue
+    return value
 
 
 def check_name(kind: str, name: object) -> str:
