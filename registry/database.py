@@ -17,7 +17,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, Select, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, Select, create_engine, event, make_url, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -35,12 +35,12 @@ Row = TypeVar('Row', bound=Base)
 class Database:
     """A pool of connections to one database. Safe for threads, not for forks."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str | URL):
         parsed = make_url(url)
         self.is_sqlite = parsed.get_backend_name() == 'sqlite'
         if self.is_sqlite:
             if not parsed.database or parsed.database == ':memory:':
-                raise RegistryError(f'{url} is a database in memory: the service needs one in a file')
+                raise RegistryError(f'{parsed} is a database in memory: the service needs one in a file')
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         self.engine: Engine = create_engine(
             parsed,

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import URL, select
 from sqlalchemy.exc import IntegrityError
 
 from finetuner import settings
@@ -53,9 +53,10 @@ class Registry:
         """
         home = (Path(home) if home else settings.home()).expanduser().absolute()
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        database_url = database_url or os.environ.get('FINETUNER_DATABASE_URL') or f'sqlite:///{home / "registry.db"}'
         objects_url = objects_url or os.environ.get('FINETUNER_OBJECTS_URL') or str(home / 'objects')
-        database, objects = Database(database_url), ObjectStore(objects_url)
+        default = URL.create('sqlite', database=str(home / 'registry.db'))
+        database = Database(database_url or os.environ.get('FINETUNER_DATABASE_URL') or default)
+        objects = ObjectStore(objects_url)
         with exclusive(home / 'open.lock'):
             database.migrate()
             first_start.make_local_account(database)
@@ -174,7 +175,7 @@ class Registry:
         run_name: str,
         config: dict[str, Any],
         description: str = '',
-        datasets: Iterable[str] = (),
+        datasets: Iterable[str] | None = None,
     ) -> tuple[RunRecord, bool]:
         """Make a run, and its experiment if there is none; or find the run of this name and this `config`.
 
@@ -186,7 +187,7 @@ class Registry:
         check_name('experiment', experiment_name)
         check_name('run', run_name)
         with self.database.write() as session:
-            kept = snapshot(session, account_id, datasets)
+            kept = snapshot(session, account_id, datasets or [])
             return runs.create_run(session, account_id, experiment_name, run_name, config, description, kept)
 
     def get_run(self, account_id: str, experiment_name: str, run_name: str) -> RunRecord:

@@ -79,6 +79,14 @@ def test_places_come_from_the_environment(monkeypatch, tmp_path, documents):
     assert sorted(path.name for path in (tmp_path / 'home').iterdir()) == ['open.lock', 'staging']
 
 
+def test_a_home_may_have_any_name(tmp_path, documents):
+    home = tmp_path / 'Mein Ordner? 100% #1 ü'
+    with Registry.open(home) as registry:
+        registry.append_documents(registry.get_account().id, 'intents', documents(1))
+    assert (home / 'registry.db').exists()
+    assert len(list((home / 'objects').rglob('*.arrow'))) == 1
+
+
 def test_times_keep_their_zone(tmp_path):
     database = Database(f'sqlite:///{tmp_path / "times.db"}')
     kept = Base.metadata.tables['accounts'].c.created_at.type
