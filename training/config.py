@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from finetuner.excepts import ParameterError
 from training.losses import make_loss, make_miner, unknown_name
 from training.optimizers import SCHEDULERS, SchedulerOptions, check_optimizer
 
@@ -38,11 +39,11 @@ class EvaluationOptions(BaseModel):
 
     query_data: str
     index_data: str | None = None
-    limit: int = Field(20, ge=1)
+    limit: int = Field(default=20, ge=1)
     exclude_self: bool = True
     distance: Literal['cosine', 'euclidean', 'sqeuclidean'] = 'cosine'
     gather_examples: bool = False
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     model: None = None
     index_model: None = None
     steps_per_interval: None = None
@@ -59,7 +60,8 @@ class FitConfig(BaseModel):
     """The arguments of `finetuner.fit`, and these beyond them:
 
     :param loss_options: arguments of the loss.
-    :param seed: of the order of the batches, dropout and new weights. The same config, data and machine give the same weights.
+    :param seed: of the order of the batches, dropout and new weights. The same config, data and machine give the
+        same weights.
     :param max_length: tokens of a text that are read, default the model's own.
     :param precision: 'bf16' and 'fp16' compute the model in half the bits where the device can; the loss stays float32.
     :param gradient_accumulation_steps: batches whose gradients are averaged into one step.
@@ -88,39 +90,39 @@ class FitConfig(BaseModel):
     miner_options: dict[str, Any] | None = None
     optimizer: str = 'Adam'
     optimizer_options: dict[str, Any] | None = None
-    learning_rate: float | None = Field(None, gt=0)
-    epochs: int = Field(5, ge=1)
-    batch_size: int | None = Field(None, ge=2)
-    callbacks: list[Callback] | None = Field(None, max_length=1)
+    learning_rate: float | None = Field(default=None, gt=0)
+    epochs: int = Field(default=5, ge=1)
+    batch_size: int | None = Field(default=None, ge=2)
+    callbacks: list[Callback] | None = Field(default=None, max_length=1)
     scheduler: str | None = None
     scheduler_options: SchedulerOptions | None = None
     freeze: bool = False
     output_dim: int | None = None
-    device: str = Field('cuda', pattern=r'^(cpu|cuda(:\d+)?)$')
-    num_workers: int = Field(4, ge=0)
+    device: str = Field(default='cuda', pattern=r'^(cpu|cuda(:\d+)?)$')
+    num_workers: int = Field(default=4, ge=0)
     to_onnx: bool = False
     csv_options: dict[str, Any] | None = None
     public: bool = False
-    num_items_per_class: int = Field(4, ge=2)
+    num_items_per_class: int = Field(default=4, ge=2)
     sampler: Literal['auto', 'class', 'random'] = 'auto'
     loss_optimizer: str | None = None
     loss_optimizer_options: dict[str, Any] | None = None
-    seed: int = Field(0, ge=0)
-    max_length: int | None = Field(None, ge=4)
+    seed: int = Field(default=0, ge=0)
+    max_length: int | None = Field(default=None, ge=4)
     precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    max_grad_norm: float | None = Field(None, gt=0)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    max_grad_norm: float | None = Field(default=None, gt=0)
 
     @classmethod
     def from_arguments(cls, **arguments: Any) -> FitConfig:
         """Check the arguments of a `fit` call.
 
-        :raises ValueError: one sentence for every argument that is unknown, of a wrong type or value.
+        :raises ParameterError: one sentence for every argument that is unknown, of a wrong type or value.
         """
         try:
             return cls(**arguments)
         except ValidationError as error:
-            raise ValueError('; '.join(_sentence(dict(found)) for found in error.errors())) from error
+            raise ParameterError('; '.join(_sentence(dict(found)) for found in error.errors())) from error
 
     @field_validator('callbacks', mode='before')
     @classmethod

@@ -1,9 +1,9 @@
-"""Labelled texts that lie on disk: Arrow shards and tokens are memory-mapped, only the class numbers are held in memory."""
+"""Labelled texts on disk: their Arrow shards and tokens are memory-mapped, only class numbers are held in memory."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class LabelledTexts:
     def __len__(self) -> int:
         return len(self.table)
 
-    def texts(self, rows: Sequence[int]) -> list[str]:
+    def texts(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         column = self.table['text']
         return [column[int(row)].as_py() for row in rows]
 
@@ -96,7 +96,16 @@ class TokenRows:
         return torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device)
 
 
-def tokenise(texts: LabelledTexts, tokenizer: Any, max_length: int, directory: Path, report: Reporter) -> TokenRows:
+@dataclass(frozen=True, eq=False)
+class TokenisedTexts(LabelledTexts):
+    """Labelled texts with their tokens."""
+
+    tokens: TokenRows
+
+
+def tokenise(
+    texts: LabelledTexts, tokenizer: Any, max_length: int, directory: Path, report: Reporter
+) -> TokenisedTexts:
     """Tokenise every text once, cut to `max_length` tokens, into files in `directory`. Memory stays constant."""
     directory.mkdir(parents=True, exist_ok=True)
     start, stage = time.perf_counter(), f'Tokenising {texts.name}'
@@ -113,4 +122,6 @@ def tokenise(texts: LabelledTexts, tokenizer: Any, max_length: int, directory: P
             done, seconds = first + len(rows), time.perf_counter() - start
             rate = done / seconds
             report(Progress(stage, done, len(texts), samples_per_second=rate, eta=(len(texts) - done) / rate))
-    return TokenRows(directory, tokenizer.pad_token_id)
+    return TokenisedTexts(
+        texts.name, texts.table, texts.labels, texts.classes, TokenRows(directory, tokenizer.pad_token_id)
+    )

@@ -13,7 +13,7 @@ from training.data import TokenRows
 from training.progress import Progress, Reporter
 
 # What starting one more forward costs, in tokens that could be computed instead.
-CHUNK_COST = {'cpu': 64, 'cuda': 4096}
+CHUNK_COST = {'cpu': 128, 'cuda': 4096}
 MAX_CHUNKS = 16
 # Embeddings larger than this are written to a memory-mapped file instead of memory.
 IN_MEMORY_BYTES = 256 << 20

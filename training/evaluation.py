@@ -1,4 +1,4 @@
-"""Retrieval metrics: every query searches the whole index exactly, block by block, and finds items of its class or not."""
+"""Exact retrieval, block by block, and its metrics: does a query find the items of its class?"""
 
 from __future__ import annotations
 

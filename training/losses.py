@@ -26,8 +26,9 @@ FROM_DATA = frozenset({'num_classes', 'embedding_size', 'descriptors_dim'})
 INTERNAL = frozenset({'mat_based_loss', 'weight_init_func', 'collect_stats'})
 
 
-def _classes(module: Any, base: type) -> dict[str, type[nn.Module]]:
-    found = {name: value for name, value in vars(module).items() if inspect.isclass(value) and issubclass(value, base)}
+def _classes(module: Any, base: type[nn.Module]) -> dict[str, type[nn.Module]]:
+    found: dict[str, type[nn.Module]] = dict(inspect.getmembers(module, inspect.isclass))
+    found = {name: value for name, value in found.items() if issubclass(value, base)}
     return {name: value for name, value in sorted(found.items()) if value is not base and name not in NOT_FOR_LABELS}
 
 

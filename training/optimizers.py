@@ -27,7 +27,7 @@ class SchedulerOptions(BaseModel):
 
     model_config = ConfigDict(extra='forbid')
 
-    num_warmup_steps: int = Field(0, ge=0)
+    num_warmup_steps: int = Field(default=0, ge=0)
     num_training_steps: int | Literal['auto'] = 'auto'
     scheduler_step: Literal['batch', 'epoch'] = 'batch'
 

@@ -7,8 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 logger = logging.getLogger(__name__)
+
+REPORT_SECONDS = 0.5
+LOG_SECONDS = 15
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,7 @@ class Progress:
     """How far a run is.
 
     :param stage: what is being done, such as 'Training'.
-    :param step: done steps of the stage, out of `steps`.
+    :param step: done steps of the stage (of the epoch, in training), out of `steps`.
     :param epoch: from 1, out of `epochs`; 0 outside of training.
     :param loss: mean of the epoch so far.
     :param samples_per_second: rate of the stage so far.
@@ -32,19 +36,29 @@ class Progress:
     samples_per_second: float | None = None
     eta: float | None = None
 
+    def __str__(self) -> str:
+        epoch = f' [{self.epoch}/{self.epochs}]' if self.epochs else ''
+        parts = [f'{self.stage}{epoch} {self.step}/{self.steps}']
+        if self.eta is not None:
+            parts.append(f'{timedelta(seconds=round(self.eta))} left')
+        if self.loss is not None:
+            parts.append(f'loss: {self.loss:.4f}')
+        if self.samples_per_second is not None:
+            parts.append(f'{self.samples_per_second:.0f} samples/s')
+        return ' • '.join(parts)
+
 
 class Reporter:
-    """Passes progress on, at most every `interval` seconds, and keeps the seconds that each stage took."""
+    """Passes progress on, at most twice a second, logs it now and then, and keeps the seconds that each stage took."""
 
-    def __init__(self, report: Callable[[Progress], None] | None = None, interval: float = 0.5):
+    def __init__(self, report: Callable[[Progress], None] | None = None):
         self.seconds: dict[str, float] = {}
-        self._report = report
-        self._interval = interval
-        self._last = 0.0
+        self._report = report or (lambda progress: None)
+        self._reported = self._logged = time.perf_counter()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what is done within."""
+        """Time what is done within, and log it."""
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
@@ -52,9 +66,13 @@ class Reporter:
 
     def due(self) -> bool:
         """True if progress would be passed on now: what costs time to find out need not be found out otherwise."""
-        return self._report is not None and time.perf_counter() - self._last >= self._interval
+        return time.perf_counter() - self._reported >= REPORT_SECONDS
 
     def __call__(self, progress: Progress) -> None:
-        if self._report is not None and (self.due() or progress.step == progress.steps):
-            self._last = time.perf_counter()
+        last = progress.step == progress.steps
+        if last or self.due():
+            self._reported = time.perf_counter()
             self._report(progress)
+        if time.perf_counter() - self._logged >= LOG_SECONDS or (last and progress.epochs):
+            self._logged = time.perf_counter()
+            logger.info('%s', progress)

@@ -39,9 +39,9 @@ class RandomSampler:
 class ClassSampler:
     """Batches of `batch_size // num_items_per_class` classes with `num_items_per_class` rows of each.
 
-    Every row is seen about once per epoch: a class whose size is no multiple of `num_items_per_class` has its last group
-    filled up with rows drawn again, and a class that is smaller than that comes with all its rows. A class is met once in
-    a batch, except in the last batches of an epoch when few classes are left. Every batch holds two classes or more.
+    Every row is seen about once per epoch: a class whose size is no multiple of `num_items_per_class` has its last
+    group filled up with rows drawn again, and a class that is smaller than that comes with all its rows. A class is met
+    once in a batch, except in the last batches of an epoch when few classes are left. A batch has at least two classes.
 
     Where the numbers do not fit, the nearest that do are used, and the log says so: `items_per_class` and
     `classes_per_batch` are what is used.

@@ -1,0 +1,113 @@
+"""The process that works on one run: `python -m training.worker RUN_ID`. What it prints is the run's log."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from registry import Registry, RunRecord
+
+if TYPE_CHECKING:
+    from training.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 2
+
+
+def main(run_id: str) -> int:
+    """Take the run, do the work, store what came of it or why nothing did. Returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s', datefmt='%H:%M:%S', stream=sys.stdout)
+    for noisy in ('alembic', 'httpx'):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    with Registry.open() as registry:
+        if not registry.start_run(run_id, f'{socket.gethostname()}:{os.getpid()}'):
+            logger.error('The run %s is at work elsewhere or has ended', run_id)
+            return 1
+        try:
+            with Heartbeat(registry, run_id).beating() as report:
+                work(registry, registry.get_run_by_id(run_id), report)
+        except Exception as error:
+            logger.exception('Failed')
+            registry.fail_run(run_id, reason(error))
+            return 1
+    logger.info('Finished')
+    return 0
+
+
+def work(registry: Registry, run: RunRecord, report: Any) -> None:
+    """Fine-tune as the run's config says, on the data sets as they were when it was created."""
+    logger.info('Preparing the run %s', run.name)
+    from training.config import FitConfig
+    from training.data import LabelledTexts
+    from training.pipeline import run_fit
+
+    datasets = registry.get_run_datasets(run.id)
+
+    def open_texts(name: str, folder: Path) -> LabelledTexts:
+        folder.mkdir(parents=True, exist_ok=True)
+        return LabelledTexts.from_shards(registry.fetch_shards(datasets[name].shards, folder), name)
+
+    config = FitConfig.from_arguments(**run.config | {'run_name': run.name})
+    result = run_fit(config, open_texts, registry.run_directory(run.id), report)
+    registry.finish_run(run.id, result.artifact, result.metrics, result.examples)
+    result.artifact.unlink()  # the registry has it now
+    logger.info('Fine-tuning took %.1f seconds', sum(result.seconds.values()))
+
+
+class Heartbeat:
+    """Tells the registry every few seconds that this process lives, and how far it is."""
+
+    def __init__(self, registry: Registry, run_id: str):
+        self._registry, self._run_id = registry, run_id
+        self._progress: dict[str, Any] | None = None
+        self._stop = threading.Event()
+
+    @contextmanager
+    def beating(self) -> Iterator[Any]:
+        """Beats within; the value takes progress."""
+        thread = threading.Thread(target=self._beat, name='heartbeat', daemon=True)
+        thread.start()
+        try:
+            yield self._report
+        finally:
+            self._stop.set()
+            thread.join()
+
+    def _report(self, progress: Progress) -> None:
+        self._progress = dataclasses.asdict(progress)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                alive = self._registry.heartbeat(self._run_id, self._progress)
+            except Exception:  # a database that is away for a while is no reason to stop
+                logger.exception('The registry does not answer')
+                continue
+            if not alive:
+                logger.error('The run was ended from outside: stopping')
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+
+def reason(error: Exception) -> str:
+    """Why a run failed, in one sentence."""
+    text = str(error).strip().splitlines()
+    if isinstance(error, MemoryError) or 'out of memory' in str(error).lower():
+        return f'Out of memory: lower batch_size or max_length ({text[0] if text else type(error).__name__})'
+    if not text:
+        return type(error).__name__
+    return text[0] if isinstance(error, ValueError | FloatingPointError) else f'{type(error).__name__}: {text[0]}'
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1]))
