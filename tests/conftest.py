@@ -15,3 +15,58 @@ def isolated_home(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('FINETUNER_HOME', str(tmp_path / 'home'))
     monkeypatch.setenv('FINETUNER_CONFIG_DIR', str(tmp_path / 'config'))
+
+
+@pytest.fixture(scope='session')
+def tiny_model(tmp_path_factory):
+    """The directory of a BERT of two small layers with random weights, mean pooling, normalization and 32 tokens."""
+    import string
+
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    from finetuner.inference.text_encoder import TextEncoder
+
+    special = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
+    letters = string.ascii_lowercase + string.digits + string.punctuation
+    pieces = [*special, *letters, *(f'##{letter}' for letter in letters), 'the', 'card', 'lost', 'my', 'is', 'where']
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token='[UNK]'))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single='[CLS] $A [SEP]',
+        pair='[CLS] $A [SEP] $B:1 [SEP]:1',
+        special_tokens=[(token, vocab[token]) for token in ('[CLS]', '[SEP]')],
+    )
+    names = ('pad_token', 'unk_token', 'cls_token', 'sep_token', 'mask_token')
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(zip(names, special, strict=True)))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocab),
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        initializer_range=0.5,  # wide, so that different texts get clearly different embeddings
+    )
+    encoder = TextEncoder(BertModel(config), fast, normalize=True, max_length=32)
+    return encoder.save(tmp_path_factory.mktemp('tiny') / 'model')
+
+
+@pytest.fixture(scope='session')
+def tiny_artifact(tiny_model, tmp_path_factory):
+    """The zip of an artifact with `tiny_model` and its ONNX model."""
+    from finetuner.inference.text_encoder import TextEncoder
+    from training.export import build_artifact
+
+    metrics = {'before': {'average_precision': 0.5}, 'after': {'average_precision': 0.75}}
+    return build_artifact(
+        TextEncoder.load(tiny_model),
+        name='tiny-run',
+        config={'model': 'tiny', 'epochs': 2},
+        metrics=metrics,
+        target=tmp_path_factory.mktemp('artifact') / 'tiny-run.zip',
+    )

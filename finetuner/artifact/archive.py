@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import stat
 import struct
 import unicodedata
@@ -19,8 +20,8 @@ from finetuner.excepts import ArtifactError
 
 MAX_BYTES = 16 << 30  # unpacked
 _MAX_ENTRIES = 10_000
-_MAX_RATIO = 100  # of unpacked to packed size, for entries that are not small
-_SMALL = 1 << 20
+_MAX_RATIO = 100  # of what a zip unpacks to, beyond the first _SMALL bytes, to its size
+_SMALL = 64 << 20
 _CHUNK = 1 << 20
 
 
@@ -34,7 +35,7 @@ def unpack(file: IO[bytes], directory: Path, max_bytes: int = MAX_BYTES) -> None
         was written up to then stays in `directory`.
     """
     with _archive(file) as archive:
-        entries = _check_entries(archive.infolist(), max_bytes)
+        entries = _check_entries(archive.infolist(), file.seek(0, os.SEEK_END), max_bytes)
         metadata_entry = entries.pop(METADATA, None)
         if metadata_entry is None:
             raise ArtifactError(f'the zip is not an artifact: it has no {METADATA} in its folder')
@@ -79,7 +80,7 @@ def _archive(file: IO[bytes]) -> Iterator[ZipFile]:
         raise ArtifactError(f'the zip file is truncated or damaged: {error}') from error
 
 
-def _check_entries(infos: list[ZipInfo], max_bytes: int) -> dict[str, ZipInfo]:
+def _check_entries(infos: list[ZipInfo], size: int, max_bytes: int) -> dict[str, ZipInfo]:
     """The entries of files by their path inside the one top folder."""
     if len(infos) > _MAX_ENTRIES:
         raise ArtifactError(f'the zip has {len(infos)} entries: an artifact has at most {_MAX_ENTRIES}')
@@ -105,6 +106,8 @@ def _check_entries(infos: list[ZipInfo], max_bytes: int) -> dict[str, ZipInfo]:
     total = sum(info.file_size for info in infos)
     if total > max_bytes:
         raise ArtifactError(f'the zip says that it unpacks to {total} bytes: the limit is {max_bytes} (a zip bomb?)')
+    if total > _SMALL + _MAX_RATIO * size:
+        raise ArtifactError(f'the zip unpacks from {size} to {total} bytes: this looks like a zip bomb')
     if len(roots) != 1:
         raise ArtifactError(f'the zip is not an artifact: it has {len(roots)} top folders instead of one')
     for path in entries:
@@ -125,10 +128,8 @@ def _check_entry(info: ZipInfo, path: str, is_directory: bool) -> None:
         raise ArtifactError(f'the file {path!r} in the zip is compressed in an unusual way: use store or deflate')
     if info.compress_type == ZIP_STORED and info.compress_size != info.file_size:
         raise ArtifactError(f'the file {path!r} in the zip has two sizes: {info.compress_size} and {info.file_size}')
-    if info.file_size > max(_SMALL, _MAX_RATIO * info.compress_size):
-        raise ArtifactError(
-            f'the file {path!r} unpacks from {info.compress_size} to {info.file_size} bytes: this looks like a zip bomb'
-        )
+    if info.header_offset < 0:
+        raise ArtifactError(f'the zip file is truncated or damaged: the file {path!r} lies outside')
 
 
 def _extract(archive: ZipFile, info: ZipInfo, target: Path) -> FileInfo:

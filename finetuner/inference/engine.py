@@ -88,7 +88,8 @@ class InferenceEngine(ABC):
         """Set the `embedding` of documents, each a row of one float32 array [N, dim], from their `text`.
 
         :return: the same documents.
-        :raises DataError: a document has no text, or a broken one; the message names its position and id, and no document has changed.
+        :raises DataError: a document has no text, or a broken one; the message names its position and id, and nothing
+            has been computed.
         """
         texts: list[str] = []
         for position, document in enumerate(documents):
