@@ -1,0 +1,317 @@
+"""Both engines: the same embeddings, in the order of the request, from wherever the model comes."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from finetuner.artifact import ModelInfo, open_artifact, pack
+from finetuner.documents import Document, DocumentArray
+from finetuner.excepts import ArtifactError, DataError, SelectModelRequired
+from finetuner.inference import load_engine
+from finetuner.inference.onnx_engine import ONNXRuntimeInferenceEngine
+from finetuner.inference.torch_engine import TorchInferenceEngine
+
+TEXTS = ['where is my card', '', 'My card is LOST!', 'the ' * 300, 'Überraschung, 漢字 🙂', 'a', ' ', '[SEP] my [PAD]']
+
+
+@pytest.fixture(scope='module', params=[True, False], ids=['onnx', 'torch'])
+def engine(request, tiny_artifact, tmp_path_factory):
+    opened = open_artifact(tiny_artifact, cache=tmp_path_factory.mktemp('cache'))
+    return load_engine(opened, is_onnx=request.param)
+
+
+@pytest.fixture
+def model_directory(tiny_artifact, tmp_path):
+    """A copy of the model's directory in the artifact, with its ONNX model, that may be changed."""
+    return Path(shutil.copytree(open_artifact(tiny_artifact).model_directory('model'), tmp_path / 'model'))
+
+
+def run_python(program, **environment):
+    done = subprocess.run(
+        [sys.executable, '-c', program], capture_output=True, text=True, env={**environment, 'HF_HUB_OFFLINE': '1'}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def random_texts(count):
+    chance = random.Random(0)
+    return [
+        ' '.join(chance.choices(['the', 'card', 'my', 'is', 'lost', 'x'], k=chance.randrange(30))) for _ in range(count)
+    ]
+
+
+def test_both_equal_sentence_transformers(engine, tiny_model):
+    expected = SentenceTransformer(str(tiny_model), device='cpu').encode(TEXTS, show_progress_bar=False)
+    embeddings = engine.encode_texts(TEXTS)
+    assert embeddings.dtype == np.float32
+    assert embeddings.shape == (len(TEXTS), engine.dim) == (8, 24)
+    np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-5)
+
+
+def test_results_do_not_depend_on_the_batches_and_come_in_order(engine, monkeypatch):
+    texts = random_texts(100)
+    alone = np.concatenate([engine.encode_texts([text]) for text in texts])
+    for size in (1, 7, 100, 1000):
+        np.testing.assert_allclose(engine.encode_texts(texts, batch_size=size), alone, rtol=0, atol=1e-5)
+    monkeypatch.setattr('finetuner.inference.engine._WINDOW', 10)
+    np.testing.assert_allclose(engine.encode_texts(texts, batch_size=3), alone, rtol=0, atol=1e-5)
+
+
+def test_batches_hold_texts_of_similar_length(engine, monkeypatch):
+    batches = []
+    run = engine.run
+    monkeypatch.setattr(engine, 'run', lambda inputs: batches.append(inputs['attention_mask']) or run(inputs))
+    engine.encode_texts(random_texts(640), batch_size=32)
+    assert [len(batch) for batch in batches] == [32] * 20
+    # in the order of the request it would be over 40 %
+    assert 1 - sum(batch.sum() for batch in batches) / sum(batch.size for batch in batches) < 0.05
+
+
+def test_no_texts_and_empty_texts(engine):
+    empty = engine.encode_texts([])
+    assert (empty.shape, empty.dtype) == ((0, 24), np.float32)
+    assert np.isfinite(engine.encode_texts([''])).all()
+
+
+def test_texts_are_cut_at_the_longest_length(engine):
+    assert engine.max_length == 32
+    whole, cut = engine.encode_texts(['the ' * 1000, 'the ' * 30])
+    np.testing.assert_allclose(whole, cut, rtol=0, atol=1e-5)
+    assert abs(whole - engine.encode_texts(['the ' * 29])[0]).max() > 1e-5
+
+
+@pytest.mark.parametrize(
+    ('texts', 'match'),
+    [
+        ('one text', 'expected a list of texts'),
+        (['a', None], 'text 1 is not a text but NoneType'),
+        (['a', 'b\ud800'], r"text 1 is not valid Unicode: '\\ud800' at character 1"),
+    ],
+)
+def test_what_is_not_text_is_refused_before_any_work(engine, monkeypatch, texts, match):
+    monkeypatch.setattr(engine, 'run', lambda inputs: pytest.fail('it worked'))
+    with pytest.raises(DataError, match=match):
+        engine.encode_texts(texts)
+
+
+def test_documents_get_their_embeddings_in_place(engine):
+    documents = DocumentArray([Document(text=text, tags={'n': n}) for n, text in enumerate(TEXTS)])
+    before = list(documents)
+    assert engine.encode(documents, batch_size=3) is documents
+    assert all(document is earlier for document, earlier in zip(documents, before, strict=True))
+    np.testing.assert_allclose(documents.embeddings, engine.encode_texts(TEXTS), rtol=0, atol=1e-5)
+    assert engine.encode(DocumentArray()) == DocumentArray()
+
+
+@pytest.mark.parametrize(
+    ('bad', 'match'), [({'uri': 'x.txt'}, 'has no text to encode'), ({'text': '\udfff'}, 'is not valid Unicode')]
+)
+def test_a_document_without_text_is_named_and_nothing_is_done(engine, bad, match):
+    documents = DocumentArray([Document(text='good'), Document(id='this-one', **bad)])
+    with pytest.raises(DataError, match=rf"document 1 \(id 'this-one'\) {match}"):
+        engine.encode(documents)
+    assert documents[0].embedding is None
+
+
+@pytest.mark.parametrize('size', [0, -1, 1.5, True])
+def test_batch_sizes_must_be_positive_integers(engine, tiny_artifact, size):
+    with pytest.raises(ValueError, match='must be a positive integer'):
+        engine.encode_texts(['a'], batch_size=size)
+    with pytest.raises(ValueError, match='must be a positive integer'):
+        load_engine(tiny_artifact, batch_size=size)
+
+
+def test_threads_may_encode_at_the_same_time(engine):
+    requests = [random_texts(n + 1)[-20:] for n in range(40)]
+    expected = [engine.encode_texts(texts) for texts in requests]
+    with ThreadPoolExecutor(8) as pool:
+        for found, wanted in zip(pool.map(engine.encode_texts, requests), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_onnx_needs_neither_torch_nor_transformers(tiny_artifact, tmp_path):
+    program = f"""
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in ('torch', 'transformers', 'sentence_transformers', 'docarray', 'jina'):
+            raise ModuleNotFoundError(f'{{name}} is blocked', name=name)
+sys.meta_path.insert(0, Blocker())
+from finetuner.inference import encode, get_model
+print(encode(get_model({str(tiny_artifact)!r}), ['where is my card', '']).shape)
+"""
+    assert run_python(program, FINETUNER_HOME=str(tmp_path)) == '(2, 24)'
+
+
+def test_a_missing_library_is_named_with_the_command_that_installs_it(tiny_artifact, tmp_path):
+    program = f"""
+import sys
+sys.modules['torch'] = None
+from finetuner.inference import load_engine
+try:
+    load_engine({str(tiny_artifact)!r}, is_onnx=False)
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    expected = 'torch is not installed: pip install "finetuner[torch]"'
+    assert run_python(program, FINETUNER_HOME=str(tmp_path)) == expected
+
+
+def test_importing_the_package_is_light():
+    program = (
+        "import sys, finetuner.inference; print(sorted({'torch', 'transformers', 'onnxruntime'} & set(sys.modules)))"
+    )
+    assert run_python(program) == '[]'
+
+
+def test_onnxruntime_is_the_default_where_there_is_an_onnx_model(tiny_artifact, tiny_model):
+    assert isinstance(load_engine(tiny_artifact), ONNXRuntimeInferenceEngine)
+    assert isinstance(load_engine(tiny_artifact, is_onnx=False), TorchInferenceEngine)
+    assert isinstance(load_engine(tiny_model), TorchInferenceEngine)
+    with pytest.raises(ValueError, match='has no model.onnx: load it with is_onnx=False'):
+        load_engine(tiny_model, is_onnx=True)
+
+
+def test_every_form_of_the_same_model_gives_the_same_embeddings(tiny_artifact, model_directory, engine):
+    opened = open_artifact(tiny_artifact)
+    for source in (tiny_artifact, str(tiny_artifact), opened, opened.directory, model_directory, str(model_directory)):
+        np.testing.assert_allclose(
+            load_engine(source).encode_texts(TEXTS), engine.encode_texts(TEXTS), rtol=0, atol=1e-5
+        )
+
+
+def test_a_pretrained_model_by_its_name():
+    engine = load_engine('all-minilm-l6-v2')
+    assert isinstance(engine, TorchInferenceEngine)
+    assert engine.encode_texts(['where is my card']).shape == (1, 384)
+    with pytest.raises(ValueError, match="'all-minilm-l6-v2' has no ONNX model"):
+        load_engine('all-minilm-l6-v2', is_onnx=True)
+
+
+def test_several_models_in_one_artifact(tiny_model, tmp_path):
+    for name in ('clip-text', 'clip-vision'):
+        shutil.copytree(tiny_model, tmp_path / 'models' / name)
+    info = ModelInfo(dim=24, max_length=32)
+    models = {'clip-text': info, 'clip-vision': info}
+    path = pack(tmp_path, tmp_path / 'run.zip', name='run', config={}, metrics={}, models=models)
+    assert load_engine(path, select_model='clip-text').dim == 24
+    with pytest.raises(SelectModelRequired, match='clip-text, clip-vision'):
+        load_engine(path)
+    with pytest.raises(ValueError, match="no model 'clip-audio': it has clip-text, clip-vision"):
+        load_engine(path, select_model='clip-audio')
+
+
+def test_one_model_ignores_select_model(tiny_artifact):
+    assert load_engine(tiny_artifact, select_model='clip-vision').dim == 24
+
+
+@pytest.mark.parametrize('source', ['no-such.zip', './nowhere', '/no/such/artifact', Path('nowhere')])
+def test_artifacts_that_are_not_there(source):
+    with pytest.raises(ArtifactError, match='there is no artifact'):
+        load_engine(source)
+
+
+def test_arguments_that_make_no_sense(tiny_artifact):
+    with pytest.raises(ValueError, match="unknown device 'gpu': it is one of cpu, cuda"):
+        load_engine(tiny_artifact, device='gpu')
+    with pytest.raises(ValueError, match='intra_op_num_threads is -1: it cannot be negative'):
+        load_engine(tiny_artifact, intra_op_num_threads=-1)
+
+
+def test_an_onnx_model_of_another_kind_is_refused(model_directory, tiny_model):
+    import onnx
+
+    model = onnx.load(model_directory / 'model.onnx')
+    (model.graph.output[0].name, renamed) = ('token_embeddings', model.graph.output[0].name)
+    for node in model.graph.node:
+        node.output[:] = ['token_embeddings' if name == renamed else name for name in node.output]
+    onnx.save(model, model_directory / 'model.onnx')
+    with pytest.raises(ValueError, match="model.onnx has no output 'sentence_embedding': load the directory with"):
+        load_engine(model_directory)
+    (model_directory / 'model.onnx').write_bytes(b'not a model')
+    with pytest.raises(ValueError, match='onnxruntime cannot load .*model.onnx'):
+        load_engine(model_directory)
+
+
+def test_lower_case_and_length_are_read_without_torch_too(model_directory):
+    tokenizer = json.loads((model_directory / 'tokenizer.json').read_text())
+    tokenizer['normalizer'] = None
+    (model_directory / 'tokenizer.json').write_text(json.dumps(tokenizer))
+    (model_directory / 'sentence_bert_config.json').write_text('{"max_seq_length": 9, "do_lower_case": true}')
+    onnx, torch = load_engine(model_directory), load_engine(model_directory, is_onnx=False)
+    assert onnx.max_length == torch.max_length == 9
+    np.testing.assert_allclose(onnx.encode_texts(TEXTS), torch.encode_texts(TEXTS), rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(onnx.encode_texts(['My CARD'])[0], onnx.encode_texts(['my card'])[0])
+
+
+def test_onnxruntime_gets_the_thread_options(tiny_artifact):
+    def options(**threads):
+        return load_engine(tiny_artifact, **threads).session.get_session_options()
+
+    assert options().intra_op_num_threads == 0
+    assert options(omp_num_threads=3).intra_op_num_threads == 3
+    assert options(omp_num_threads=3, intra_op_num_threads=2).intra_op_num_threads == 2
+    parallel = options(inter_op_num_threads=2)
+    assert parallel.inter_op_num_threads == 2
+    assert parallel.execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL
+
+
+def test_the_threads_of_onnxruntime_are_counted(tiny_artifact, tmp_path):
+    program = f"""
+import os
+from finetuner.inference import load_engine
+load_engine({str(tiny_artifact)!r}, intra_op_num_threads=1)
+before = len(os.listdir('/proc/self/task'))
+kept = load_engine({str(tiny_artifact)!r}, intra_op_num_threads=1)
+one = len(os.listdir('/proc/self/task')) - before
+kept = load_engine({str(tiny_artifact)!r}, intra_op_num_threads=4)
+print(one, len(os.listdir('/proc/self/task')) - before)
+"""
+    # the calling thread is one of them
+    assert run_python(program, FINETUNER_HOME=str(tmp_path)) == '0 3'
+
+
+@pytest.mark.parametrize('name', ['omp_num_threads', 'intra_op_num_threads'])
+def test_torch_gets_the_thread_options(tiny_model, name):
+    program = f"""
+import torch
+from finetuner.inference import load_engine
+load_engine({str(tiny_model)!r}, {name}=3)
+print(torch.get_num_threads())
+"""
+    assert run_python(program, OMP_NUM_THREADS='2') == '3'
+
+
+def test_cuda_where_there_is_none(tiny_artifact, tmp_path):
+    program = f"""
+import warnings
+from finetuner.inference import load_engine
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    print(load_engine({str(tiny_artifact)!r}, device='cuda').encode_texts(['a']).shape)
+print(caught[0].category.__name__, caught[0].message)
+try:
+    load_engine({str(tiny_artifact)!r}, device='cuda', is_onnx=False)
+except RuntimeError as error:
+    print(error)
+print(load_engine({str(tiny_artifact)!r}, device=None, is_onnx=False).device)
+"""
+    lines = run_python(program, FINETUNER_HOME=str(tmp_path), CUDA_VISIBLE_DEVICES='').splitlines()
+    assert lines[0] == '(1, 24)'
+    assert lines[1].startswith(
+        "RuntimeWarning device 'cuda' was asked for, but this onnxruntime has no CUDA: install onnx"
+    )
+    assert lines[2] == "device 'cuda' was asked for, but torch finds no CUDA device: use device='cpu'"
+    assert lines[3] == 'cpu'
