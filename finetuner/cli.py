@@ -87,9 +87,7 @@ def login(
 @cli.command()
 def fit(
     train: Annotated[str, typer.Argument(metavar='TRAIN.csv', help='CSV (text, label), or the name of a data set.')],
-    model: Annotated[
-        str, typer.Option(help='The model to tune: a short name, a hub id or a directory.')
-    ] = DEFAULT_MODEL,
+    model: Annotated[str, typer.Option(help='What to tune: a short name, a hub id or a directory.')] = DEFAULT_MODEL,
     eval_data: Annotated[
         str | None,
         typer.Option(help='Held-out CSV: its texts search TRAIN, before and after.', show_default=False),

@@ -102,11 +102,14 @@ def _announce(child: subprocess.Popen[bytes], artifact: str | None, environment:
 def _find_flow(name: str) -> Path:
     if importlib.util.find_spec('jina') is None or (flows := importlib.util.find_spec('flows')) is None:
         raise RuntimeError(
-            "the services are not installed here: pip install 'finetuner[server]' on Python 3.11. Without them this is a "
-            'client: name a running service with finetuner login --host grpc://name:51000'
+            "the services are not installed here: pip install 'finetuner[server]' on Python 3.11. Without them this is "
+            'a client: name a running service with finetuner login --host grpc://name:51000'
         )
-    folders = flows.submodule_search_locations or []
-    return next(path for folder in folders if (path := Path(folder, name)).is_file())
+    folders = [Path(folder) for folder in flows.submodule_search_locations or []]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f'there is no {name} in {", ".join(map(str, folders))}: install finetuner again')
 
 
 def _require_free(port: int, option: str) -> None:

@@ -44,33 +44,39 @@ def open_channel(host: str) -> Channel:
         return _channels[key]
 
 
-class Channel:
-    """Calls endpoints of the Flow at `host`. Threads may share it."""
+class Connection:
+    """The methods of a Flow that we call."""
 
     def __init__(self, host: str):
         target, secure = _parse_host(host)
-        self.host = host
         options = [*OPTIONS, ('grpc.enable_http_proxy', 0)] if settings.is_local(host) else OPTIONS
         if secure:
-            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
+            self.channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
         else:
-            self._channel = grpc.insecure_channel(target, options)
-        self._call = self._channel.unary_unary(
+            self.channel = grpc.insecure_channel(target, options)
+        self.call = self.channel.unary_unary(
             '/jina.JinaSingleDataRequestRPC/process_single_data',
             request_serializer=wire.DataRequest.SerializeToString,
             response_deserializer=wire.DataRequest.FromString,
         )
-        self._stream = self._channel.unary_stream(
+        self.stream = self.channel.unary_stream(
             '/jina.JinaSingleDocumentRequestRPC/stream_doc',
             request_serializer=wire.SingleDocumentRequest.SerializeToString,
             response_deserializer=wire.SingleDocumentRequest.FromString,
         )
-
-        self._dry_run = self._channel.unary_unary(
+        self.dry_run = self.channel.unary_unary(
             '/jina.JinaGatewayDryRunRPC/dry_run',
             request_serializer=Empty.SerializeToString,
             response_deserializer=wire.Status.FromString,
         )
+
+
+class Channel:
+    """Calls endpoints of the Flow at `host`. Threads may share it."""
+
+    def __init__(self, host: str):
+        self.host = host
+        self._connection = Connection(host)
 
     def call(self, endpoint: str, parameters: Mapping[str, Any], docs: bytes = b'', timeout: float = TIMEOUT) -> bytes:
         """Send one request and return the documents of its answer.
@@ -87,9 +93,11 @@ class Channel:
         if docs:
             request.data.docs = docs
         for attempt in range(1, ATTEMPTS + 1):
+            connection = self._connection
             try:
-                response = self._call(request, timeout=timeout)
+                response = connection.call(request, timeout=timeout)
             except grpc.RpcError as error:
+                self._renew(connection, error)
                 if error.code() != grpc.StatusCode.UNAVAILABLE or attempt == ATTEMPTS or _is_refused(error):
                     raise self._describe(error, endpoint, timeout) from None
                 time.sleep(0.25 * 2**attempt)
@@ -102,27 +110,36 @@ class Channel:
         """Send one document with `tags` and yield the documents that the endpoint streams back."""
         request = wire.SingleDocumentRequest(header=_header(endpoint), document=encode_tags(tags))
         request.parameters.update(tags)
-        responses = self._stream(request)
+        connection = self._connection
+        responses = connection.stream(request)
         try:
             for response in responses:
                 _raise_for(response.header.status)
                 yield Answer.from_document(response.document)
         except grpc.RpcError as error:
+            self._renew(connection, error)
             raise self._describe(error, endpoint, None) from None
         finally:
             responses.cancel()
 
     def is_ready(self) -> bool:
         """Whether the Flow and all of its executors can be reached."""
+        connection = self._connection
         try:
-            return bool(self._dry_run(Empty(), timeout=5).code == 0)
-        except grpc.RpcError:
+            return bool(connection.dry_run(Empty(), timeout=5).code == 0)
+        except grpc.RpcError as error:
+            self._renew(connection, error)
             return False
 
     def close(self) -> None:
-        self._channel.close()
+        self._connection.channel.close()
         with _lock:
             _channels.pop((os.getpid(), self.host), None)
+
+    def _renew(self, connection: Connection, error: grpc.RpcError) -> None:
+        """Drop a connection that failed: gRPC would wait long before it tried again."""
+        if _is_refused(error) and connection is self._connection:
+            self._connection = Connection(self.host)
 
     def _describe(self, error: grpc.RpcError, endpoint: str, timeout: float | None) -> excepts.FinetunerServerError:
         code, details = error.code(), error.details() or ''

@@ -36,9 +36,7 @@ def encode_remotely(texts: Sequence[str]) -> np.ndarray:
             answer = session.request_bytes('/encode', documents.to_protobuf().SerializeToString())
             encoded = DocumentArray.from_protobuf(DocListProto.FromString(answer))
             if len(encoded) != len(documents):
-                raise FinetunerServerError(
-                    f'{session.host} answered {len(documents)} texts with {len(encoded)} documents'
-                )
+                raise FinetunerServerError(f'{session.host} answered {len(documents)} texts with {len(encoded)}')
             embeddings.append(np.asarray(encoded.embeddings, dtype=np.float32))
             progress.advance(task, len(documents))
     return np.concatenate(embeddings)

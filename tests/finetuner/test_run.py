@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+import finetuner
+from finetuner.documents import Document
+from finetuner.excepts import (
+    ArtifactError,
+    FinetunerServerError,
+    RunFailedError,
+    RunInProgressError,
+    RunPreparingError,
+)
+from finetuner.run import describe_progress
+
+METRICS = {'before': {'hit_at_k': 0.5, 'recall_at_k': 0.25}, 'after': {'hit_at_k': 0.75, 'recall_at_k': 0.25}}
+EXAMPLES = {'before': {'[red]q[/]': ['a', 'b', 'c']}, 'after': {'[red]q[/]': ['b', 'c', 'a']}}
+
+
+@pytest.fixture
+def get_run(service, run_record):
+    def get(*statuses, **fields):
+        service.endpoints['/status'] = run_record(*statuses, **fields)
+        return finetuner.get_run('brisk-heron')
+
+    return get
+
+
+def test_a_run_tells_what_it_is(get_run):
+    run = get_run('CREATED', 'STARTED', details='Training')
+    assert (run.name, run.experiment_name, run.config) == ('brisk-heron', 'default', {'epochs': 3})
+    assert run.status() == {'status': 'STARTED', 'details': 'Training'}
+    assert 'brisk-heron' in repr(run) and 'token' not in repr(run)
+
+
+@pytest.mark.parametrize('status', ['CREATED', 'STARTED'])
+def test_results_need_a_finished_run(get_run, status, tmp_path):
+    run = get_run(status)
+    for result in (
+        run.metrics,
+        run.display_metrics,
+        run.example_results,
+        run.display_examples,
+        lambda: run.save_artifact(tmp_path),
+        lambda: run.artifact_id,
+    ):
+        with pytest.raises(RunInProgressError, match=f'brisk-heron is {status}'):
+            result()
+
+
+def test_results_of_a_failed_run_tell_why_there_are_none(get_run, tmp_path):
+    run = get_run('FAILED', details='the loss is not a number.')
+    for result in (
+        run.metrics,
+        run.example_results,
+        run.wait,
+        lambda: run.save_artifact(tmp_path),
+        lambda: run.artifact_id,
+    ):
+        with pytest.raises(RunFailedError, match='failed: the loss is not a number. See its logs'):
+            result()
+
+
+def test_artifact_id_is_there_once_the_run_has_finished(get_run):
+    assert get_run('STARTED', 'FINISHED').artifact_id == '0123456789abcdef01234567'
+
+
+def test_metrics_and_examples(get_run, service, capsys):
+    service.endpoints['/metrics'] = lambda *_: METRICS
+    service.endpoints['/examples'] = lambda *_: EXAMPLES
+    run = get_run('FINISHED')
+    assert run.metrics() == METRICS
+    assert run.example_results() == EXAMPLES
+    run.display_metrics()
+    run.display_examples(k=2)
+    shown = capsys.readouterr().out
+    assert 'hit_at_k' in shown and '0.5000' in shown and '+0.2500' in shown
+    assert '[red]q[/]' in shown and '1. b' in shown and '2. c' in shown and '3.' not in shown
+
+
+def test_logs_are_read_to_their_end(get_run, service):
+    log = ['first\n', 'second\n', '']
+
+    def logs(parameters, documents):
+        offset = int(parameters['offset'])
+        return [Document(text=log[offset], tags={'offset': min(offset + 1, 2), 'status': 'STARTED'})]
+
+    service.endpoints['/logs'] = logs
+    assert get_run('STARTED').logs() == 'first\nsecond\n'
+    with pytest.raises(RunPreparingError):
+        get_run('CREATED').logs()
+
+
+def test_log_stream_survives_breaks_and_repetitions(get_run, service):
+    log = 'abcdef'
+    waits = iter([1, 2, 3])
+
+    def stream(parameters, documents):
+        offset = int(parameters['offset'])
+        for start in (offset, offset + 1, offset):  # as a gateway does that begins a broken stream anew
+            yield Document(text=log[start], tags={'offset': start + 1, 'status': 'STARTED'})
+        if next(waits, None):
+            raise RuntimeError('the stream broke')
+
+    def logs(parameters, documents):
+        offset = int(parameters['offset'])
+        end = len(log) if offset >= 4 else offset
+        return [
+            Document(text=log[offset:end], tags={'offset': end, 'status': 'FINISHED' if offset >= 4 else 'STARTED'})
+        ]
+
+    service.endpoints.update({'/logstream': stream, '/logs': logs})
+    pieces = list(get_run('CREATED', 'CREATED', 'STARTED').stream_logs(interval=0.01))
+    assert ''.join(pieces) == log
+
+
+def test_wait_returns_the_finished_run(get_run):
+    progress = {'stage': 'Training', 'step': 3, 'steps': 9, 'epoch': 1, 'epochs': 3, 'loss': 0.5, 'eta': 62.4}
+    run = get_run('CREATED', 'STARTED', 'STARTED', 'FINISHED', progress=progress)
+    assert run.wait(interval=0.01) is run
+    assert run.record['status'] == 'FINISHED'
+
+
+def test_wait_bears_a_service_that_does_not_answer_for_a_while(get_run, service, run_record, monkeypatch):
+    run = get_run('STARTED')
+    finished = run_record('FINISHED')
+    silent = iter([True, True])
+
+    def status(*arguments):
+        if next(silent, False):
+            raise FinetunerServerError('away')
+        return finished(*arguments)
+
+    service.endpoints['/status'] = status
+    run.wait(interval=0.01)
+
+    monkeypatch.setattr(finetuner.run, 'PATIENCE', 0.05)
+    service.endpoints['/status'] = lambda *_: 1 / 0
+    with pytest.raises(FinetunerServerError, match='division by zero'):
+        run.wait(interval=0.02)
+
+
+def test_progress_in_words():
+    progress = {
+        'stage': 'Training',
+        'epoch': 2.0,
+        'epochs': 5.0,
+        'loss': 0.1234,
+        'samples_per_second': 310.4,
+        'eta': 62,
+    }
+    record = {'status': 'STARTED', 'details': '', 'progress': progress}
+    assert describe_progress(record) == ('Training epoch 2/5', 'loss 0.1234 · 310 samples/s · 1:02 left')
+    assert describe_progress({'status': 'CREATED', 'details': 'waits', 'progress': {}}) == ('waits', '')
+
+
+class Store:
+    """The /artifact endpoint, in small pieces."""
+
+    def __init__(self, data, sha256=None, size=None):
+        self.data = data
+        self.sha256 = sha256 or hashlib.sha256(data).hexdigest()
+        self.size = len(data) if size is None else size
+
+    def __call__(self, parameters, documents):
+        offset = int(parameters['offset'])
+        tags = {'size': float(self.size), 'sha256': self.sha256, 'offset': offset}
+        return [Document(blob=self.data[offset : offset + 7], tags=tags)]
+
+
+def test_save_artifact(get_run, service, tmp_path):
+    data = bytes(range(100))
+    service.endpoints['/artifact'] = Store(data)
+    path = get_run('FINISHED').save_artifact(str(tmp_path / 'new' / 'folder'))
+    assert path == str(tmp_path / 'new' / 'folder' / 'brisk-heron.zip')
+    assert (tmp_path / 'new' / 'folder' / 'brisk-heron.zip').read_bytes() == data
+
+    by_id = finetuner.client.download_artifact('0123', tmp_path)
+    assert by_id == tmp_path / '0123.zip' and by_id.read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    ('store', 'message'),
+    [(Store(b'x' * 20, sha256='0' * 64), 'arrived damaged'), (Store(b'x' * 20, size=30), 'broke off after 20 of 30')],
+)
+def test_damaged_downloads_leave_nothing_behind(get_run, service, tmp_path, store, message):
+    (tmp_path / 'brisk-heron.zip').write_text('the former one')
+    service.endpoints['/artifact'] = store
+    with pytest.raises(ArtifactError, match=message):
+        get_run('FINISHED').save_artifact(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir() if 'heron' in path.name] == ['brisk-heron.zip']
+    assert (tmp_path / 'brisk-heron.zip').read_text() == 'the former one'
