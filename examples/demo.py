@@ -1,0 +1,171 @@
+"""The main job, end to end: ingest → fit → serve, on the support-desk questions beside this file. `make demo` runs it.
+
+State goes to the folder `.demo`, so that the commands printed at the end have something to work on.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import requests
+from jina import Flow
+from rich.console import Console
+from rich.table import Table
+
+import finetuner
+from finetuner import Document, DocumentArray, Run
+from finetuner.callback import EvaluationCallback
+from finetuner.excepts import FinetunerServerError
+
+ROOT = Path(__file__).resolve().parent.parent
+STATE = ROOT / '.demo'
+
+
+def free_port(preferred: int) -> int:
+    """The preferred port, or any free one if it is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(('localhost', preferred))
+        except OSError:
+            probe.bind(('localhost', 0))
+        return int(probe.getsockname()[1])
+
+
+TRAIN = ROOT / 'examples' / 'support' / 'train.csv'
+TEST = ROOT / 'examples' / 'support' / 'test.csv'
+GRPC_PORT, HTTP_PORT = free_port(51000), free_port(51001)
+os.environ |= {
+    'FINETUNER_HOME': str(STATE / 'home'),
+    'FINETUNER_CONFIG_DIR': str(STATE / 'config'),
+    'FINETUNER_HOST': f'grpc://localhost:{GRPC_PORT}',
+    'JINA_OPTOUT_TELEMETRY': '1',
+    'JINA_LOG_LEVEL': 'ERROR',
+}
+
+console = Console(width=min(Console().width, 120), highlight=False)
+
+
+@contextmanager
+def service() -> Iterator[None]:
+    """`finetuner serve` as a child process: ingestion, training and serving behind one gRPC and one HTTP port."""
+    STATE.mkdir(exist_ok=True)
+    command = [sys.executable, '-m', 'finetuner.cli', 'serve', '--port', str(GRPC_PORT), '--http-port', str(HTTP_PORT)]
+    with (STATE / 'service.log').open('w') as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=STATE)
+    try:
+        wait_for(process)
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def wait_for(process: subprocess.Popen[bytes], seconds: float = 180) -> None:
+    """Log in as soon as the service answers."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return finetuner.login()
+        except (FinetunerServerError, PermissionError) as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f'The service did not start; {STATE}/service.log says why') from error
+            time.sleep(0.5)
+
+
+def fine_tune() -> Run:
+    run = finetuner.fit(
+        model='all-minilm-l6-v2',
+        train_data=str(TRAIN),
+        loss='MultiSimilarityLoss',
+        epochs=6,
+        batch_size=64,
+        learning_rate=5e-5,
+        device='cpu',
+        callbacks=[
+            EvaluationCallback(query_data=str(TEST), index_data=str(TRAIN), limit=20, gather_examples=True),
+        ],
+    )
+    run.wait()
+    return run
+
+
+def show_metrics(metrics: dict[str, dict[str, float]]) -> None:
+    table = Table('metric (k = 20)', title='Held-out questions against the training questions')
+    for column in ('before', 'after', 'change'):
+        table.add_column(column, justify='right')
+    for name, before in metrics['before'].items():
+        after = metrics['after'][name]
+        table.add_row(name, f'{before:.3f}', f'{after:.3f}', f'{after - before:+.3f}')
+    console.print(table)
+
+
+def show_examples(examples: dict[str, dict[str, list[str]]], queries: int = 5, matches: int = 3) -> None:
+    """The queries whose matches changed most come first: they are what fine-tuning is for."""
+    before, after = examples['before'], examples['after']
+    changed = sorted(before, key=lambda query: len(set(before[query][:matches]) & set(after[query][:matches])))
+    table = Table('question', 'best matches before', 'best matches after', title='What changed', show_lines=True)
+    for query in changed[:queries]:
+        table.add_row(
+            query,
+            '\n'.join(f'• {m}' for m in before[query][:matches]),
+            '\n'.join(f'• {m}' for m in after[query][:matches]),
+        )
+    console.print(table)
+
+
+def serve_and_encode(run: Run) -> None:
+    """The page "Use FinetunerExecutor inside a Jina Flow", and the same request over HTTP."""
+    ports = [free_port(51010), free_port(51011)]
+    text = 'some text to encode'
+    flow = Flow(protocol=['grpc', 'http'], port=ports).add(
+        uses=str(ROOT / 'config.yml'), uses_with={'artifact': run.artifact_id, 'token': finetuner.get_token()}
+    )
+    with flow as f:
+        docs = f.post(on='/encode', inputs=DocumentArray([Document(text=text)]))
+        for doc in docs:
+            console.print(f'gRPC  /encode  {doc.text!r} → embedding of shape {doc.embedding.shape}')
+        answer = requests.post(f'http://localhost:{ports[1]}/encode', json={'data': [{'text': text}]}, timeout=60)
+        answer.raise_for_status()
+        embedding = np.array(answer.json()['data'][0]['embedding'], dtype=np.float32)
+        difference = np.abs(embedding - docs[0].embedding).max()
+        console.print(
+            f'HTTP  /encode  {text!r} → {len(embedding)} numbers, at most {difference:.1e} from those over gRPC'
+        )
+
+
+def main() -> None:
+    started = time.monotonic()
+    console.rule('1  Start flows/finetuner.yml')
+    with service():
+        console.print(f'gRPC on {GRPC_PORT}, HTTP on {HTTP_PORT}, state in {STATE}')
+        console.rule('2  Ingest examples/support and fine-tune all-MiniLM-L6-v2')
+        run = fine_tune()
+        console.rule('3  Is it better?')
+        show_metrics(run.metrics())
+        show_examples(run.example_results())
+        console.rule('4  Serve the artifact and encode')
+        path = run.save_artifact(str(STATE / 'artifacts'))
+        serve_and_encode(run)
+    console.rule(f'Done in {time.monotonic() - started:.0f} s')
+    console.print(f"""The artifact is {path}. To go on:
+
+  source .venv/bin/activate
+  export FINETUNER_HOME={STATE}/home FINETUNER_CONFIG_DIR={STATE}/config
+  finetuner serve {run.artifact_id}       # serve this model
+  finetuner serve                               # or everything, then in another shell:
+  finetuner runs
+  finetuner logs {run.name}
+  finetuner fit YOUR.csv                        # two columns: text,label""")
+
+
+if __name__ == '__main__':
+    main()
