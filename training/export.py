@@ -59,6 +59,9 @@ def export(encoder: TextEncoder, directory: str | Path) -> Path:
     :raises RuntimeError: the ONNX model would exceed 2 GB, or its embeddings differ from the encoder's by more than
         :data:`TOLERANCE`.
     """
+    size = sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())
+    if size > _ONNX_LIMIT:
+        raise RuntimeError(f'the model has {size / 1e9:.1f} GB of weights: one ONNX file holds less than 2 GB')
     directory = encoder.save(directory)
     with _evaluating(encoder):
         _export_onnx(encoder, directory / MODEL_FILE)
@@ -72,9 +75,6 @@ def export(encoder: TextEncoder, directory: str | Path) -> Path:
 
 
 def _export_onnx(encoder: TextEncoder, path: Path) -> None:
-    size = sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())
-    if size > _ONNX_LIMIT:
-        raise RuntimeError(f'the model has {size / 1e9:.1f} GB of weights: one ONNX file holds less than 2 GB')
     names = encoder.input_names
     inputs = _random_inputs(encoder, batch=2, length=min(8, encoder.max_length))
     shape = {0: torch.export.Dim('batch'), 1: torch.export.Dim('length', max=encoder.max_length)}

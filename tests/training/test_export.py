@@ -1,0 +1,166 @@
+"""What an export leaves behind works in other people's libraries, with the same embeddings."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
+
+import training.export
+from finetuner.artifact import ModelInfo, open_artifact
+from finetuner.inference import load_engine
+from finetuner.inference.text_encoder import TextEncoder
+from training.export import build_artifact, export
+
+TEXTS = [
+    'I lost my card yesterday, what now?',
+    '',
+    'Überweisung nach Österreich 漢字 🙂',
+    'word ' * 1000,
+    *(f'how do I change my PIN {"please " * count}' for count in range(12)),
+]
+
+
+@pytest.fixture(scope='module')
+def encoder():
+    """all-MiniLM-L6-v2 with its weights moved a little, as training does."""
+    encoder = TextEncoder.load('all-minilm-l6-v2')
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight += 0.01 * weight.std(correction=0) * torch.randn_like(weight)
+    return encoder
+
+
+@pytest.fixture(scope='module')
+def artifact(encoder, tmp_path_factory):
+    directory = tmp_path_factory.mktemp('export')
+    metrics = {'before': {'recall_at_k': 0.5}, 'after': {'recall_at_k': 0.75}}
+    path = build_artifact(encoder, name='run', config={'epochs': 1}, metrics=metrics, target=directory / 'run.zip')
+    assert list(directory.iterdir()) == [path]
+    return open_artifact(path, cache=directory / 'cache')
+
+
+@pytest.fixture(scope='module')
+def expected(encoder):
+    """float32 [N, 384], each text on its own."""
+    with torch.no_grad():
+        rows = [encoder(**encoder.tokenizer([text], truncation=True, return_tensors='pt')) for text in TEXTS]
+    return torch.cat(rows).numpy()
+
+
+def random_inputs(batch, length, seed=0):
+    random = np.random.default_rng(seed)
+    ids = random.integers(1000, 20_000, (batch, length))
+    return {'input_ids': ids, 'attention_mask': np.ones_like(ids), 'token_type_ids': np.zeros_like(ids)}
+
+
+def test_metadata_of_the_artifact(artifact):
+    assert artifact.name == 'run'
+    assert artifact.config == {'epochs': 1}
+    assert artifact.metrics['after'] == {'recall_at_k': 0.75}
+    assert artifact.models == {'model': ModelInfo(384, 256, 'text-to-text', ('text',))}
+
+
+def test_plain_sentence_transformers_loads_it(artifact, expected):
+    model = SentenceTransformer(str(artifact.model_directory('model')), device='cpu')
+    assert model.max_seq_length == 256
+    np.testing.assert_allclose(model.encode(TEXTS, show_progress_bar=False), expected, rtol=0, atol=1e-5)
+
+
+def test_plain_onnxruntime_and_tokenizers_load_it(artifact, expected):
+    directory = artifact.model_directory('model')
+    session = onnxruntime.InferenceSession(directory / 'model.onnx')
+    assert [node.name for node in session.get_inputs()] == ['input_ids', 'attention_mask', 'token_type_ids']
+    assert [node.name for node in session.get_outputs()] == ['sentence_embedding']
+    # tokenizer.json pads and cuts by itself
+    encodings = Tokenizer.from_file(str(directory / 'tokenizer.json')).encode_batch(TEXTS)
+    inputs = {
+        'input_ids': np.array([encoding.ids for encoding in encodings]),
+        'attention_mask': np.array([encoding.attention_mask for encoding in encodings]),
+        'token_type_ids': np.array([encoding.type_ids for encoding in encodings]),
+    }
+    assert inputs['input_ids'].shape[1] == 256
+    (embeddings,) = session.run(None, inputs)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(('batch', 'length'), [(1, 1), (1, 256), (2, 2), (3, 17), (33, 5), (64, 1), (2, 256)])
+def test_any_batch_and_any_length(artifact, encoder, batch, length):
+    session = onnxruntime.InferenceSession(artifact.model_directory('model') / 'model.onnx')
+    inputs = random_inputs(batch, length)
+    (embeddings,) = session.run(None, inputs)
+    with torch.no_grad():
+        wanted = encoder(**{name: torch.from_numpy(array) for name, array in inputs.items()}).numpy()
+    np.testing.assert_allclose(embeddings, wanted, rtol=0, atol=1e-4)
+
+
+def test_padding_changes_nothing(artifact):
+    session = onnxruntime.InferenceSession(artifact.model_directory('model') / 'model.onnx')
+    inputs = random_inputs(4, 9)
+    (short,) = session.run(None, inputs)
+    for padding in (1, 7, 247):
+        (padded,) = session.run(None, {name: np.pad(array, ((0, 0), (0, padding))) for name, array in inputs.items()})
+        np.testing.assert_allclose(padded, short, rtol=0, atol=1e-5)
+
+
+def test_both_engines_load_it(artifact, expected):
+    for is_onnx, tolerance in ((True, 1e-4), (False, 1e-5)):
+        embeddings = load_engine(artifact, is_onnx=is_onnx).encode_texts(TEXTS, batch_size=4)
+        np.testing.assert_allclose(embeddings, expected, rtol=0, atol=tolerance)
+
+
+def test_files_tell_nothing_about_the_machine(artifact):
+    for path in artifact.directory.rglob('*'):
+        if path.is_file():
+            content = path.read_bytes()
+            for trace in (b'site-packages', b'stack_trace', b'/work/', b'/home/', b'/root/', b'/tmp/'):
+                assert trace not in content, f'{path} has {trace!r}'
+
+
+@pytest.mark.parametrize('pooling', ['cls', 'max', 'lasttoken'])
+def test_other_poolings_are_in_the_onnx_model_too(tiny_model, tmp_path, pooling):
+    encoder = TextEncoder.load(tiny_model, pooling=pooling)
+    encoder.normalize = False
+    export(encoder, tmp_path / 'model')
+    expected = SentenceTransformer(str(tmp_path / 'model'), device='cpu').encode(TEXTS, show_progress_bar=False)
+    np.testing.assert_allclose(load_engine(tmp_path / 'model').encode_texts(TEXTS), expected, rtol=0, atol=1e-4)
+
+
+def test_equal_weights_give_equal_files(tiny_model, tiny_artifact, tmp_path):
+    again = build_artifact(
+        TextEncoder.load(tiny_model),
+        name='tiny-run',
+        config={'epochs': 2, 'model': 'tiny'},
+        metrics={'after': {'average_precision': 0.75}, 'before': {'average_precision': 0.5}},
+        target=tmp_path / 'again.zip',
+    )
+    assert again.read_bytes() == tiny_artifact.read_bytes()
+
+
+def test_the_encoder_stays_as_it_was_and_nothing_is_printed(tiny_model, tmp_path, capfd, recwarn):
+    encoder = TextEncoder.load(tiny_model).train()
+    export(encoder, tmp_path / 'model')
+    assert encoder.training
+    assert all(module.training for module in encoder.modules())
+    assert capfd.readouterr() == ('', '')
+    assert not recwarn.list
+
+
+def test_an_export_that_computes_something_else_is_refused(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(training.export, 'TOLERANCE', 0.0)
+    with pytest.raises(RuntimeError, match='the exported ONNX model is wrong: an embedding differs by'):
+        build_artifact(TextEncoder.load(tiny_model), name='run', config={}, metrics={}, target=tmp_path / 'run.zip')
+    assert not list(tmp_path.glob('run.zip*'))
+
+
+def test_models_that_one_onnx_file_cannot_hold_are_refused(tiny_model, tmp_path):
+    encoder = TextEncoder.load(tiny_model)
+    # 2.4 GB that take no memory
+    encoder.backbone.register_buffer('table', torch.zeros(1).expand(600_000_000), persistent=True)
+    with pytest.raises(RuntimeError, match='the model has 2.4 GB of weights: one ONNX file holds less than 2 GB'):
+        export(encoder, tmp_path / 'model')
