@@ -106,6 +106,19 @@ class Service:
         assert not alive, f'left behind: {alive}'
         return code
 
+    def kill(self) -> None:
+        """kill -9 of all of it but the workers."""
+        self.channel.close()
+        for process in [psutil.Process(self.process.pid), *self.processes]:
+            process.kill()
+        self.process.wait()
+
+    def kill_workers(self) -> None:
+        for process in psutil.process_iter(['cmdline']):
+            command = process.info['cmdline'] or []
+            if 'training.worker' in command and process.environ().get('FINETUNER_HOME') == str(self.folder / 'home'):
+                process.kill()
+
     def process_of(self, executor: str) -> psutil.Process:
         """The process of an executor, which signs its lines of the log."""
         return psutil.Process(int(re.findall(rf'{executor}/rep-0@(\d+)', self.log.read_text())[-1]))
@@ -233,3 +246,4 @@ def start_service(tmp_path):
     for service in services:
         if service.process.poll() is None:
             service.stop()
+        service.kill_workers()
