@@ -12,7 +12,7 @@ from training.losses import make_loss, make_miner, unknown_name
 from training.optimizers import SCHEDULERS, SchedulerOptions, check_optimizer
 
 DEFAULT_BATCH_SIZE = 64
-DEFAULT_LEARNING_RATE = 2e-5
+DEFAULT_LEARNING_RATE = 5e-5
 # class weights start at random and must travel further than a pretrained model's
 DEFAULT_LOSS_LEARNING_RATE = 1e-2
 
@@ -67,7 +67,7 @@ class FitConfig(BaseModel):
     :param gradient_accumulation_steps: batches whose gradients are averaged into one step.
     :param max_grad_norm: gradients are scaled down to this norm, default not.
 
-    Defaults of what may be None: `batch_size` 64, `learning_rate` 2e-5, `scheduler` a constant learning rate,
+    Defaults of what may be None: `batch_size` 64, `learning_rate` 5e-5, `scheduler` a constant learning rate,
     `loss_optimizer` the same as `optimizer`, with learning rate 1e-2. Without `callbacks`, `eval_data` are queries that
     search `train_data`. `num_workers` has no effect: texts are tokenised once, so there is nothing left to load.
     `to_onnx` has none either: an artifact holds both forms.

@@ -45,7 +45,8 @@ PARTS = {
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """The sentence that refuses an unknown name and lists the near ones, or all if none is near."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    by_lower = {value.lower(): value for value in known}
+    near = [by_lower[value] for value in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
     return f'unknown {kind} {name!r}: ' + (f'did you mean {" or ".join(near)}?' if near else f'use {", ".join(known)}')
 
 

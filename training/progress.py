@@ -36,16 +36,23 @@ class Progress:
     samples_per_second: float | None = None
     eta: float | None = None
 
-    def __str__(self) -> str:
-        epoch = f' [{self.epoch}/{self.epochs}]' if self.epochs else ''
-        parts = [f'{self.stage}{epoch} {self.step}/{self.steps}']
+    @property
+    def title(self) -> str:
+        return f'{self.stage} [{self.epoch}/{self.epochs}]' if self.epochs else self.stage
+
+    @property
+    def facts(self) -> str:
+        facts = []
         if self.eta is not None:
-            parts.append(f'{timedelta(seconds=round(self.eta))} left')
+            facts.append(f'{timedelta(seconds=round(self.eta))} left')
         if self.loss is not None:
-            parts.append(f'loss: {self.loss:.4f}')
+            facts.append(f'loss: {self.loss:.4f}')
         if self.samples_per_second is not None:
-            parts.append(f'{self.samples_per_second:.0f} samples/s')
-        return ' • '.join(parts)
+            facts.append(f'{self.samples_per_second:.0f} samples/s')
+        return ' • '.join(facts)
+
+    def __str__(self) -> str:
+        return f'{self.title} {self.step}/{self.steps} {self.facts}'
 
 
 class Reporter:

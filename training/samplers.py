@@ -11,6 +11,7 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
+
 class Sampler(Protocol):
     def __len__(self) -> int:
         """Batches of an epoch, the same for every epoch."""

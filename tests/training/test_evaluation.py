@@ -32,9 +32,15 @@ def plain_metrics(query: list[float], label: str, index: list[tuple[list[float],
 
 @pytest.mark.parametrize('k', [1, 2, 4, 7])
 def test_metrics_equal_a_plain_loop_over_points(k):
-    index = [([x, y], label) for x, y, label in [
-        (1.0, 0.1, 'a'), (0.9, 0.3, 'b'), (0.2, 1.0, 'a'), (-0.7, 0.4, 'c'), (0.5, 0.55, 'a'), (-0.1, -1.0, 'b'), (2.0, 1.9, 'c'),
-    ]]  # fmt: skip
+    index = [
+        ([1.0, 0.1], 'a'),
+        ([0.9, 0.3], 'b'),
+        ([0.2, 1.0], 'a'),
+        ([-0.7, 0.4], 'c'),
+        ([0.5, 0.55], 'a'),
+        ([-0.1, -1.0], 'b'),
+        ([2.0, 1.9], 'c'),
+    ]
     queries = [([0.8, 0.05], 'a'), ([0.0, 0.9], 'b'), ([-1.0, -0.2], 'c'), ([0.3, 0.3], 'd'), ([1.4, 1.2], 'a')]
     expected = [plain_metrics(point, label, index, k) for point, label in queries]
     names = sorted({label for _, label in index + queries})

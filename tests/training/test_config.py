@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+
+from finetuner.callback import EvaluationCallback
+from finetuner.excepts import ParameterError
+from training.config import FitConfig
+
+
+def config(**arguments):
+    return FitConfig.from_arguments(**{'model': 'all-minilm-l6-v2', 'train_data': 'train'} | arguments)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'sentence'),
+    [
+        ({'los': 'TripletMarginLoss'}, "unknown argument 'los': did you mean loss?"),
+        ({'epochs': 0}, 'epochs: input should be greater than or equal to 1, got 0'),
+        ({'epochs': 'many'}, "epochs: input should be a valid integer, .*, got 'many'"),
+        ({'batch_size': 3.5}, 'batch_size: input should be a valid integer'),
+        ({'learning_rate': -1e-5}, 'learning_rate: input should be greater than 0'),
+        ({'model': ''}, 'model: string should have at least 1 character'),
+        ({'model': None}, 'model: input should be a valid string'),
+        ({'device': 'tpu'}, 'device: .*tpu'),
+        ({'sampler': 'best'}, "sampler: input should be 'auto', 'class' or 'random', got 'best'"),
+        ({'loss': 'TripletLoss'}, "unknown loss 'TripletLoss': did you mean .*TripletMarginLoss"),
+        ({'loss': 'SelfSupervisedLoss'}, "loss 'SelfSupervisedLoss' cannot be used: it needs two views"),
+        ({'loss_options': {'margn': 0.1}}, "unknown option of TripletMarginLoss 'margn': did you mean margin"),
+        ({'loss': 'ArcFaceLoss', 'loss_options': {'num_classes': 3}}, "loss_options: 'num_classes' is filled in"),
+        ({'loss': 'RankedListLoss'}, 'loss_options: RankedListLoss needs margin and Tn'),
+        ({'loss_options': {'distance': 'Cosine'}}, "unknown distance 'Cosine': did you mean CosineSimilarity"),
+        ({'miner': 'TripletMiner'}, "unknown miner 'TripletMiner': did you mean TripletMarginMiner"),
+        ({'miner': 'HDCMiner', 'miner_options': {'eps': 1}}, "unknown option of HDCMiner 'eps'"),
+        ({'miner_options': {'margin': 1}}, 'miner_options are given without a miner'),
+        ({'optimizer': 'adamw'}, "unknown optimizer 'adamw': did you mean AdamW"),
+        ({'optimizer': 'LBFGS'}, "optimizer 'LBFGS' cannot be used"),
+        ({'optimizer_options': {'weightdecay': 0}}, "optimizer_options: unknown option of Adam 'weightdecay'"),
+        ({'optimizer_options': {'lr': -1}}, 'optimizer_options of Adam: .*learning rate'),
+        ({'loss_optimizer': 'Adm'}, "unknown loss_optimizer 'Adm'"),
+        ({'scheduler': 'cosin'}, "unknown scheduler 'cosin': did you mean cosine"),
+        ({'scheduler': 'linear', 'scheduler_options': {'warmup': 3}}, 'scheduler_options.warmup: extra inputs'),
+        ({'scheduler_options': {}}, 'scheduler_options are given without a scheduler'),
+        ({'model_options': {'pooler': 'GeM'}}, "model_options: unknown option 'pooler': did you mean pooling"),
+        ({'freeze': True}, 'freeze is not supported yet'),
+        ({'val_split': 0.2}, 'val_split is not supported yet: give the held-out part as eval_data'),
+        ({'output_dim': 64}, 'output_dim is not supported yet'),
+        ({'model_artifact': 'abc'}, 'model_artifact is not supported yet'),
+        ({'callbacks': [{'name': 'EarlyStopping', 'options': {}}]}, "callback 'EarlyStopping' is not supported yet"),
+        (
+            {'callbacks': [{'name': 'EvaluationCallback', 'options': {'query_data': 'q', 'distance': 'dot'}}]},
+            'callbacks.0.options.distance: input should be',
+        ),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_refused_by_name(arguments, sentence):
+    with pytest.raises(ParameterError, match=sentence):
+        config(**arguments)
+
+
+def test_every_wrong_argument_is_named():
+    with pytest.raises(ParameterError, match=r'epochs: .*; batch_size: '):
+        config(epochs=0, batch_size=1)
+
+
+def test_whole_numbers_may_come_as_floats():
+    checked = config(
+        epochs=3.0,
+        batch_size=32.0,
+        scheduler='linear',
+        scheduler_options={'num_warmup_steps': 10.0},
+        loss='SoftTripleLoss',
+        loss_options={'centers_per_class': 5.0, 'gamma': 0.1},
+    )
+    assert (checked.epochs, checked.batch_size) == (3, 32)
+    assert checked.scheduler_options is not None
+    assert checked.scheduler_options.num_warmup_steps == 10
+    assert checked.loss_options == {'centers_per_class': 5, 'gamma': 0.1}
+    assert isinstance(checked.loss_options['centers_per_class'], int)
+
+
+def test_a_stored_config_is_read_back():
+    checked = config(callbacks=[EvaluationCallback('q', limit=5)], scheduler='linear', loss='ArcFaceLoss')
+    assert FitConfig.from_arguments(**checked.model_dump(mode='json')) == checked
+
+
+def test_evaluation_follows_the_callback_or_else_eval_data():
+    assert config().evaluation is None
+    default = config(eval_data='held-out').evaluation
+    assert default is not None
+    assert (default.query_data, default.index_data, default.limit) == ('held-out', 'train', 20)
+    assert default.gather_examples
+    named = config(eval_data='held-out', callbacks=[EvaluationCallback('q', limit=5, distance='euclidean')]).evaluation
+    assert named is not None
+    assert (named.query_data, named.index_data, named.limit, named.distance) == ('q', None, 5, 'euclidean')

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.samplers import ClassSampler, RandomSampler, make_sampler
+
+sizes = st.lists(st.integers(1, 40), min_size=2, max_size=30)
+
+
+def labels_of(sizes: list[int], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes)).astype(np.int32)
+
+
+@given(sizes, st.integers(2, 64), st.integers(2, 8), st.integers(0, 5))
+@settings(max_examples=200, deadline=None)
+def test_class_sampler_on_any_data(sizes, batch_size, num_items_per_class, epoch):
+    labels = labels_of(sizes)
+    sampler = ClassSampler(labels, batch_size, num_items_per_class, seed=1)
+    batches = list(sampler.batches(epoch))
+    assert len(batches) == len(sampler)
+    seen = np.bincount(np.concatenate(batches), minlength=len(labels))
+    assert seen.min() >= 1, 'every row is seen'
+    redrawn = sampler.items_per_class * (len(sizes) + sum(len(set(labels[batch])) == 2 for batch in batches))
+    assert seen.sum() <= len(labels) + redrawn, 'about once'
+    for batch in batches:
+        assert len(set(labels[batch])) >= 2, 'a batch has negatives'
+        assert len(batch) <= sampler.items_per_class * (sampler.classes_per_batch + 1)
+    for one, two in zip(batches, sampler.batches(epoch), strict=True):
+        assert (one == two).all(), 'the same epoch again is the same'
+
+
+@given(st.integers(8, 30), st.integers(4, 20), st.sampled_from([(16, 4), (32, 4), (8, 2), (24, 3)]))
+@settings(max_examples=100, deadline=None)
+def test_equal_classes_give_exact_batches(classes, size, batch):
+    batch_size, per_class = batch
+    labels = labels_of([size] * classes)
+    batches = list(ClassSampler(labels, batch_size, per_class).batches(1))
+    repeats = 0
+    for rows in batches[:-1]:
+        counts = np.bincount(labels[rows])
+        repeats += int((counts > per_class).any())
+        assert len(rows) == batch_size
+        assert set(counts[counts > 0] % per_class) == {0}
+        assert len(set(rows)) == batch_size
+    assert repeats <= max(2, len(batches) // 4), 'a class is met twice in the last batches only'
+
+
+def test_a_batch_holds_each_class_once_where_classes_are_many():
+    labels = labels_of([12] * 77)
+    for rows in list(ClassSampler(labels, 64, 4).batches(1))[:-3]:
+        counts = np.bincount(labels[rows])
+        assert set(counts) == {0, 4}
+        assert (counts == 4).sum() == 16
+
+
+def test_epochs_and_seeds_differ():
+    labels = labels_of([10] * 10)
+
+    def first(seed, epoch):
+        return tuple(next(ClassSampler(labels, 16, 4, seed).batches(epoch)))
+
+    assert len({first(0, 1), first(0, 2), first(1, 1)}) == 3
+
+
+def test_one_huge_class_leaves_negatives_in_every_batch():
+    labels = labels_of([400, 3, 3])
+    sampler = ClassSampler(labels, 16, 4)
+    batches = list(sampler.batches(1))
+    assert all(len(set(labels[batch])) >= 2 for batch in batches)
+    assert sum(len(batch) for batch in batches) < 1.4 * len(labels)
+
+
+@pytest.mark.parametrize(
+    ('batch_size', 'per_class', 'classes', 'expected'),
+    [(10, 4, 20, (4, 2)), (64, 4, 5, (12, 5)), (6, 4, 20, (3, 2)), (2, 4, 20, (2, 2))],
+)
+def test_what_does_not_fit_takes_the_nearest_values_and_says_so(caplog, batch_size, per_class, classes, expected):
+    with caplog.at_level(logging.WARNING):
+        sampler = ClassSampler(labels_of([20] * classes), batch_size, per_class)
+    assert (sampler.items_per_class, sampler.classes_per_batch) == expected
+    assert f'{expected[1]} classes with {expected[0]} items each' in caplog.text
+
+
+def test_what_fits_says_nothing(caplog):
+    ClassSampler(labels_of([20] * 20), 64, 4)
+    assert not caplog.text
+
+
+def test_one_class_is_refused():
+    with pytest.raises(ValueError, match='has 1 class: at least 2 are needed'):
+        ClassSampler(np.zeros(10, np.int32), 4)
+
+
+@given(st.integers(1, 200), st.integers(1, 64), st.integers(0, 3))
+def test_random_sampler_sees_every_row_once(rows, batch_size, epoch):
+    sampler = RandomSampler(rows, batch_size, seed=3)
+    batches = list(sampler.batches(epoch))
+    assert len(batches) == len(sampler)
+    assert sorted(np.concatenate(batches)) == list(range(rows))
+
+
+@pytest.mark.parametrize(
+    ('name', 'class_weights', 'kind'),
+    [
+        ('auto', True, RandomSampler),
+        ('auto', False, ClassSampler),
+        ('class', True, ClassSampler),
+        ('random', False, RandomSampler),
+    ],
+)
+def test_auto_is_random_for_losses_with_class_weights(name, class_weights, kind):
+    labels = labels_of([8] * 8)
+    sampler = make_sampler(name, labels, class_weights=class_weights, batch_size=16, num_items_per_class=4, seed=0)
+    assert isinstance(sampler, kind)

@@ -1,0 +1,64 @@
+"""A run of the registry, worked on by a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from finetuner.data import read_csv
+from registry import Registry
+
+
+@pytest.fixture
+def registry(train_csv, test_csv):
+    with Registry.open() as registry:
+        account = registry.get_account()
+        registry.append_documents(account.id, 'train', read_csv(train_csv))
+        registry.append_documents(account.id, 'test', read_csv(test_csv))
+        yield registry
+
+
+def create_run(registry, **config):
+    account = registry.get_account()
+    config = {'train_data': 'train', 'eval_data': 'test', 'epochs': 1.0, 'batch_size': 24, 'device': 'cpu'} | config
+    run, _ = registry.create_run(account.id, 'default', 'first', config, '', ['train', 'test'])
+    return run
+
+
+def work(run) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, '-m', 'training.worker', run.id], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_a_run_is_worked_on_once(registry, tiny_model):
+    run = create_run(registry, model=str(tiny_model))
+    result = work(run)
+    assert result.returncode == 0, result.stdout
+    finished = registry.get_run_by_id(run.id)
+    assert finished.status == 'FINISHED'
+    assert finished.metrics['after']['average_precision'] > 0
+    assert finished.examples['after']
+    assert finished.worker
+    artifact = registry.get_artifact(run.account_id, run.artifact_id)
+    assert (artifact.name, registry.artifact_file(artifact).stat().st_size) == ('first', artifact.size)
+    for line in ('Training data: 120 texts of 6 classes', 'Training [1/1]', "Metric: 'average_precision'", 'Finished'):
+        assert line in result.stdout
+
+    again = work(run)
+    assert again.returncode == 1
+    assert 'is at work elsewhere or has ended' in again.stdout
+    assert registry.get_run_by_id(run.id) == finished
+
+
+def test_a_run_that_fails_says_why(registry, tmp_path):
+    run = create_run(registry, model=str(tmp_path / 'no-such-model'))
+    result = work(run)
+    assert result.returncode == 1
+    failed = registry.get_run_by_id(run.id)
+    assert failed.status == 'FAILED'
+    assert 'no-such-model' in failed.details
+    assert '\n' not in failed.details
+    assert 'Traceback' in result.stdout
