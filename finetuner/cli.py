@@ -123,7 +123,8 @@ def fit(
         device=device,
         seed=seed,
     )
-    console.print(f'Run [bold]{escape(run.name)}[/] is in the queue.')
+    state = 'is in the queue' if run.record['status'] == 'CREATED' else 'is there already'
+    console.print(f'Run [bold]{escape(run.name)}[/] {state}.')
     if not follow:
         _next('logs', run.name, *_experiment(experiment), '--follow')
         return

@@ -34,6 +34,7 @@ def run_service(artifact: str | None, port: int, http_port: int, home: Path | No
     :raises FileNotFoundError: `artifact` looks like a path and is none.
     """
     flow = _find_flow('encode.yml' if artifact else 'finetuner.yml')
+    served = _locate(artifact) if artifact else None
     for number, option in ((port, '--port'), (http_port, '--http-port')):
         _require_free(number, option)
     environment = {
@@ -44,8 +45,8 @@ def run_service(artifact: str | None, port: int, http_port: int, home: Path | No
     }
     if home:
         environment['FINETUNER_HOME'] = str(home.expanduser().absolute())
-    if artifact:
-        environment['FINETUNER_ARTIFACT'] = _locate(artifact)
+    if served:
+        environment['FINETUNER_ARTIFACT'] = served
 
     # A session of its own, so that Ctrl-C reaches it once, through us.
     command = [sys.executable, '-m', 'jina', 'flow', '--uses', str(flow)]

@@ -78,6 +78,9 @@ class Uploader:
                     raise RegistryError(
                         f'{error}. If the data of this run changed, give it another run_name'
                     ) from error
+                except DataError as error:
+                    place = f' (counted from document {sent} of the {kind} data)' if sent else ''
+                    raise DataError(f'{error}{place}') from error
                 sent += len(part)
                 progress.update(task, completed=sent)
         if not sent:

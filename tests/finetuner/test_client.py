@@ -139,12 +139,12 @@ def test_fit_uploads_and_starts_a_run(service, datasets, tmp_path):
 
 
 def test_fit_takes_the_arguments_of_old_in_their_order():
-    known = (
-        'model train_data eval_data val_split model_artifact run_name description experiment_name model_options loss '
-        'miner miner_options optimizer optimizer_options learning_rate epochs batch_size callbacks scheduler '
-        'scheduler_options freeze output_dim device num_workers to_onnx csv_options public num_items_per_class sampler '
-        'loss_optimizer loss_optimizer_options'
-    ).split()
+    known = """
+        model train_data eval_data val_split model_artifact run_name description experiment_name model_options loss
+        miner miner_options optimizer optimizer_options learning_rate epochs batch_size callbacks scheduler
+        scheduler_options freeze output_dim device num_workers to_onnx csv_options public num_items_per_class sampler
+        loss_optimizer loss_optimizer_options
+    """.split()  # noqa: SIM905
     parameters = inspect.signature(finetuner.fit).parameters
     assert list(parameters)[: len(known)] == known
     assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in list(parameters)[len(known) :])
@@ -245,6 +245,18 @@ def test_other_data_is_refused(service, datasets, data, message):
 def test_csv_options_reach_the_reader(datasets, tmp_path):
     finetuner.fit('m', make_csv(tmp_path / 'x.csv'), run_name='r', csv_options=CSVOptions(size=3))
     assert datasets['finetuner-dastorage-default-r-train'] == {0: ['text 0', 'text 1', 'text 2']}
+
+
+def test_the_place_of_a_malformed_document_counts_all_parts(service, datasets, monkeypatch):
+    def ingest(parameters, documents):
+        if parameters['part'] == 2:
+            raise DataError('documents[1] has no content')
+        return {'rows': 8}
+
+    service.endpoints['/ingest'] = ingest
+    monkeypatch.setattr(upload, 'PART_ROWS', 4)
+    with pytest.raises(DataError, match=r'documents\[1\] .* \(counted from document 8 of the train data\)'):
+        finetuner.fit('m', make_documents(12), run_name='r')
 
 
 def test_other_data_under_the_name_of_an_old_run_is_refused(datasets):

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import socket
+
+import numpy as np
+import pytest
+
+from finetuner.cli import app
+from finetuner.client import session
+from finetuner.documents import Document
+from finetuner.excepts import RegistryError
+from finetuner.run import Run
+
+
+@pytest.fixture
+def finetuner(capsys):
+    """Run a command; the value is (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as left:
+            app([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return left.value.code, out, err
+
+    return run
+
+
+@pytest.fixture
+def training(service, run_record):
+    """A service that takes one data set and finishes every run."""
+
+    def status(parameters, documents):
+        if parameters['run_name'] != 'brisk-heron':
+            raise RegistryError(f'there is no run {parameters["run_name"]}')
+        return run_record('FINISHED')(parameters, documents)
+
+    service.endpoints.update(
+        {
+            '/ingest': lambda parameters, documents: {'rows': len(documents)},
+            '/fit': run_record('CREATED'),
+            '/status': status,
+            '/metrics': lambda *_: {'before': {'hit_at_k': 0.5}, 'after': {'hit_at_k': 0.75}},
+            '/runs': lambda *arguments: [Document(tags=run_record('FINISHED')(*arguments))],
+        }
+    )
+    return service
+
+
+def test_help_and_no_arguments_list_the_commands(finetuner):
+    code, out, _ = finetuner('--help')
+    assert code == 0
+    for command in ('serve', 'login', 'fit', 'runs', 'status', 'logs', 'metrics', 'examples', 'pull', 'encode'):
+        assert command in out
+    assert 'finetuner serve' in out
+
+
+def test_login_says_where_and_who(service, finetuner):
+    code, out, err = finetuner('login')
+    assert code == 0
+    assert service.host in out and 'local' in out
+    assert err == 'Next: finetuner fit train.csv --eval-data test.csv\n'
+
+
+def test_fit_follows_the_run_and_shows_the_gain(training, finetuner, tmp_path):
+    (tmp_path / 'train.csv').write_text('a,x\nb,x\n')
+    (tmp_path / 'test.csv').write_text('c,x\n')
+    arguments = ('--eval-data', tmp_path / 'test.csv', '--epochs', 3, '--limit', 7)
+    code, out, err = finetuner('fit', tmp_path / 'train.csv', *arguments)
+    assert code == 0
+    assert 'is in the queue' in out and 'has finished' in out and '+0.2500' in out
+    assert err == 'Next: finetuner pull brisk-heron\n'
+    (sent,) = training.parameters('/fit')
+    assert sent['model'] == 'all-minilm-l6-v2' and sent['epochs'] == 3
+    (callback,) = sent['callbacks']
+    assert callback['options']['limit'] == 7 and callback['options']['gather_examples']
+    assert callback['options']['index_data'] == sent['train_data'] != callback['options']['query_data']
+
+
+def test_fit_can_return_at_once(training, finetuner):
+    code, out, err = finetuner('fit', 'my-data', '--detach', '--experiment', 'pets')
+    assert code == 0 and 'has finished' not in out
+    assert err == 'Next: finetuner logs brisk-heron --experiment pets --follow\n'
+
+
+def test_a_failed_run_is_an_error_with_its_reason(training, finetuner, run_record):
+    training.endpoints['/status'] = run_record('FAILED', details='no labels')
+    code, _, err = finetuner('fit', 'my-data', '--name', 'x')
+    assert code == 1
+    assert err == 'The run brisk-heron failed: no labels. See its logs\n'
+
+
+def test_ctrl_c_leaves_the_run_at_work(training, finetuner, monkeypatch):
+    def interrupted(run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, 'wait', interrupted)
+    code, _, err = finetuner('fit', 'my-data')
+    assert code == 130
+    assert err == 'The run goes on without you.\nNext: finetuner logs brisk-heron --follow\n'
+
+
+def test_runs_are_a_table(training, finetuner):
+    code, out, err = finetuner('runs')
+    assert code == 0 and 'brisk-heron' in out and 'FINISHED' in out
+    assert err == 'Next: finetuner status brisk-heron\n'
+    training.endpoints['/runs'] = lambda *_: []
+    assert finetuner('runs')[1] == 'There are no runs.\n'
+
+
+@pytest.mark.parametrize(
+    ('status', 'following'),
+    [('STARTED', 'logs brisk-heron --follow'), ('FINISHED', 'metrics brisk-heron'), ('FAILED', 'logs brisk-heron')],
+)
+def test_status_names_what_to_look_at(training, finetuner, run_record, status, following):
+    progress = {'stage': 'Training', 'step': 1, 'steps': 2, 'epoch': 1, 'epochs': 5, 'loss': 0.5}
+    training.endpoints['/status'] = run_record(status, progress=progress)
+    code, out, err = finetuner('status', 'brisk-heron')
+    assert code == 0 and status in out and ('epoch 1/5' in ' '.join(out.split())) == (status == 'STARTED')
+    assert err == f'Next: finetuner {following}\n'
+
+
+def test_errors_are_one_sentence_unless_asked_for_more(training, finetuner):
+    code, out, err = finetuner('status', 'no-such')
+    assert (code, out, err) == (1, '', 'There is no run no-such\n')
+    with pytest.raises(RegistryError):
+        app(['status', 'no-such', '--debug'])
+
+
+def test_unknown_options_are_told_by_typer(finetuner):
+    code, _, err = finetuner('fit', 'x', '--epoch', '3')
+    assert code == 2 and '--epochs' in err
+
+
+@pytest.fixture
+def encoder(service):
+    def encode(parameters, documents):
+        for document in documents:
+            document.embedding = np.array([len(document.text), 1], dtype=np.float32)
+        return documents
+
+    service.endpoints['/encode'] = encode
+
+
+def test_encode_previews(encoder, finetuner):
+    code, out, err = finetuner('encode', 'one', '[bold]three[/]')
+    assert code == 0
+    assert '2 × 2 float32' in out and '[bold]three[/]' in out and '+3.000 +1.000' in out
+    assert err.startswith('Next: finetuner encode')
+
+
+def test_encode_writes_files(encoder, finetuner, tmp_path, monkeypatch):
+    (tmp_path / 'texts').write_text('one\n\nthree\n')
+    code, out, _ = finetuner('encode', '--file', tmp_path / 'texts', '-o', tmp_path / 'x.npy')
+    assert code == 0 and '2 embeddings of 2 dimensions' in out.replace('\n', ' ')
+    np.testing.assert_array_equal(np.load(tmp_path / 'x.npy'), [[3, 1], [5, 1]])
+    finetuner('encode', 'one', '-o', tmp_path / 'x.jsonl')
+    assert json.loads((tmp_path / 'x.jsonl').read_text()) == {'text': 'one', 'embedding': [3.0, 1.0]}
+    monkeypatch.setattr('sys.stdin', io.StringIO('ä\n'))
+    out = finetuner('encode', '--file', '-', '-o', '-')[1]
+    assert json.loads(out) == {'text': 'ä', 'embedding': [1.0, 1.0]}
+
+
+def test_serve_says_what_is_missing(finetuner, tmp_path, monkeypatch):
+    code, _, err = finetuner('serve', tmp_path / 'nowhere.zip')
+    assert code == 1 and 'nowhere.zip' in err and len(err.splitlines()) == 1
+    with socket.socket() as taken:
+        taken.bind(('0.0.0.0', 0))
+        taken.listen()
+        code, _, err = finetuner('serve', '--port', taken.getsockname()[1])
+    assert code == 1 and 'cannot be used (Address already in use): choose another with --port' in err
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *rest: None if name == 'jina' else real(name, *rest))
+    code, _, err = finetuner('serve')
+    assert code == 1 and "pip install 'finetuner[server]'" in err
+
+
+def test_without_a_service_the_remedy_is_told(finetuner, monkeypatch):
+    monkeypatch.setattr(session, '_current', None)
+    monkeypatch.setenv('FINETUNER_TOKEN', 'x')
+    monkeypatch.setenv('FINETUNER_HOST', 'grpc://localhost:1')
+    code, _, err = finetuner('runs')
+    assert code == 1 and err.startswith('No service answers at grpc://localhost:1: start one with `finetuner serve`')
