@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -56,9 +56,9 @@ def pack(
         sources.update(_model_files(directory, check_name('model', model)))
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, aside = tempfile.mkstemp(dir=target.parent, prefix=f'.{target.name}.')
+    aside = target.with_name(f'.{target.name}.{secrets.token_hex(8)}')
     try:
-        with os.fdopen(descriptor, 'wb') as file:
+        with aside.open('xb') as file:
             with ZipFile(file, 'w', ZIP_STORED) as archive:
                 files = {path: _add(archive, f'{name}/{path}', sources[path]) for path in sorted(sources)}
                 metadata = Metadata(name, dict(models), files).to_dict()
@@ -67,10 +67,9 @@ def pack(
                 _add(archive, f'{name}/{METADATA}', dump_yaml(metadata, METADATA))
             file.flush()
             os.fsync(file.fileno())
-        Path(aside).chmod(0o666 & ~_umask())
         os.replace(aside, target)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise
     _sync_directory(target.parent)
     return target
@@ -106,12 +105,6 @@ def _copy(source: IO[bytes], target: IO[bytes]) -> FileInfo:
         digest.update(chunk)
         size += len(chunk)
     return FileInfo(size, digest.hexdigest())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_directory(directory: Path) -> None:

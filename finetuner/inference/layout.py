@@ -50,6 +50,24 @@ def read_json(path: Path) -> Any:
         raise ValueError(f'{path} is not valid JSON: {error}') from error
 
 
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+
+
+def find_weights(directory: Path) -> Path:
+    """The file of a directory's weights, or the index of several.
+
+    :raises ValueError: there are none in safetensors format.
+    """
+    for name in ('model.safetensors', 'model.safetensors.index.json'):
+        if (directory / name).is_file():
+            return directory / name
+    pickled = ' (pytorch_model.bin is pickled and can run code: convert it first)'
+    raise ValueError(
+        f'{directory} has no weights in safetensors format' + pickled * (directory / 'pytorch_model.bin').is_file()
+    )
+
+
 def read_layout(directory: Path) -> Layout:
     """Read the layout of a model directory.
 

@@ -6,7 +6,6 @@ It reads and writes the directories of sentence-transformers, so that either can
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 from tokenizers import normalizers
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from finetuner.inference.layout import POOLINGS, Layout, read_json, read_layout
+from finetuner.inference.layers import Dense, pool
+from finetuner.inference.layout import POOLINGS, Layout, find_weights, read_layout, write_json
 from finetuner.inference.pretrained import HUB_IDS, resolve
 
 # files of a hub repository that are fetched; no pickled weights, no code
@@ -35,62 +34,6 @@ _OFFSET_POSITIONS = {
     'xlm-roberta-xl',
 }
 _DEFAULT_LENGTH = 512  # where neither the directory nor the backbone has a limit
-
-
-def pool(tokens: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """One vector per text out of one per token.
-
-    :param tokens: float [B, T, D].
-    :param mask: integers [B, T], 1 for a token and 0 for padding, on either side.
-    :param pooling: one of :data:`POOLINGS`.
-    :return: [B, D], of the type of `tokens`.
-    """
-    weights = mask.unsqueeze(-1).to(tokens.dtype)
-    if pooling == 'mean':
-        return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-    if pooling == 'max':
-        return tokens.masked_fill(weights == 0, torch.finfo(tokens.dtype).min).amax(1)
-    if pooling == 'cls':
-        index = mask.to(torch.int32).argmax(1)
-    else:
-        index = (mask * torch.arange(mask.shape[1], device=mask.device)).amax(1)
-    return tokens.gather(1, index.to(torch.int64)[:, None, None].expand(-1, 1, tokens.shape[-1])).squeeze(1)
-
-
-class Dense(nn.Module):
-    """A linear layer and an activation after pooling, as the module of this name in sentence-transformers."""
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, activation: str = 'Tanh'):
-        super().__init__()
-        self.linear = nn.Linear(in_features, out_features, bias=bias)
-        self.activation = getattr(nn, activation)()
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        return self.activation(self.linear(embeddings))
-
-    @classmethod
-    def load(cls, directory: Path) -> Dense:
-        config = read_json(directory / 'config.json')
-        function = str(config.get('activation_function', 'torch.nn.modules.activation.Tanh'))
-        location, _, activation = function.rpartition('.')
-        if not location.startswith('torch.nn.modules.') or not inspect.isclass(getattr(nn, activation, None)):
-            raise ValueError(f'{directory}: the activation {function} is not one of torch.nn')
-        if config.get('use_residual') or config.get('module_input_name', 'sentence_embedding') != 'sentence_embedding':
-            raise ValueError(f'{directory}: dense layers with a residual or on token embeddings are not supported')
-        dense = cls(config['in_features'], config['out_features'], bool(config.get('bias', True)), activation)
-        dense.load_state_dict(load_file(_weights(directory)))
-        return dense
-
-    def save(self, directory: Path) -> None:
-        directory.mkdir(parents=True)
-        config = {
-            'in_features': self.linear.in_features,
-            'out_features': self.linear.out_features,
-            'bias': self.linear.bias is not None,
-            'activation_function': f'{type(self.activation).__module__}.{type(self.activation).__name__}',
-        }
-        _write_json(directory / 'config.json', config)
-        save_file(self.state_dict(), directory / 'model.safetensors')
 
 
 class TextEncoder(nn.Module):
@@ -212,20 +155,18 @@ class TextEncoder(nn.Module):
             modules.append(('Dense', f'{number}_Dense'))
         if self.normalize:
             modules.append(('Normalize', f'{len(modules)}_Normalize'))
-        _write_json(
+        write_json(
             directory / 'modules.json',
             [
                 {'idx': index, 'name': str(index), 'path': path, 'type': f'sentence_transformers.models.{kind}'}
                 for index, (kind, path) in enumerate(modules)
             ],
         )
-        _write_json(
-            directory / 'sentence_bert_config.json', {'max_seq_length': self.max_length, 'do_lower_case': False}
-        )
-        _write_json(directory / 'config_sentence_transformers.json', {'prompts': self.prompts})
+        write_json(directory / 'sentence_bert_config.json', {'max_seq_length': self.max_length, 'do_lower_case': False})
+        write_json(directory / 'config_sentence_transformers.json', {'prompts': self.prompts})
         flags = {'mean': 'mean_tokens', 'cls': 'cls_token', 'max': 'max_tokens', 'lasttoken': 'lasttoken'}
         (directory / '1_Pooling').mkdir(exist_ok=True)
-        _write_json(
+        write_json(
             directory / '1_Pooling' / 'config.json',
             {'word_embedding_dimension': self.backbone.config.hidden_size}
             | {f'pooling_mode_{flag}': name == self.pooling for name, flag in flags.items()},
@@ -260,21 +201,11 @@ def _fetch(hub_id: str) -> Path:
 
 
 def _load_backbone(directory: Path) -> transformers.PreTrainedModel:
-    _weights(directory)
+    find_weights(directory)
     config = transformers.AutoConfig.from_pretrained(directory)
     # of an encoder-decoder like T5, this is the encoder alone
     auto = transformers.AutoModelForTextEncoding if config.is_encoder_decoder else transformers.AutoModel
     return auto.from_pretrained(directory, config=config, dtype=torch.float32, use_safetensors=True)
-
-
-def _weights(directory: Path) -> Path:
-    for name in ('model.safetensors', 'model.safetensors.index.json'):
-        if (directory / name).is_file():
-            return directory / name
-    pickled = ' (pytorch_model.bin is pickled and can run code: convert it first)'
-    raise ValueError(
-        f'{directory} has no weights in safetensors format' + pickled * (directory / 'pytorch_model.bin').is_file()
-    )
 
 
 def _load_tokenizer(layout: Layout) -> Any:
@@ -304,7 +235,3 @@ def _check_length(length: int | None, backbone: transformers.PreTrainedModel, to
             f'max_length is {length}: this model takes from {least} to {longest or "any number of"} tokens'
         )
     return length
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')

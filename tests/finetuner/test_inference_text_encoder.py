@@ -13,8 +13,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
 from transformers import AutoTokenizer, BertModel, RobertaConfig, RobertaModel, T5Config, T5EncoderModel, T5Model
 
+from finetuner.inference.layers import pool
 from finetuner.inference.pretrained import packaged_directory, resolve
-from finetuner.inference.text_encoder import TextEncoder, pool
+from finetuner.inference.text_encoder import TextEncoder
 
 TEXTS = ['where is my card', '', 'My card is LOST!', 'the ' * 300, 'Überraschung, 漢字 🙂', 'a']
 
