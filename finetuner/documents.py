@@ -158,7 +158,13 @@ def _write_chunks(node: 'NodeProto', value: Sequence[Content]) -> None:
 class Document(Content):
     """A content that may be made of others, one level deep."""
 
-    chunks: DocList[Content] | None = None
+    # written out in the schema: out of a reference, the gateway of several executors makes a model that it cannot use
+    chunks: DocList[Content] | None = Field(
+        default=None,
+        json_schema_extra=lambda schema: schema.update(
+            anyOf=[{'type': 'array', 'items': Content.model_json_schema()}, {'type': 'null'}]
+        ),
+    )
 
     _readers: ClassVar[dict[str, codec.Reader]] = {**Content._readers, 'chunks': _read_chunks}
     _writers: ClassVar[dict[str, codec.Writer]] = {**Content._writers, 'chunks': _write_chunks}
