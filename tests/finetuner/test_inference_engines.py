@@ -61,9 +61,9 @@ def test_both_equal_sentence_transformers(engine, tiny_model):
 
 
 def test_results_do_not_depend_on_the_batches_and_come_in_order(engine, monkeypatch):
-    texts = random_texts(100)
+    texts = random_texts(40)
     alone = np.concatenate([engine.encode_texts([text]) for text in texts])
-    for size in (1, 7, 100, 1000):
+    for size in (7, 40, 1000):
         np.testing.assert_allclose(engine.encode_texts(texts, batch_size=size), alone, rtol=0, atol=1e-5)
     monkeypatch.setattr('finetuner.inference.engine._WINDOW', 10)
     np.testing.assert_allclose(engine.encode_texts(texts, batch_size=3), alone, rtol=0, atol=1e-5)
@@ -134,7 +134,7 @@ def test_batch_sizes_must_be_positive_integers(engine, tiny_artifact, size):
 
 
 def test_threads_may_encode_at_the_same_time(engine):
-    requests = [random_texts(n + 1)[-20:] for n in range(40)]
+    requests = [random_texts(n + 1)[-20:] for n in range(20)]
     expected = [engine.encode_texts(texts) for texts in requests]
     with ThreadPoolExecutor(8) as pool:
         for found, wanted in zip(pool.map(engine.encode_texts, requests), expected, strict=True):
