@@ -4,6 +4,8 @@ JSON carries every field: `blob` as base64 text, `tensor` and `embedding` as (ne
 """
 
 import os
+import sys
+import typing
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -138,7 +140,13 @@ class Content(BaseDoc):
         return self.model_dump(mode='json')
 
 
-def _read_chunks(node: 'NodeProto', content: str) -> DocList[Content]:
+if TYPE_CHECKING or sys.version_info < (3, 12):
+    Contents = DocList[Content]
+else:  # there docarray makes an alias that typing cannot evaluate in an annotation; this is the one it makes before
+    Contents = typing._GenericAlias(DocList[Content].__origin__, (Content,))
+
+
+def _read_chunks(node: 'NodeProto', content: str) -> Contents:
     if content == 'doc_array':
         messages = node.doc_array.docs
     elif content == 'list' and all(item.WhichOneof('content') == 'doc' for item in node.list.data):
@@ -146,7 +154,7 @@ def _read_chunks(node: 'NodeProto', content: str) -> DocList[Content]:
     else:
         raise codec.unexpected('documents', content)
     chunks = [Content._read(message, 'chunk', position) for position, message in enumerate(messages)]
-    return DocList[Content](chunks, validate_input_docs=False)
+    return Contents(chunks, validate_input_docs=False)
 
 
 def _write_chunks(node: 'NodeProto', value: Sequence[Content]) -> None:
@@ -159,7 +167,7 @@ class Document(Content):
     """A content that may be made of others, one level deep."""
 
     # written out in the schema: out of a reference, the gateway of several executors makes a model that it cannot use
-    chunks: DocList[Content] | None = Field(
+    chunks: Contents | None = Field(
         default=None,
         json_schema_extra=lambda schema: schema.update(
             anyOf=[{'type': 'array', 'items': Content.model_json_schema()}, {'type': 'null'}]
