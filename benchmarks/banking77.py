@@ -3,10 +3,10 @@
 The folder holds `train.csv` and `test.csv`, two columns, text and label. Both sides fine-tune the same model on
 `train.csv` with the same numbers: batch size, epochs, texts of a class in a batch (2, as GROUP_BY_LABEL has it), AdamW
 with the same learning rate, linear decay and gradient clipping. The losses are one formula under two names: the mean
-over the triplets of a batch that violate the margin, by Euclidean distance of unit vectors (our TripletMarginLoss, their
-BatchAllTripletLoss). Each trains in a process of its own, so that the peak of its memory is its own, and one evaluation,
-ours, judges both: the texts of `test.csv` search `train.csv`. Seconds are those of training, tokenisation included,
-loading excluded.
+over the triplets of a batch that violate the margin, by Euclidean distance of unit vectors (our TripletMarginLoss,
+their BatchAllTripletLoss). Each trains in a process of its own, so that the peak of its memory is its own, and one
+evaluation, ours, judges both: the texts of `test.csv` search `train.csv`. Seconds are those of training, tokenisation
+included, loading excluded.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def evaluate(data: Path, target: Path, settings: dict[str, Any]) -> dict[str, An
 
     model = settings['model']
     if model.endswith('.zip'):
-        model = str(open_artifact(Path(model)).directory / 'models' / 'model')
+        model = str(open_artifact(Path(model)).model_directory('model'))
     encoder, reporter = TextEncoder.load(model), Reporter()
 
     def prepare(name: str) -> Any:

@@ -16,11 +16,12 @@ DEFAULT_LEARNING_RATE = 5e-5
 # class weights start at random and must travel further than a pretrained model's
 DEFAULT_LOSS_LEARNING_RATE = 1e-2
 
-NOT_YET = {
-    'val_split': 'give the held-out part as eval_data',
-    'model_artifact': 'give a model directory as model',
-    'freeze': 'all layers are trained',
-    'output_dim': "the embeddings keep the backbone's width",
+REFUSED = {
+    'val_split': 'is not supported yet: give the held-out part as eval_data',
+    'model_artifact': 'is not supported yet: give a model directory as model',
+    'freeze': 'is not supported yet: all layers are trained',
+    'output_dim': "is not supported yet: the embeddings keep the backbone's width",
+    'csv_options': 'tell how to read files, but data sets are read already: give them when ingesting',
 }
 
 
@@ -147,9 +148,9 @@ class FitConfig(BaseModel):
 
     @model_validator(mode='after')
     def _names_and_options(self) -> FitConfig:
-        for argument, instead in NOT_YET.items():
+        for argument, why in REFUSED.items():
             if getattr(self, argument):
-                raise ValueError(f'{argument} is not supported yet: {instead}')
+                raise ValueError(f'{argument} {why}')
         for option in self.model_options or {}:
             if option != 'pooling':
                 raise ValueError('model_options: ' + unknown_name('option', option, ['pooling']))

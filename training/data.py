@@ -18,7 +18,7 @@ from finetuner.excepts import DataError
 from registry.shards import open_shards, write_shard
 from training.progress import Progress, Reporter
 
-TOKENISE_ROWS = 1024
+TOKENISE_ROWS = 256  # texts may be long, and a tokenizer keeps 100 bytes for each token before it cuts them
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,6 @@ def fit(
     :raises DataError: a file is missing or malformed; the message names file and line.
     """
     files = {'train_data': str(train_data), 'eval_data': None if eval_data is None else str(eval_data)}
-    if csv_options is not None:
-        arguments['csv_options'] = dataclasses.asdict(csv_options)
     config = FitConfig.from_arguments(model=model, **files, **arguments)
     evaluation = config.evaluation
     for file in [config.train_data, *([evaluation.query_data, evaluation.index_data] if evaluation else [])]:

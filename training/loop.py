@@ -55,6 +55,7 @@ def train(
         make_scheduler(config.scheduler, optimizer, options, batches=steps, epochs=config.epochs)
         for optimizer in optimizers
     ]
+    per_batch, per_epoch = (schedulers, []) if options.scheduler_step == 'batch' else ([], schedulers)
     task, *optimizers = accelerator.prepare(task, *optimizers)
     task.train()
     seen, start = 0, time.perf_counter()
@@ -67,12 +68,9 @@ def train(
             if step % accumulation == 0 or step == batches:
                 if config.max_grad_norm is not None:
                     accelerator.clip_grad_norm_(task.parameters(), config.max_grad_norm)
-                for optimizer in optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad()
-                if options.scheduler_step == 'batch':
-                    for scheduler in schedulers:
-                        scheduler.step()
+                for part in (*optimizers, *per_batch):
+                    part.step()
+                task.zero_grad()
 
             seen += len(rows)
             total += loss.detach()
@@ -83,9 +81,8 @@ def train(
                 seconds, done = time.perf_counter() - start, (epoch - 1) * batches + step
                 left = seconds / done * (config.epochs * batches - done)
                 report(Progress('Training', step, batches, epoch, config.epochs, mean, seen / seconds, left))
-        if options.scheduler_step == 'epoch':
-            for scheduler in schedulers:
-                scheduler.step()
+        for scheduler in per_epoch:
+            scheduler.step()
     return seen
 
 

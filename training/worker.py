@@ -29,6 +29,7 @@ def main(run_id: str) -> int:
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s', datefmt='%H:%M:%S', stream=sys.stdout)
     for noisy in ('alembic', 'httpx'):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that scratch files are removed
     with Registry.open() as registry:
         if not registry.start_run(run_id, f'{socket.gethostname()}:{os.getpid()}'):
             logger.error('The run %s is at work elsewhere or has ended', run_id)
