@@ -8,6 +8,8 @@ COMPILE = $(BIN)/uv pip compile --quiet --python-version 3.11 --custom-compile-c
 
 export HF_HUB_OFFLINE ?= 1
 export JINA_OPTOUT_TELEMETRY ?= 1
+# Jina imports pkg_resources, and setuptools has something to say about that
+export PYTHONWARNINGS ?= ignore:pkg_resources:UserWarning
 
 .DEFAULT_GOAL := help
 

@@ -6,6 +6,7 @@ State goes to the folder `.demo`, so that the commands printed at the end have s
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +30,12 @@ ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / '.demo'
 
 
+TRAIN = ROOT / 'examples' / 'support' / 'train.csv'
+TEST = ROOT / 'examples' / 'support' / 'test.csv'
+PORTS = 51000, 51001, 51010, 51011
+console = Console(width=min(Console().width, 120), highlight=False)
+
+
 def free_port(preferred: int) -> int:
     """The preferred port, or any free one if it is taken."""
     with socket.socket() as probe:
@@ -40,25 +47,11 @@ def free_port(preferred: int) -> int:
         return int(probe.getsockname()[1])
 
 
-TRAIN = ROOT / 'examples' / 'support' / 'train.csv'
-TEST = ROOT / 'examples' / 'support' / 'test.csv'
-GRPC_PORT, HTTP_PORT = free_port(51000), free_port(51001)
-os.environ |= {
-    'FINETUNER_HOME': str(STATE / 'home'),
-    'FINETUNER_CONFIG_DIR': str(STATE / 'config'),
-    'FINETUNER_HOST': f'grpc://localhost:{GRPC_PORT}',
-    'JINA_OPTOUT_TELEMETRY': '1',
-    'JINA_LOG_LEVEL': 'ERROR',
-}
-
-console = Console(width=min(Console().width, 120), highlight=False)
-
-
 @contextmanager
-def service() -> Iterator[None]:
+def service(port: int, http_port: int) -> Iterator[None]:
     """`finetuner serve` as a child process: ingestion, training and serving behind one gRPC and one HTTP port."""
-    STATE.mkdir(exist_ok=True)
-    command = [sys.executable, '-m', 'finetuner.cli', 'serve', '--port', str(GRPC_PORT), '--http-port', str(HTTP_PORT)]
+    finetuner_command = str(Path(sys.executable).with_name('finetuner'))
+    command = [finetuner_command, 'serve', '--port', str(port), '--http-port', str(http_port)]
     with (STATE / 'service.log').open('w') as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=STATE)
     try:
@@ -122,18 +115,17 @@ def show_examples(examples: dict[str, dict[str, list[str]]], queries: int = 5, m
     console.print(table)
 
 
-def serve_and_encode(run: Run) -> None:
+def serve_and_encode(run: Run, port: int, http_port: int) -> None:
     """The page "Use FinetunerExecutor inside a Jina Flow", and the same request over HTTP."""
-    ports = [free_port(51010), free_port(51011)]
     text = 'some text to encode'
-    flow = Flow(protocol=['grpc', 'http'], port=ports).add(
+    flow = Flow(protocol=['grpc', 'http'], port=[port, http_port]).add(
         uses=str(ROOT / 'config.yml'), uses_with={'artifact': run.artifact_id, 'token': finetuner.get_token()}
     )
     with flow as f:
         docs = f.post(on='/encode', inputs=DocumentArray([Document(text=text)]))
         for doc in docs:
             console.print(f'gRPC  /encode  {doc.text!r} → embedding of shape {doc.embedding.shape}')
-        answer = requests.post(f'http://localhost:{ports[1]}/encode', json={'data': [{'text': text}]}, timeout=60)
+        answer = requests.post(f'http://localhost:{http_port}/encode', json={'data': [{'text': text}]}, timeout=60)
         answer.raise_for_status()
         embedding = np.array(answer.json()['data'][0]['embedding'], dtype=np.float32)
         difference = np.abs(embedding - docs[0].embedding).max()
@@ -144,9 +136,18 @@ def serve_and_encode(run: Run) -> None:
 
 def main() -> None:
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the service is stopped too
+    STATE.mkdir(exist_ok=True)
+    grpc_port, http_port, *serving_ports = map(free_port, PORTS)
+    os.environ |= {
+        'FINETUNER_HOME': str(STATE / 'home'),
+        'FINETUNER_CONFIG_DIR': str(STATE / 'config'),
+        'FINETUNER_HOST': f'grpc://localhost:{grpc_port}',
+        'JINA_LOG_LEVEL': 'ERROR',
+    }
     console.rule('1  Start flows/finetuner.yml')
-    with service():
-        console.print(f'gRPC on {GRPC_PORT}, HTTP on {HTTP_PORT}, state in {STATE}')
+    with service(grpc_port, http_port):
+        console.print(f'gRPC on {grpc_port}, HTTP on {http_port}, state in {STATE}')
         console.rule('2  Ingest examples/support and fine-tune all-MiniLM-L6-v2')
         run = fine_tune()
         console.rule('3  Is it better?')
@@ -154,7 +155,7 @@ def main() -> None:
         show_examples(run.example_results())
         console.rule('4  Serve the artifact and encode')
         path = run.save_artifact(str(STATE / 'artifacts'))
-        serve_and_encode(run)
+        serve_and_encode(run, *serving_ports)
     console.rule(f'Done in {time.monotonic() - started:.0f} s')
     console.print(f"""The artifact is {path}. To go on:
 
