@@ -1,5 +1,6 @@
 # One command each; every one sets up what it needs first, and is fast the second time.
 PYTHON ?= python3.11
+PYTHON312 ?= python3.12
 UV_VERSION := 0.13.8
 BIN := .venv/bin
 LINTED := finetuner registry training executors flows tests benchmarks examples tools
@@ -53,6 +54,15 @@ test: lint  ## lint and the tests (what CI runs)
 .PHONY: test-all
 test-all: lint  ## the slow tests too
 	@$(BIN)/pytest
+
+.PHONY: test-py312
+test-py312: .venv/.installed-dev  ## finetuner, registry and training on Python 3.12, where there is no Jina
+	@$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON312) .venv312
+	@grep -vE '^(jina|jcloud)' requirements-dev.txt > .venv312/constraints.txt
+	@VIRTUAL_ENV=.venv312 $(BIN)/uv pip install --quiet -c .venv312/constraints.txt -e '.[training]' \
+		hypothesis psutil pytest pytest-timeout sentence-transformers
+	@.venv312/bin/python -c 'import jina' 2>/dev/null && echo 'Jina is here: this tests nothing' && exit 1 || true
+	@.venv312/bin/pytest -m 'not slow' tests/finetuner tests/registry tests/training
 
 .PHONY: bench
 bench: .venv/.installed-dev  ## every benchmark, each against a named peer

@@ -1,5 +1,6 @@
 """The direct codec against stock docarray, in both directions, and what it refuses."""
 
+import typing
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ class StockContent(BaseDoc):
 
 
 class StockDocument(StockContent):
-    chunks: DocList[StockContent] | None = None
+    # as an alias that typing evaluates in an annotation on Python 3.12 too
+    chunks: typing._GenericAlias(DocList[StockContent].__origin__, (StockContent,)) | None = None  # type: ignore[misc]
 
 
 DTYPES = st.one_of(
