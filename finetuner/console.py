@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 console = Console()
 progress_console = Console(stderr=True)  # so that a pipe carries results only
 
+METRICS = (
+    'precision_at_k',
+    'recall_at_k',
+    'f1_score_at_k',
+    'hit_at_k',
+    'average_precision',
+    'reciprocal_rank',
+    'ndcg_at_k',
+    'dcg_at_k',
+)
 STATUS_STYLES = {'CREATED': 'yellow', 'STARTED': 'cyan', 'FINISHED': 'green', 'FAILED': 'red'}
 
 
@@ -42,7 +52,8 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> Table:
     table.add_column('Metric')
     for name in ('Before', 'After', 'Change'):
         table.add_column(name, justify='right')
-    for name in dict.fromkeys([*before, *after]):
+    names = {*before, *after}
+    for name in [*(name for name in METRICS if name in names), *sorted(names.difference(METRICS))]:
         old, new = before.get(name), after.get(name)
         change = ''
         if old is not None and new is not None:
@@ -61,8 +72,8 @@ def examples_table(examples: Mapping[str, Mapping[str, Sequence[str]]], k: int =
     """
     before, after = examples.get('before', {}), examples.get('after', {})
     names = sorted(
-        dict.fromkeys([*before, *after]),
-        key=lambda query: list(before.get(query, []))[:k] == list(after.get(query, []))[:k],
+        {*before, *after},
+        key=lambda query: (list(before.get(query, []))[:k] == list(after.get(query, []))[:k], query),
     )
     table = Table(title='Best matches', title_justify='left', show_lines=True)
     for name in ('Query', 'Before', 'After'):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from finetuner.client.session import Session
 
 CREATED, STARTED, FINISHED, FAILED = 'CREATED', 'STARTED', 'FINISHED', 'FAILED'
+PREFIX = 'finetuner-dastorage'  # of the names of uploaded data sets
 PATIENCE = 60.0  # seconds that `wait` bears a service that does not answer
 
 
@@ -232,13 +233,14 @@ def describe_progress(record: Mapping[str, Any]) -> tuple[str, str]:
     progress = record.get('progress') or {}
     if record['status'] != STARTED or not progress.get('stage'):
         return record.get('details') or record['status'], ''
+    stage = progress['stage'].replace(f'{PREFIX}-{record["experiment_name"]}-{record["name"]}-', '')
     facts = []
     if progress.get('loss') is not None:
         facts.append(f'loss {progress["loss"]:.4f}')
     if progress.get('samples_per_second') is not None:
         facts.append(f'{progress["samples_per_second"]:.0f} samples/s')
-    if progress.get('eta') is not None:
+    if progress.get('eta') is not None and progress['step'] < progress['steps']:
         minutes, seconds = divmod(round(progress['eta']), 60)
         facts.append(f'{minutes}:{seconds:02d} left')
     epoch = f' epoch {progress["epoch"]:.0f}/{progress["epochs"]:.0f}' if progress.get('epoch') else ''
-    return f'{progress["stage"]}{epoch}', ' · '.join(facts)
+    return f'{stage}{epoch}', ' · '.join(facts)

@@ -46,7 +46,7 @@ def _read(node: wire.Node) -> Any:
     if kind is None:
         return None
     if kind == 'entries':
-        return {name: _read(value) for name, value in node.entries.data.items()}
+        return {name: _read(node.entries.data[name]) for name in sorted(node.entries.data)}  # else in any order
     if kind == 'items':
         return [_read(value) for value in node.items.data]
     return getattr(node, kind)

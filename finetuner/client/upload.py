@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from finetuner.data import CSVOptions, read_csv
 from finetuner.excepts import DataError, RegistryError
+from finetuner.run import PREFIX
 
 if TYPE_CHECKING:
     from finetuner.client.session import Session
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     Data = str | Path | TextIO | Iterable[Document]
 
-PREFIX = 'finetuner-dastorage'
 PART_ROWS = 10_000
 PART_BYTES = 8 << 20
 ROW_BYTES = 200  # what a document weighs on the wire beside its content

@@ -143,16 +143,12 @@ def test_wait_bears_a_service_that_does_not_answer_for_a_while(get_run, service,
 
 
 def test_progress_in_words():
-    progress = {
-        'stage': 'Training',
-        'epoch': 2.0,
-        'epochs': 5.0,
-        'loss': 0.1234,
-        'samples_per_second': 310.4,
-        'eta': 62,
-    }
-    record = {'status': 'STARTED', 'details': '', 'progress': progress}
+    progress = {'stage': 'Training', 'step': 3, 'steps': 9, 'epoch': 2.0, 'epochs': 5.0, 'loss': 0.1234}
+    progress |= {'samples_per_second': 310.4, 'eta': 62}
+    record = {'name': 'r', 'experiment_name': 'e', 'status': 'STARTED', 'details': '', 'progress': progress}
     assert describe_progress(record) == ('Training epoch 2/5', 'loss 0.1234 · 310 samples/s · 1:02 left')
+    progress = {'stage': 'Embedding finetuner-dastorage-e-r-train', 'step': 9, 'steps': 9, 'eta': 0}
+    assert describe_progress({**record, 'progress': progress}) == ('Embedding train', '')
     assert describe_progress({'status': 'CREATED', 'details': 'waits', 'progress': {}}) == ('waits', '')
 
 
