@@ -14,6 +14,7 @@ import grpc
 from fastapi import FastAPI
 from jina.excepts import InternalNetworkError
 from jina.proto import jina_pb2
+from jina.serve.executors import __dry_run_endpoint__
 from jina.serve.runtimes.gateway.composite import CompositeGateway
 from jina.serve.runtimes.gateway.request_handling import GatewayRequestHandler
 from jina.types.request import Request
@@ -68,7 +69,7 @@ class RoutingRequestHandler(GatewayRequestHandler):
 
     def _route(self, request: DataRequest, **kwargs: Any) -> tuple[asyncio.Future[Any], asyncio.Future[Any] | None]:
         endpoint = request.header.exec_endpoint
-        if endpoint.startswith('/'):  # Jina's own dry run does not, and goes to all executors
+        if endpoint != __dry_run_endpoint__:  # which is for all executors
             node = self.endpoints().get(endpoint)
             if node is None:
                 return _answer(request, self.unknown(endpoint)), None

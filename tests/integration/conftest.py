@@ -8,6 +8,7 @@ import socket
 import string
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -230,6 +231,33 @@ def finished_run(service, tiny_model) -> dict[str, Any]:
     service.fit(tiny_model, 'finished', eval_data='fruits')
     run = service.wait_for('finished', 'FINISHED', 'FAILED')
     assert run['status'] == 'FINISHED', run['details'] + service.call('/logs', run_name='finished')[0].text
+    return run
+
+
+@pytest.fixture
+def free_port() -> int:
+    return free_ports(1)[0]
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """Run a script in a process and a folder of its own, and return all that it printed."""
+
+    def run(script: str, *arguments: Any, **variables: Any) -> str:
+        own = {'FINETUNER_HOME': tmp_path / 'home', 'FINETUNER_CONFIG_DIR': tmp_path / 'config', **variables}
+        command = [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(script), *map(str, arguments)]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=clean_environment(**own),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
     return run
 
 

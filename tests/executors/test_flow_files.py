@@ -1,0 +1,48 @@
+"""The Flow files are read by Jina as they are meant, with and without environment variables."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jina import Flow
+
+FLOWS = Path(__file__).parents[2] / 'flows'
+NAMES = ['encode.yml', 'train.yml', 'finetuner.yml']
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_ports_have_defaults(name, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith('FINETUNER_')}
+    script = f'from jina import Flow; print(Flow.load_config({str(FLOWS / name)!r}).port)'
+    command = [sys.executable, '-W', 'ignore', '-c', script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == '[51000, 51001]'
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_ports_follow_the_environment_each_time(name, monkeypatch):
+    for port in (52000, 53000):
+        monkeypatch.setenv('FINETUNER_PORT', str(port))
+        monkeypatch.setenv('FINETUNER_HTTP_PORT', str(port + 1))
+        flow = Flow.load_config(str(FLOWS / name))
+        assert flow.port == [port, port + 1]
+        assert [protocol.name for protocol in flow.protocol] == ['GRPC', 'HTTP']
+
+
+@pytest.mark.parametrize(
+    ('name', 'executors'),
+    [
+        ('encode.yml', ['encoder']),
+        ('train.yml', ['dataset', 'trainer']),
+        ('finetuner.yml', ['dataset', 'trainer', 'encoder']),
+    ],
+)
+def test_executors(name, executors):
+    flow = Flow.load_config(str(FLOWS / name)).build()
+    nodes = [node for node, _ in flow if node != 'gateway']
+    assert nodes == executors
+    if 'trainer' in nodes:
+        assert flow['gateway'].args.retries == 0, 'the gateway sends /fit once'
+    assert os.environ['JINA_OPTOUT_TELEMETRY'] == '1'

@@ -1,0 +1,130 @@
+"""The supervisor on a real registry, with real worker processes."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import update
+
+from executors.supervisor import Supervisor
+from finetuner.documents import Document
+from registry import Registry, RunRecord
+from registry.models import RunRow
+
+LOGGER = logging.getLogger('supervisor-test')
+
+
+@pytest.fixture
+def registry(tmp_path):
+    with Registry.open(tmp_path / 'home') as registry:
+        yield registry
+
+
+@pytest.fixture
+def supervise(registry):
+    supervisors = []
+
+    def start(**options) -> Supervisor:
+        supervisors.append(Supervisor(registry, LOGGER, **options))
+        supervisors[-1].start()
+        return supervisors[-1]
+
+    yield start
+    for supervisor in supervisors:
+        supervisor.close()
+
+
+def make_run(registry: Registry, name: str, **config) -> RunRecord:
+    account = registry.get_account()
+    documents = [Document(id=str(i), text=f'text {i}', tags={'finetuner_label': i % 2}) for i in range(8)]
+    registry.append_documents(account.id, 'data', documents, part=0)
+    settings = {'model': 'all-minilm-l6-v2', 'train_data': 'data', 'device': 'cpu', 'batch_size': 8, **config}
+    run, _ = registry.create_run(account.id, 'default', name, settings, datasets=['data'])
+    return run
+
+
+def age(registry: Registry, run: RunRecord, seconds: float) -> None:
+    """Make the last sign of life of a run's worker older."""
+    with registry.database.write() as session:
+        then = datetime.now(UTC) - timedelta(seconds=seconds)
+        session.execute(update(RunRow).where(RunRow.id == run.id).values(heartbeat_at=then))
+
+
+def wait_for(registry: Registry, run: RunRecord, *statuses: str, seconds: float = 60) -> RunRecord:
+    deadline = time.monotonic() + seconds
+    while (found := registry.get_run_by_id(run.id)).status not in statuses:
+        assert time.monotonic() < deadline, f'{found.status}: {found.details}'
+        time.sleep(0.05)
+    return found
+
+
+def test_a_run_whose_worker_is_gone_is_failed_at_the_start(registry, supervise):
+    gone = subprocess.Popen([sys.executable, '-c', ''])
+    gone.wait()
+    run = make_run(registry, 'lost')
+    assert registry.start_run(run.id, f'{socket.gethostname()}:{gone.pid}')
+    supervise()
+    assert f'The worker process {gone.pid} is gone' in wait_for(registry, run, 'FAILED', seconds=10).details
+
+
+def test_a_run_whose_worker_lives_is_left_alone_until_it_is_silent(registry, supervise):
+    """Of another machine nothing but the signs of life are known."""
+    here, elsewhere = make_run(registry, 'here'), make_run(registry, 'elsewhere')
+    registry.start_run(here.id, f'{socket.gethostname()}:{os.getpid()}')
+    registry.start_run(elsewhere.id, 'another-machine:1')
+    supervise(heartbeat_timeout=60)
+    time.sleep(2.5)
+    assert registry.get_run_by_id(here.id).status == 'STARTED'
+    assert registry.get_run_by_id(elsewhere.id).status == 'STARTED'
+    age(registry, here, 61)
+    age(registry, elsewhere, 3600)
+    assert 'has not been heard of for 6' in wait_for(registry, here, 'FAILED', seconds=10).details
+    assert 'another-machine:1 has not been heard of' in wait_for(registry, elsewhere, 'FAILED', seconds=10).details
+
+
+def test_a_worker_that_hangs_is_killed_and_its_run_failed(registry, supervise):
+    run = make_run(registry, 'hangs', epochs=1_000_000)
+    supervise(heartbeat_timeout=15)
+    pid = int(wait_for(registry, run, 'STARTED').worker.rpartition(':')[2])
+    os.kill(pid, signal.SIGSTOP)
+    assert 'has not been heard of' in wait_for(registry, run, 'FAILED').details
+    deadline = time.monotonic() + 10
+    while os.path.exists(f'/proc/{pid}'):  # noqa: PTH110
+        assert time.monotonic() < deadline, 'the worker is still there'
+        time.sleep(0.05)
+
+
+def test_a_worker_that_cannot_even_start_fails_its_run(registry, supervise, monkeypatch, tmp_path):
+    (tmp_path / 'sqlalchemy.py').write_text('raise ImportError("broken installation")')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    run = make_run(registry, 'unstartable')
+    supervise()
+    details = wait_for(registry, run, 'FAILED').details
+    assert 'ended with exit code 1' in details
+    assert 'The last line of its log: ImportError: broken installation' in details
+
+
+def test_closing_ends_the_worker_and_keeps_what_waits(registry, supervise):
+    first, second = make_run(registry, 'first', epochs=1_000_000), make_run(registry, 'second')
+    supervisor = supervise()
+    pid = int(wait_for(registry, first, 'STARTED').worker.rpartition(':')[2])
+    supervisor.close()
+    assert not os.path.exists(f'/proc/{pid}')  # noqa: PTH110
+    assert registry.get_run_by_id(first.id).details == 'The service was stopped while the run was at work'
+    assert registry.get_run_by_id(second.id).status == 'CREATED'
+
+
+def test_a_folder_of_the_same_name_in_the_working_directory_does_no_harm(registry, supervise, monkeypatch, tmp_path):
+    (tmp_path / 'training').mkdir()
+    (tmp_path / 'training' / '__init__.py').write_text('raise RuntimeError("the wrong one")')
+    monkeypatch.chdir(tmp_path)
+    run = make_run(registry, 'elsewhere')
+    supervise()
+    run = wait_for(registry, run, 'STARTED', 'FAILED')
+    assert run.status == 'STARTED', run.details

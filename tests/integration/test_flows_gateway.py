@@ -1,0 +1,231 @@
+"""The one gRPC and one HTTP port in front of all executors: endpoints, tokens, errors, documents as JSON."""
+
+import base64
+
+import numpy as np
+import pytest
+import requests
+from docarray.proto import DocListProto
+
+from finetuner.documents import Document, DocumentArray
+from finetuner.excepts import AuthenticationError, DataError, FinetunerServerError
+
+RUN = {'run_name': 'no-such-run'}
+GUARDED = {
+    '/ingest': {'name': 'x'},
+    '/fit': {'model': 'x', 'train_data': 'x'},
+    '/status': RUN,
+    '/runs': {},
+    '/logs': RUN,
+    '/metrics': RUN,
+    '/examples': RUN,
+    '/artifact': {'artifact_id': 'a' * 24},
+    '/whoami': {},
+}
+ALL = ', '.join(sorted([*GUARDED, '/encode', '/logstream']))
+
+
+@pytest.mark.parametrize(('endpoint', 'parameters'), GUARDED.items())
+def test_a_token_is_needed_and_checked(service, endpoint, parameters):
+    for token, sentence in ((None, 'A token is needed'), ('wrong', 'not known')):
+        response = service.post(endpoint, [{'text': 'x'}], token=token, **parameters)
+        assert response.status_code == 401
+        assert sentence in response.json()['detail']
+        with pytest.raises(AuthenticationError, match=sentence):
+            service.call(endpoint, [Document(text='x')], token=token, **parameters)
+
+
+def test_a_stream_needs_a_token_too(service):
+    url = f'http://127.0.0.1:{service.http_port}/logstream'
+    for token, sentence in ((None, 'A token is needed'), ('wrong', 'not known')):
+        tags = {**RUN, **({} if token is None else {'token': token})}
+        response = requests.get(url, params=tags, timeout=60)
+        assert response.status_code == 401
+        assert sentence in response.json()['detail']
+        with pytest.raises(AuthenticationError, match=sentence):
+            list(service.channel.stream('/logstream', tags))
+
+
+def test_the_token_may_come_in_the_header_as_it_does_elsewhere(service):
+    url = f'http://127.0.0.1:{service.http_port}/whoami'
+    for kind in ('Bearer', 'token'):
+        response = requests.post(url, json={}, headers={'Authorization': f'{kind} {service.token}'}, timeout=60)
+        assert response.json()['data'][0]['tags'] == {'account': 'local'}
+    assert requests.post(url, json={}, headers={'Authorization': 'Bearer wrong'}, timeout=60).status_code == 401
+
+
+def test_no_token_ever_reaches_a_log_or_an_error(service):
+    """Tokens of the wrong type, in the wrong place, under the wrong name."""
+    secret = 'SECRET-' + 'x' * 30
+    for body in (
+        {'parameters': {'token': secret}},
+        {'parameters': {'token': [secret]}},
+        {'parameters': {'tokn': secret}},
+        {'parameters': {'token': secret, 'run_name': 3, 'offset': 'x'}},
+        {'parameters': [secret]},
+        {'parameters': {'token': {'token': secret}}},
+    ):
+        for endpoint in ('/status', '/whoami', '/ingest', '/logs', '/fit', '/encode'):
+            response = requests.post(f'http://127.0.0.1:{service.http_port}{endpoint}', json=body, timeout=60)
+            assert secret not in response.text, (endpoint, body)
+    with pytest.raises(AuthenticationError) as caught:
+        service.call('/whoami', token=secret)
+    assert secret not in str(caught.value)
+    log = service.log.read_text()
+    assert secret not in log
+    assert service.token not in log
+
+
+@pytest.mark.parametrize('endpoint', ['/nope', '/', '', 'encode', '/encode/', '/default'])
+def test_an_unknown_endpoint_is_an_error_that_lists_the_endpoints(service, endpoint):
+    with pytest.raises(FinetunerServerError, match=f'unknown endpoint .*: this service has {ALL}$'):
+        service.call(endpoint)
+    with pytest.raises(FinetunerServerError, match=f'unknown endpoint .*: this service has {ALL}$'):
+        list(service.channel.stream(endpoint, {}))
+    if endpoint in ('/nope', '/default'):
+        url = f'http://127.0.0.1:{service.http_port}{endpoint}'
+        for response in (requests.post(url, json={}, timeout=60), requests.get(url, timeout=60)):
+            assert response.status_code == 404
+            assert response.json()['detail'].endswith(f': this service has {ALL}')
+
+
+def test_an_endpoint_is_called_as_what_it_is(service):
+    with pytest.raises(FinetunerServerError, match='/encode does not stream'):
+        list(service.channel.stream('/encode', {}))
+    with pytest.raises(FinetunerServerError, match='/logstream streams'):
+        service.call('/logstream')
+    response = requests.get(f'http://127.0.0.1:{service.http_port}/encode', timeout=60)
+    assert response.status_code == 405
+    assert 'use POST' in response.json()['detail']
+
+
+def test_jinas_own_client_gets_the_error_too(service):
+    from jina import Client
+    from jina.excepts import BadServer
+
+    client = Client(port=service.port)
+    with pytest.raises(BadServer, match='this service has'):
+        client.post('/nope', DocumentArray([Document(text='x')]))
+    (document,) = client.post('/encode', DocumentArray([Document(text='x')]))
+    assert document.embedding.shape == (32,)
+    assert client.is_flow_ready()
+    assert Client(port=service.http_port, protocol='http').is_flow_ready()
+
+
+def test_many_requests_of_one_jina_client_are_answered_each(service):
+    from jina import Client
+
+    documents = DocumentArray([Document(id=str(i), text=f'text {i}') for i in range(50)])
+    answers = Client(port=service.port).post('/encode', documents, request_size=5, results_in_order=True)
+    assert [answer.id for answer in answers] == [str(i) for i in range(50)]
+
+
+def test_json_carries_every_field_of_a_document(service):
+    document = {
+        'id': 'outer',
+        'text': 'Straße 東京 🙂',
+        'uri': 'https://example.com/a.png',
+        'blob': base64.b64encode(bytes(range(256))).decode(),
+        'tensor': [[1.5, 2.0], [3.0, -4.0]],
+        'modality': 'text',
+        'tags': {'finetuner_label': 'x', 'nested': {'list': [1, 2.5, None, True, 'ü'], 'empty': {}}},
+        'chunks': [
+            {'id': 'first', 'text': 'a chunk', 'embedding': [1.0, 2.0], 'tags': {'n': 1}},
+            {'id': 'second', 'blob': base64.b64encode(b'\xff\x00').decode()},
+        ],
+    }
+    (answer,) = service.post('/encode', [document], token=None).json()['data']
+    assert len(answer.pop('embedding')) == 32
+    empty = dict.fromkeys(('text', 'uri', 'blob', 'tensor', 'modality', 'embedding')) | {'tags': {}}
+    document['chunks'] = [empty | chunk for chunk in document['chunks']]
+    assert answer == document
+
+
+def test_one_document_may_come_without_a_list(service):
+    (answer,) = service.post('/encode', {'id': 'alone', 'text': 'x'}, token=None).json()['data']
+    assert answer['id'] == 'alone'
+
+
+@pytest.mark.parametrize(
+    ('document', 'field', 'reason'),
+    [
+        ({'text': 7}, 'text', 'got 7'),
+        ({'text': 'x', 'tags': 'y'}, 'tags', 'valid dictionary'),
+        ({'text': 'x', 'blob': '***'}, 'blob', 'base64'),
+        ({'text': 'x', 'chunks': [{'text': []}]}, 'chunks', 'valid string'),
+        ({'text': 'x', 'embedding': 'y'}, 'embedding', ''),
+    ],
+)
+def test_a_malformed_document_in_json_is_named(service, document, field, reason):
+    data = [{'text': 'fine'}, {'id': 'the-bad-one', **document}]
+    response = service.post('/encode', data, token=None)
+    assert response.status_code == 422
+    detail = response.json()['detail']
+    assert detail.startswith("document 1 (id 'the-bad-one'): ")
+    assert field in detail
+    assert reason in detail
+    assert service.post('/encode', data[:1], token=None).status_code == 200
+
+
+def test_a_malformed_document_in_a_message_is_named_and_the_service_goes_on(service):
+    message = DocumentArray([Document(text='fine'), Document(id='the-bad-one', text='x')]).to_protobuf()
+    message.docs[1].data['text'].integer = 7
+    with pytest.raises(DataError, match=r"document 1 \(id 'the-bad-one'\), field 'text'"):
+        service.channel.call('/encode', {}, message.SerializeToString())
+    assert service.call('/encode', [Document(text='fine')]).embeddings.shape == (1, 32)
+
+
+@pytest.mark.parametrize(
+    ('body', 'status'), [(b'{', 400), (b'[]', 422), (b'{"data": 3}', 422), (b'{"data": [3]}', 422)]
+)
+def test_a_body_that_is_no_request_is_refused(service, body, status):
+    url = f'http://127.0.0.1:{service.http_port}/encode'
+    response = requests.post(url, data=body, timeout=60)
+    assert response.status_code == status
+    assert response.json()['detail']
+
+
+def test_a_broken_message_does_not_break_the_service(service):
+    with pytest.raises(FinetunerServerError):
+        service.channel.call('/encode', {}, b'\xff\xff\xff')
+    assert service.call('/encode', [Document(text='fine')]).embeddings.shape == (1, 32)
+
+
+def test_the_interface_describes_itself(service):
+    schema = requests.get(f'http://127.0.0.1:{service.http_port}/openapi.json', timeout=60).json()
+    assert {path for path in schema['paths'] if path != '/'} == {*ALL.split(', '), '/dry_run'}
+    assert requests.get(f'http://127.0.0.1:{service.http_port}/docs', timeout=60).status_code == 200
+    assert requests.get(f'http://127.0.0.1:{service.http_port}/', timeout=60).status_code == 200
+
+
+def test_many_documents_in_one_http_request_are_all_answered(service):
+    """Jina's own gateway answers with the first hundred."""
+    response = service.post('/encode', [{'id': str(i), 'text': f'text {i}'} for i in range(250)], token=None)
+    assert [document['id'] for document in response.json()['data']] == [str(i) for i in range(250)]
+
+
+def test_the_service_answers_while_a_large_request_is_at_work(service):
+    """Health is asked over and over while documents are embedded: no handler computes on the event loop."""
+    import threading
+    import time
+
+    documents = [Document(text='a long text ' * 50) for _ in range(2000)]
+    worker = threading.Thread(target=service.call, args=('/encode', documents))
+    worker.start()
+    slowest = 0.0
+    while worker.is_alive():
+        start = time.monotonic()
+        requests.get(f'http://127.0.0.1:{service.http_port}/', timeout=60)
+        slowest = max(slowest, time.monotonic() - start)
+    assert slowest < 2
+
+
+def test_embeddings_are_the_same_over_both_protocols(service):
+    texts = ['one', 'two', 'three']
+    over_grpc = service.call('/encode', [Document(text=text) for text in texts]).embeddings
+    response = service.post('/encode', [{'text': text} for text in texts], token=None)
+    assert np.allclose([document['embedding'] for document in response.json()['data']], over_grpc, atol=1e-6)
+
+
+def test_a_message_without_documents_is_a_list_of_none(service):
+    assert not DocListProto.FromString(service.channel.call('/encode', {})).docs
