@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import MofNCompleteColumn, TextColumn
 from rich.table import Table
 
-from finetuner.console import console, examples_table, metrics_table, progress_console
+from finetuner.console import console, examples_table, make_progress, metrics_table, progress_console
 
 if TYPE_CHECKING:
     import training.progress
@@ -70,8 +70,7 @@ def fit(
     handler = RichHandler(console=progress_console, show_path=False, show_level=False)
     logging.basicConfig(level=logging.WARNING, format='%(message)s', handlers=[handler])
     logging.getLogger('training').setLevel(logging.INFO)
-    columns = [BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn('{task.fields[facts]}')]
-    with Progress(TextColumn('{task.description}'), *columns, console=progress_console, transient=True) as bar:
+    with make_progress(MofNCompleteColumn(), TextColumn('{task.fields[facts]}')) as bar:
         task = bar.add_task('Starting', total=None, facts='')
 
         def report(progress: training.progress.Progress) -> None:

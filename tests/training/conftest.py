@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from finetuner.inference.text_encoder import TextEncoder
 from training.data import LabelledTexts, TokenisedTexts, tokenise
@@ -51,10 +56,33 @@ def test_csv(tmp_path_factory) -> Path:
     return write_csv(tmp_path_factory.mktemp('test') / 'test.csv', 48, seed=2)
 
 
+@pytest.fixture(scope='session')
+def word_model(tmp_path_factory) -> Path:
+    """The directory of a small BERT with random weights whose tokens are the words of the data."""
+    special = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
+    words = sorted({word for topic in TOPICS.values() for word in topic} | set(FILLERS))
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(special + words)}, unk_token='[UNK]'))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single='[CLS] $A [SEP]', special_tokens=[('[CLS]', 2), ('[SEP]', 3)])
+    names = ('pad_token', 'unk_token', 'cls_token', 'sep_token', 'mask_token')
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(zip(names, special, strict=True)))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(special) + len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    encoder = TextEncoder(BertModel(config), fast, normalize=True, max_length=32)
+    return encoder.save(tmp_path_factory.mktemp('words') / 'model')
+
+
 @pytest.fixture
-def encoder(tiny_model) -> TextEncoder:
+def encoder(word_model) -> TextEncoder:
     """In evaluation mode, so that dropout is off."""
-    return TextEncoder.load(tiny_model)
+    return TextEncoder.load(word_model)
 
 
 @pytest.fixture

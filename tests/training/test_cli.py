@@ -12,12 +12,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_fit_from_csv_to_artifact(tiny_model, tmp_path):
+def test_fit_from_csv_to_artifact(word_model, tmp_path):
     train, test = write_csv(tmp_path / 'train.csv', 60, seed=1), write_csv(tmp_path / 'test.csv', 12, seed=2)
     target = tmp_path / 'out'
     result = run(
         str(train),
-        *('--eval-data', str(test), '--model', str(tiny_model), '--directory', str(target), '--run-name', 'desk'),
+        *('--eval-data', str(test), '--model', str(word_model), '--directory', str(target), '--run-name', 'desk'),
         *('--epochs', '1', '--batch-size', '16', '--device', 'cpu', '--options', '{"scheduler": "linear"}'),
     )
     assert result.returncode == 0, result.stderr

@@ -27,13 +27,13 @@ def weights_digest(artifact) -> str:
 
 
 @pytest.fixture(scope='module')
-def fitted(tiny_model, train_csv, test_csv, tmp_path_factory):
+def fitted(word_model, train_csv, test_csv, tmp_path_factory):
     """A run, and the progress that it told."""
     progress: list[Progress] = []
     result = training.fit(
         train_csv,
         test_csv,
-        str(tiny_model),
+        str(word_model),
         directory=tmp_path_factory.mktemp('run') / 'first',
         epochs=4,
         batch_size=24,
@@ -95,10 +95,10 @@ def test_scratch_files_are_gone(fitted):
     assert [path.name for path in artifact.parent.iterdir()] == ['first.zip']
 
 
-def test_the_same_run_gives_the_same_weights(fitted, tiny_model, train_csv, tmp_path):
+def test_the_same_run_gives_the_same_weights(fitted, word_model, train_csv, tmp_path):
     arguments = {'epochs': 4, 'batch_size': 24, 'learning_rate': 2e-3, 'device': 'cpu'}
     torch.rand(3), np.random.rand(3)  # what was drawn before makes no difference
-    again = training.fit(train_csv, None, str(tiny_model), directory=tmp_path / 'again', **arguments)
+    again = training.fit(train_csv, None, str(word_model), directory=tmp_path / 'again', **arguments)
     assert weights_digest(again.artifact) == weights_digest(fitted[0].artifact)
 
 
@@ -185,10 +185,10 @@ def test_a_diverging_run_says_so(encoder, tokenised):
         fit_without_export(MetricLearning(encoder, loss), tokenised, epochs=1, loss='ArcFaceLoss')
 
 
-def test_queries_are_no_matches_of_themselves(tiny_model, train_csv, tmp_path):
+def test_queries_are_no_matches_of_themselves(word_model, train_csv, tmp_path):
     callback = EvaluationCallback(str(train_csv), limit=5, gather_examples=True)
     result = training.fit(
-        train_csv, model=str(tiny_model), directory=tmp_path, epochs=1, callbacks=[callback], device='cpu'
+        train_csv, model=str(word_model), directory=tmp_path, epochs=1, callbacks=[callback], device='cpu'
     )
     assert result.metrics['before']['precision_at_k'] < 1
     for query, matches in result.examples['before'].items():
@@ -196,15 +196,15 @@ def test_queries_are_no_matches_of_themselves(tiny_model, train_csv, tmp_path):
         assert train_csv.read_text().count(query) > 1 or query not in matches
 
 
-def test_a_missing_file_and_a_wrong_argument_are_refused_at_once(tiny_model, train_csv, tmp_path):
+def test_a_missing_file_and_a_wrong_argument_are_refused_at_once(word_model, train_csv, tmp_path):
     with pytest.raises(DataError, match=r'the file nowhere\.csv does not exist'):
-        training.fit('nowhere.csv', model=str(tiny_model), directory=tmp_path)
+        training.fit('nowhere.csv', model=str(word_model), directory=tmp_path)
     with pytest.raises(ParameterError, match=r"unknown argument 'epoch': did you mean epochs"):
-        training.fit(train_csv, model=str(tiny_model), directory=tmp_path, epoch=3)
+        training.fit(train_csv, model=str(word_model), directory=tmp_path, epoch=3)
 
 
-def test_one_class_is_refused(tiny_model, tmp_path):
+def test_one_class_is_refused(word_model, tmp_path):
     file = tmp_path / 'one.csv'
     file.write_text('text,label\n' + ''.join(f'text {n},same\n' for n in range(10)))
     with pytest.raises(ValueError, match='1 class: at least 2 are needed'):
-        training.fit(file, model=str(tiny_model), directory=tmp_path / 'run', device='cpu')
+        training.fit(file, model=str(word_model), directory=tmp_path / 'run', device='cpu')

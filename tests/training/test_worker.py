@@ -33,8 +33,8 @@ def work(run) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_run_is_worked_on_once(registry, tiny_model):
-    run = create_run(registry, model=str(tiny_model))
+def test_a_run_is_worked_on_once(registry, word_model):
+    run = create_run(registry, model=str(word_model))
     result = work(run)
     assert result.returncode == 0, result.stdout
     finished = registry.get_run_by_id(run.id)
