@@ -23,7 +23,7 @@ ATTEMPTS = 4  # calls can be repeated: parts and runs are known by name
 OPTIONS = [
     ('grpc.max_send_message_length', -1),
     ('grpc.max_receive_message_length', -1),
-    ('grpc.keepalive_time_ms', 60_000),
+    ('grpc.keepalive_time_ms', 360_000),  # a server cuts off whom it hears more often than each five minutes
     ('grpc.enable_retries', 0),
 ]
 
