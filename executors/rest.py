@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from executors.parameters import describe
 from finetuner.documents import Document, DocumentArray
+from finetuner.excepts import DataError
 
 if TYPE_CHECKING:
     from executors.gateway import RoutingRequestHandler
@@ -75,13 +76,22 @@ def build_app(handler: 'RoutingRequestHandler', *, title: str | None, descriptio
             return JSONResponse({'detail': detail}, 405, headers=error.headers)
         return JSONResponse({'detail': str(handler.unknown(request.url.path))}, 404)
 
+    @app.exception_handler(Exception)
+    async def fail(request: Request, error: Exception) -> Response:
+        return JSONResponse({'detail': f'the gateway failed ({type(error).__name__}): its log says more'}, 500)
+
     return app
 
 
-def _add_post(app: FastAPI, handler: 'RoutingRequestHandler', endpoint: str) -> None:
-    body = {'content': {'application/json': {'schema': RequestBody.model_json_schema()}}, 'required': True}
+def _describe_body() -> dict[str, Any]:
+    """`RequestBody` for the documentation, written out: a route's schema cannot refer to definitions of its own."""
+    documents = {'type': 'array', 'items': Document.model_json_schema()}
+    properties = {'data': documents, 'parameters': {'type': 'object'}}
+    return {'content': {'application/json': {'schema': {'type': 'object', 'properties': properties}}}}
 
-    @app.post(endpoint, summary=f'Endpoint {endpoint}', openapi_extra={'requestBody': body})
+
+def _add_post(app: FastAPI, handler: 'RoutingRequestHandler', endpoint: str) -> None:
+    @app.post(endpoint, summary=f'Endpoint {endpoint}', openapi_extra={'requestBody': _describe_body()})
     async def post(request: Request) -> Response:
         raw = await request.body()
         body = await asyncio.to_thread(_parse, raw)
@@ -111,7 +121,10 @@ def _add_stream(app: FastAPI, handler: 'RoutingRequestHandler', endpoint: str) -
         message = SingleDocumentRequest()
         message.header.exec_endpoint = endpoint
         message.document_cls = Document
-        message.data.doc = document
+        try:
+            message.data.doc = document
+        except DataError as error:
+            raise HTTPException(422, str(error)) from error
         answers = handler.stream_doc(message)
         first = await anext(answers, None)  # an error of the first answer can still be the status of the whole
         if first is not None:
@@ -140,7 +153,7 @@ def _event(answer: SingleDocumentRequest) -> dict[str, Any]:
 def _parse(raw: bytes) -> RequestBody:
     try:
         body = json.loads(raw or b'{}')
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise HTTPException(400, f'the body is not JSON: {error}') from error
     if isinstance(body, dict) and isinstance(body.get('data'), dict):
         body['data'] = [body['data']]
@@ -162,7 +175,10 @@ def _place(error: ValidationError, body: Any) -> str:
 
 def _set_documents(message: DataRequest, documents: list[Document]) -> None:
     message.document_array_cls = DocumentArray
-    message.data.docs = DocumentArray(documents)
+    try:
+        message.data.docs = DocumentArray(documents)
+    except DataError as error:  # such as an integer in tags that is too large for a message
+        raise HTTPException(422, str(error)) from error
 
 
 def _render(answer: DataRequest) -> Response:

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import psutil
 import pytest
+import requests
 
 import finetuner
 from finetuner.callback import EvaluationCallback
@@ -211,6 +212,7 @@ def test_serve_starts_a_service_and_ends_with_it(tiny_model, tmp_path, service):
             time.sleep(0.2)
         assert f'grpc://localhost:{port}' in text
         assert f'FINETUNER_HOST=grpc://localhost:{port} finetuner encode' in text
+        assert requests.get(f'http://localhost:{port + 1}/docs', timeout=10).status_code == 200
         done = command(service, 'encode', 'fig', env={**environment, 'FINETUNER_HOST': f'grpc://localhost:{port}'})
         assert '1 × 32' in done.stdout, done.stderr
         taken = command(service, 'serve', *ports)

@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from jina import Executor, Flow, requests
@@ -115,6 +116,15 @@ def test_a_channel_is_kept_and_a_forked_child_has_its_own(host):
             os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
     channel.call('/tell', {})
+
+
+def test_threads_share_a_channel(host):
+    def ask(number):
+        (answer,) = read_answers(open_channel(host).call('/tell', {'number': number}))
+        return answer.tags['number']
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(ask, range(100))) == list(range(100))
 
 
 def test_nobody_there_is_an_error_that_names_host_and_remedy():

@@ -176,7 +176,17 @@ def test_a_malformed_document_in_a_message_is_named_and_the_service_goes_on(serv
 
 
 @pytest.mark.parametrize(
-    ('body', 'status'), [(b'{', 400), (b'[]', 422), (b'{"data": 3}', 422), (b'{"data": [3]}', 422)]
+    ('body', 'status'),
+    [
+        (b'{', 400),
+        (b'\xff', 400),
+        (b'[' * 100_000, 400),
+        (b'[]', 422),
+        (b'{"data": 3}', 422),
+        (b'{"data": [3]}', 422),
+        (b'{"parameters": []}', 422),
+        (b'{"data": [{"text": "x", "tags": {"n": 12345678901}}]}', 422),
+    ],
 )
 def test_a_body_that_is_no_request_is_refused(service, body, status):
     url = f'http://127.0.0.1:{service.http_port}/encode'
@@ -194,6 +204,7 @@ def test_a_broken_message_does_not_break_the_service(service):
 def test_the_interface_describes_itself(service):
     schema = requests.get(f'http://127.0.0.1:{service.http_port}/openapi.json', timeout=60).json()
     assert {path for path in schema['paths'] if path != '/'} == {*ALL.split(', '), '/dry_run'}
+    assert '#/$defs' not in str(schema), 'a reference that leads nowhere'
     assert requests.get(f'http://127.0.0.1:{service.http_port}/docs', timeout=60).status_code == 200
     assert requests.get(f'http://127.0.0.1:{service.http_port}/', timeout=60).status_code == 200
 
