@@ -51,8 +51,6 @@ def fit(
     ] = None,
 ) -> None:
     """Fine-tune MODEL on TRAIN_DATA and write an artifact that can be served."""
-    from training.local import fit as fit_here
-
     arguments: dict[str, Any] = {
         'run_name': run_name or train_data.stem,
         'epochs': epochs,
@@ -67,6 +65,8 @@ def fit(
         'seed': seed,
     }
     arguments |= _object('options', options) or {}
+    from training.local import fit as fit_here
+
     handler = RichHandler(console=progress_console, show_path=False, show_level=False)
     logging.basicConfig(level=logging.WARNING, format='%(message)s', handlers=[handler])
     logging.getLogger('training').setLevel(logging.INFO)

@@ -45,8 +45,10 @@ def check_optimizer(name: str, options: dict[str, Any] | None, argument: str = '
     for option in options or {}:
         if option not in known:
             raise ValueError(f'{argument}_options: ' + unknown_name(f'option of {name}', option, known))
+    if not options:
+        return
     try:
-        OPTIMIZERS[name]([torch.zeros(1, requires_grad=True)], **options or {})
+        OPTIMIZERS[name]([torch.zeros(1, requires_grad=True)], **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f'{argument}_options of {name}: {error}') from error
 
