@@ -33,10 +33,10 @@ def run_service(artifact: str | None, port: int, http_port: int, home: Path | No
     :raises RuntimeError: the server side is not installed, or a port is taken.
     :raises FileNotFoundError: `artifact` looks like a path and is none.
     """
-    flow = _find_flow('encode.yml' if artifact else 'finetuner.yml')
     served = _locate(artifact) if artifact else None
     for number, option in ((port, '--port'), (http_port, '--http-port')):
         _require_free(number, option)
+    flow = _find_flow('encode.yml' if artifact else 'finetuner.yml')
     environment = {
         **os.environ,
         'FINETUNER_PORT': str(port),

@@ -173,7 +173,7 @@ def test_serve_says_what_is_missing(finetuner, tmp_path, monkeypatch):
     assert code == 1 and 'cannot be used (Address already in use): choose another with --port' in err
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *rest: None if name == 'jina' else real(name, *rest))
-    code, _, err = finetuner('serve')
+    code, _, err = finetuner('serve', '--port', 0, '--http-port', 0)
     assert code == 1 and "pip install 'finetuner[server]'" in err
 
 
