@@ -1,6 +1,6 @@
 """Make a virtual environment that has pip, also where Debian's python3-venv (ensurepip) is not installed.
 
-    python3.11 tools/make_venv.py .venv
+python3.11 tools/make_venv.py .venv
 """
 
 from __future__ import annotations
