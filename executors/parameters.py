@@ -59,6 +59,8 @@ class FitParameters(Parameters):
 
     model_config = ConfigDict(extra='allow')
 
+    check_only: bool = Field(default=False, description='Check the arguments, before data is sent, and make no run.')
+
     @property
     def arguments(self) -> dict[str, Any]:
         return dict(self.model_extra or {})

@@ -56,6 +56,8 @@ class TrainerExecutor(Executor):
         """Check the arguments of `finetuner.fit`, store the run and return it. Called again it returns the same run."""
         account = self.registry.authenticate(parameters.secret)
         config = FitConfig.from_arguments(**parameters.arguments)
+        if parameters.check_only:
+            return answer(checked=True)
         names = _dataset_names(config)
         for name in names:
             self._check_dataset(account.id, name)

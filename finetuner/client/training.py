@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -109,16 +109,18 @@ def fit(
     experiment_name = experiment_name or DEFAULT_EXPERIMENT
     run_name = run_name or _free_name(session, experiment_name)
     uploader = Uploader(session, experiment_name, run_name, csv_options)
-    arguments |= {
-        'run_name': run_name,
-        'experiment_name': experiment_name,
-        'train_data': uploader.name_of(train_data, 'train'),
-        'eval_data': None if eval_data is None else uploader.name_of(eval_data, 'eval'),
-        'callbacks': [_describe_callback(callback, uploader) for callback in callbacks] if callbacks else None,
-        'csv_options': None,  # the files are read here
-    }
-    answer = session.request('/fit', **{name: value for name, value in arguments.items() if value is not None})
-    return Run(session, answer.tags)
+    arguments |= {'run_name': run_name, 'experiment_name': experiment_name, 'csv_options': None}  # files are read here
+
+    def describe(name_of: Callable[[Data, str], str]) -> dict[str, Any]:
+        data = {
+            'train_data': name_of(train_data, 'train'),
+            'eval_data': None if eval_data is None else name_of(eval_data, 'eval'),
+            'callbacks': [_describe_callback(callback, name_of) for callback in callbacks] if callbacks else None,
+        }
+        return {name: value for name, value in (arguments | data).items() if value is not None}
+
+    session.request('/fit', check_only=True, **describe(lambda data, kind: kind))  # before anything is uploaded
+    return Run(session, session.request('/fit', **describe(uploader.name_of)).tags)
 
 
 def get_run(run_name: str, experiment_name: str | None = None) -> Run:
@@ -148,14 +150,14 @@ def _free_name(session: Session, experiment_name: str) -> str:
             return name
 
 
-def _describe_callback(callback: Any, uploader: Uploader) -> Mapping[str, Any]:
-    """`{name, options}` of a callback, with its data uploaded."""
+def _describe_callback(callback: Any, name_of: Callable[[Data, str], str]) -> Mapping[str, Any]:
+    """`{name, options}` of a callback, with its data by name."""
     if not dataclasses.is_dataclass(callback) or isinstance(callback, type):
         raise TypeError(f'{callback!r} is no callback: give objects such as finetuner.callback.EvaluationCallback(...)')
     options = {field.name: getattr(callback, field.name) for field in dataclasses.fields(callback)}
     for option in ('query_data', 'index_data'):
         if options.get(option) is not None:
-            options[option] = uploader.name_of(options[option], option.removesuffix('_data'))
+            options[option] = name_of(options[option], option.removesuffix('_data'))
     return {
         'name': type(callback).__name__,
         'options': {name: value for name, value in options.items() if value is not None},

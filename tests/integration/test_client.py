@@ -21,7 +21,14 @@ from finetuner.client import session
 from finetuner.client.encoding import encode_remotely
 from finetuner.data import read_csv
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import AuthenticationError, DataError, FinetunerServerError, RegistryError, RunFailedError
+from finetuner.excepts import (
+    AuthenticationError,
+    DataError,
+    FinetunerServerError,
+    ParameterError,
+    RegistryError,
+    RunFailedError,
+)
 
 FRUITS = ('apple', 'fig', 'pear', 'plum')
 
@@ -106,6 +113,13 @@ def test_malformed_data_names_its_place(client, tiny_model, tmp_path):
     (tmp_path / 'x.csv').write_text('a,x\nb\n')
     with pytest.raises(DataError, match='x.csv, line 2'):
         client.fit(str(tiny_model), tmp_path / 'x.csv')
+
+
+def test_wrong_arguments_are_refused_before_the_upload(client, files, tiny_model):
+    with pytest.raises(ParameterError, match='TripletMarginLoss'):
+        client.fit(str(tiny_model), str(files / 'train.csv'), run_name='mistyped', loss='TripletMarginLos')
+    with pytest.raises(RegistryError, match='finetuner-dastorage-default-mistyped-train'):
+        client.fit(str(tiny_model), 'finetuner-dastorage-default-mistyped-train', run_name='no-data')
 
 
 def test_what_the_service_refuses_is_raised_here(client, tiny_model):
