@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 POOLINGS = ('mean', 'cls', 'max', 'lasttoken')
@@ -111,6 +111,9 @@ def _modules(directory: Path) -> list[dict[str, Any]]:
         for module in modules
     ):
         raise ValueError(f'{directory / "modules.json"} is not a list of modules with a type and a path each')
+    for path in (PurePosixPath(module['path']) for module in modules):
+        if path.is_absolute() or '..' in path.parts:
+            raise ValueError(f'{directory / "modules.json"} names the path {str(path)!r}, which leads out of the model')
     return modules
 
 

@@ -92,9 +92,17 @@ class TextEncoder(nn.Module):
         location = resolve(directory_or_name)
         directory = location if isinstance(location, Path) else _fetch(location)
         layout = read_layout(directory)
-        with quiet():
-            backbone = _load_backbone(layout.transformer)
-            tokenizer = _load_tokenizer(layout)
+        try:
+            with quiet():
+                backbone = _load_backbone(layout.transformer)
+                tokenizer = _load_tokenizer(layout)
+        except ValueError as error:
+            if 'trust_remote_code' not in str(error):
+                raise
+            raise ValueError(
+                f'{layout.transformer} needs code of its own (auto_map), which is never run: '
+                'use a model of an architecture that transformers has'
+            ) from error
         if layout.max_length is not None:
             tokenizer.model_max_length = layout.max_length
         return cls(
@@ -202,14 +210,16 @@ def _fetch(hub_id: str) -> Path:
 
 def _load_backbone(directory: Path) -> transformers.PreTrainedModel:
     find_weights(directory)
-    config = transformers.AutoConfig.from_pretrained(directory)
+    config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
     # of an encoder-decoder like T5, this is the encoder alone
     auto = transformers.AutoModelForTextEncoding if config.is_encoder_decoder else transformers.AutoModel
-    return auto.from_pretrained(directory, config=config, dtype=torch.float32, use_safetensors=True)
+    return auto.from_pretrained(
+        directory, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
 
 
 def _load_tokenizer(layout: Layout) -> Any:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(layout.transformer)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(layout.transformer, trust_remote_code=False)
     if layout.do_lower_case and tokenizer.is_fast:
         backend = tokenizer.backend_tokenizer
         own = [backend.normalizer] if backend.normalizer is not None else []

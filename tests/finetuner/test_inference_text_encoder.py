@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -229,3 +231,30 @@ def test_short_names_and_hub_ids():
 def test_a_model_that_cannot_be_fetched_is_named():
     with pytest.raises(ValueError, match="'org/any-model' is neither a directory here nor could it be fetched"):
         TextEncoder.load('org/any-model')
+
+
+@pytest.mark.parametrize('known', [True, False])
+def test_code_of_a_model_is_never_run(directory, known):
+    code = f"open({str(directory / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass\n"
+    (directory / 'evil.py').write_text(code)
+    kind = {} if known else {'model_type': 'evil'}
+    edit_json(directory / 'config.json', auto_map={'AutoConfig': 'evil.Config', 'AutoModel': 'evil.Model'}, **kind)
+    edit_json(directory / 'tokenizer_config.json', auto_map={'AutoTokenizer': ['evil.Config', 'evil.Config']})
+    load = f'from finetuner.inference.text_encoder import TextEncoder; TextEncoder.load({str(directory)!r})'
+    done = subprocess.run([sys.executable, '-c', load], input='y\n' * 5, capture_output=True, text=True)
+    assert not (directory / 'ran').exists()
+    if known:  # the library's own classes will do
+        assert done.returncode == 0, done.stderr
+    else:
+        assert 'needs code of its own' in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize('path', ['/etc', '../other', '1_Pooling/../../other'])
+def test_modules_outside_the_model_are_refused(tiny_model, tmp_path, path):
+    TextEncoder.load(tiny_model).save(tmp_path / 'model')
+    shutil.copytree(tmp_path / 'model' / '1_Pooling', tmp_path / 'other')
+    modules = json.loads((tmp_path / 'model' / 'modules.json').read_text())
+    modules[1]['path'] = path
+    (tmp_path / 'model' / 'modules.json').write_text(json.dumps(modules))
+    with pytest.raises(ValueError, match=f"modules.json names the path '{path}', which leads out of the model"):
+        TextEncoder.load(tmp_path / 'model')
