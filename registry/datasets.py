@@ -54,7 +54,7 @@ def insert_shard(
     if part is None:
         last = session.scalar(select(func.max(ShardRow.part)).where(ShardRow.dataset_id == row.id))
         part = 0 if last is None else last + 1
-    if not _has_part(session, row.id, name, part, info.sha256):
+    if not _has_part(session, row.id, name, part, info.content_digest):
         session.add(
             ShardRow(
                 id=shard_id,
@@ -63,6 +63,7 @@ def insert_shard(
                 rows=info.rows,
                 size=info.size,
                 sha256=info.sha256,
+                content_digest=info.content_digest,
                 labelled=info.labelled,
                 texts=info.texts,
                 key=key,
@@ -72,14 +73,14 @@ def insert_shard(
     return _dataset(row.id, row.name, _shards(session, row.id))
 
 
-def has_part(session: Session, account_id: str, name: str, part: int, sha256: str) -> bool:
+def has_part(session: Session, account_id: str, name: str, part: int, content_digest: str) -> bool:
     """Whether the data set has this part with this content.
 
     :raises RegistryError: it has the part with other content.
     """
     query = select(DatasetRow.id).where(DatasetRow.account_id == account_id, DatasetRow.name == name)
     dataset_id = session.scalar(query)
-    return dataset_id is not None and _has_part(session, dataset_id, name, part, sha256)
+    return dataset_id is not None and _has_part(session, dataset_id, name, part, content_digest)
 
 
 def snapshot(session: Session, account_id: str, names: Iterable[str]) -> dict[str, dict[str, object]]:
@@ -120,9 +121,10 @@ def restore(session: Session, kept: dict[str, dict[str, object]]) -> dict[str, D
     return datasets
 
 
-def _has_part(session: Session, dataset_id: str, name: str, part: int, sha256: str) -> bool:
-    found = session.scalar(select(ShardRow.sha256).where(ShardRow.dataset_id == dataset_id, ShardRow.part == part))
-    if found is not None and found != sha256:
+def _has_part(session: Session, dataset_id: str, name: str, part: int, content_digest: str) -> bool:
+    query = select(ShardRow.content_digest).where(ShardRow.dataset_id == dataset_id, ShardRow.part == part)
+    found = session.scalar(query)
+    if found is not None and found != content_digest:
         raise RegistryError(
             f'Part {part} of the data set {name!r} is there already, with other content: '
             'send it as another part, or under another name'
@@ -138,6 +140,7 @@ def _shards(session: Session, dataset_id: str) -> list[Shard]:
         ShardRow.rows,
         ShardRow.size,
         ShardRow.sha256,
+        ShardRow.content_digest,
         ShardRow.labelled,
         ShardRow.texts,
         ShardRow.key,
@@ -153,7 +156,7 @@ def _dataset(dataset_id: str, name: str, shards: list[Shard]) -> Dataset:
         name=name,
         rows=sum(shard.rows for shard in shards),
         size=sum(shard.size for shard in shards),
-        digest=hashlib.sha256(b''.join(bytes.fromhex(shard.sha256) for shard in shards)).hexdigest(),
+        digest=hashlib.sha256(b''.join(bytes.fromhex(shard.content_digest) for shard in shards)).hexdigest(),
         labelled=all(shard.labelled for shard in shards),
         texts=all(shard.texts for shard in shards),
         shards=shards,

@@ -103,6 +103,7 @@ class ShardRow(Base):
     rows: Mapped[int]
     size: Mapped[int]
     sha256: Mapped[str] = mapped_column(String(64))
+    content_digest: Mapped[str] = mapped_column(String(64))
     labelled: Mapped[bool]
     texts: Mapped[bool]
     key: Mapped[str] = mapped_column(unique=True)

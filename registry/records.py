@@ -39,6 +39,7 @@ class Shard:
 
     :param size: in bytes.
     :param sha256: of the file's bytes.
+    :param content_digest: sha256 of the documents without their ids.
     :param labelled: whether every row has a label.
     :param texts: whether every row is a text.
     """
@@ -48,6 +49,7 @@ class Shard:
     rows: int
     size: int
     sha256: str
+    content_digest: str
     labelled: bool
     texts: bool
     key: str
@@ -57,7 +59,7 @@ class Shard:
 class Dataset:
     """A named data set: its shards in the order of their parts, and sums over them.
 
-    :param digest: sha256 over the sha256s of the shards, in their order.
+    :param digest: sha256 over the content digests of the shards, in their order: the same parts give the same.
     """
 
     id: str

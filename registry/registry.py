@@ -146,7 +146,7 @@ class Registry:
             info = write_shard(documents, staged.path)
             if part is not None:
                 with self.database.read() as session:
-                    if datasets.has_part(session, account_id, dataset_name, part, info.sha256):
+                    if datasets.has_part(session, account_id, dataset_name, part, info.content_digest):
                         return datasets.get_dataset(session, account_id, dataset_name)
             self.objects.put(staged.path, staged.key)
             with self.database.write() as session:

@@ -39,23 +39,21 @@ BATCH_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What was written: rows, bytes and their sha256, whether every row has a label, whether every row is a text."""
+    """What was written.
+
+    :param size: in bytes.
+    :param sha256: of the file's bytes.
+    :param content_digest: sha256 of all columns but the ids: the same whatever ids the documents were given.
+    :param labelled: whether every row has a label.
+    :param texts: whether every row is a text.
+    """
 
     rows: int
     size: int
     sha256: str
+    content_digest: str
     labelled: bool
     texts: bool
-
-
-def check_document(document: Document, position: int) -> None:
-    """Check that a document can be stored.
-
-    :param position: of the document among those it came with, from 0.
-    :raises DataError: it has no content, more than one content, a tensor or chunks, a label that is not a string,
-        number or boolean, or tags that JSON cannot hold. The message names the position and the id.
-    """
-    _row(document, position)
 
 
 def write_shard(documents: Iterable[Document], path: Path) -> ShardInfo:
@@ -64,7 +62,9 @@ def write_shard(documents: Iterable[Document], path: Path) -> ShardInfo:
     The same documents give the same bytes. Embeddings are not stored: they are results, not data. The file is there
     when all is well, and nothing is if not.
 
-    :raises DataError: a document cannot be stored, or there are none.
+    :raises DataError: there are no documents, or one has no content, more than one content, a tensor or chunks, a
+        label that is not a string, number or boolean, or tags that JSON cannot hold. The message names the position
+        and the id.
     """
     aside = path.with_name(f'{path.name}.part')
     try:
@@ -104,6 +104,7 @@ class _Writer:
     def __init__(self, file: Any):
         self._sink = _HashingFile(file)
         self._writer = pa.ipc.new_file(pa.PythonFile(self._sink, 'w'), SCHEMA)
+        self._content = hashlib.sha256()
         self._rows: list[tuple[Any, ...]] = []
         self._bytes = 0
         self._written = self._labelled = self._texts = 0
@@ -111,6 +112,7 @@ class _Writer:
     def add(self, row: tuple[Any, ...]) -> None:
         _, text, _, blob, _, label, tags = row
         self._rows.append(row)
+        self._content.update(_content(row))
         self._bytes += len(text or '') + len(blob or b'') + len(tags)
         self._labelled += label is not None
         self._texts += text is not None
@@ -127,6 +129,7 @@ class _Writer:
             rows=self._written,
             size=self._sink.size,
             sha256=self._sink.digest.hexdigest(),
+            content_digest=self._content.hexdigest(),
             labelled=self._labelled == self._written,
             texts=self._texts == self._written,
         )
@@ -185,6 +188,18 @@ def _row(document: Document, position: int) -> tuple[Any, ...]:
     tags = dict(document.tags or {})
     label = _label(tags.pop(LABEL, None), f'{place}: tags[{LABEL!r}]')
     return identity, text, uri, blob, document.modality, label, _json(tags, place)
+
+
+def _content(row: tuple[Any, ...]) -> bytes:
+    """The values of a row but its id, such that no two rows have the same bytes."""
+    fields = []
+    for value in row[1:]:
+        if value is None:
+            fields.append(b'-')
+        else:
+            field = value if isinstance(value, bytes) else value.encode()
+            fields += (b'%d:' % len(field), field)
+    return b''.join(fields)
 
 
 def _is_set(content: Any) -> bool:

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from finetuner.documents import Document
+from finetuner.documents import LABEL, Document
 from finetuner.excepts import DataError, RegistryError
 from registry import Registry
 from registry.shards import open_shards
@@ -19,7 +19,7 @@ def test_a_data_set_grows_by_parts(registry, account, documents):
     assert (dataset.name, dataset.rows, dataset.labelled, dataset.texts) == ('intents', 15, True, True)
     assert [shard.part for shard in dataset.shards] == [0, 1]
     assert dataset.size == sum(shard.size for shard in dataset.shards)
-    digests = b''.join(bytes.fromhex(shard.sha256) for shard in dataset.shards)
+    digests = b''.join(bytes.fromhex(shard.content_digest) for shard in dataset.shards)
     assert dataset.digest == hashlib.sha256(digests).hexdigest()
 
 
@@ -45,6 +45,18 @@ def test_the_same_part_again_changes_nothing(registry, account, documents, store
         registry.append_documents(account, 'intents', documents(11), part=0)
     assert registry.get_dataset(account, 'intents') == first
     assert stored_files() == files
+
+
+def test_the_same_documents_under_other_ids_are_the_same_part(registry, account, stored_files):
+    def texts(*texts):
+        return [Document(text=text, tags={LABEL: 'a'}) for text in texts]
+
+    first = registry.append_documents(account, 'intents', texts('one', 'two'), part=0)
+    files = stored_files()
+    assert registry.append_documents(account, 'intents', texts('one', 'two'), part=0) == first
+    assert stored_files() == files
+    copy = registry.append_documents(account, 'copy', texts('one', 'two'))
+    assert copy.digest == first.digest != registry.append_documents(account, 'other', texts('one', 'tow')).digest
 
 
 def test_parts_may_come_in_any_order(registry, account, documents):

@@ -87,6 +87,7 @@ def upgrade() -> None:
         sa.Column('rows', sa.BigInteger(), nullable=False),
         sa.Column('size', sa.BigInteger(), nullable=False),
         sa.Column('sha256', sa.String(length=64), nullable=False),
+        sa.Column('content_digest', sa.String(length=64), nullable=False),
         sa.Column('labelled', sa.Boolean(), nullable=False),
         sa.Column('texts', sa.Boolean(), nullable=False),
         sa.Column('key', sa.String(length=255), nullable=False),
