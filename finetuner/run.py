@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 CREATED, STARTED, FINISHED, FAILED = 'CREATED', 'STARTED', 'FINISHED', 'FAILED'
 PREFIX = 'finetuner-dastorage'  # of the names of uploaded data sets
+KINDS = ('train', 'eval', 'query', 'index')
+MAX_NAME = 200  # the longest name of a data set
 PATIENCE = 60.0  # seconds that `wait` bears a service that does not answer
 
 
@@ -228,12 +231,28 @@ class Run:
             return
 
 
+def dataset_name(experiment_name: str, run_name: str, kind: str) -> str:
+    """The name of a run's uploaded data: `finetuner-dastorage-EXPERIMENT-RUN-KIND`.
+
+    Where that could mean another run too, as the experiment has a hyphen, or is too long, it is cut and gets a hash.
+
+    :param kind: one of :data:`KINDS`.
+    """
+    name = f'{PREFIX}-{experiment_name}-{run_name}-{kind}'
+    if '-' not in experiment_name and len(name) <= MAX_NAME:
+        return name
+    digest = hashlib.sha256(f'{experiment_name}\0{run_name}\0{kind}'.encode()).hexdigest()[:16]
+    return f'{name[: MAX_NAME - 17]}-{digest}'
+
+
 def describe_progress(record: Mapping[str, Any]) -> tuple[str, str]:
     """(what a run is doing, how it goes), such as ('Training epoch 2/5', 'loss 0.1234 · 310 samples/s · 0:21 left')."""
     progress = record.get('progress') or {}
     if record['status'] != STARTED or not progress.get('stage'):
         return record.get('details') or record['status'], ''
-    stage = progress['stage'].replace(f'{PREFIX}-{record["experiment_name"]}-{record["name"]}-', '')
+    stage = progress['stage']
+    for kind in KINDS:
+        stage = stage.replace(dataset_name(record['experiment_name'], record['name'], kind), kind)
     facts = []
     if progress.get('loss') is not None:
         facts.append(f'loss {progress["loss"]:.4f}')

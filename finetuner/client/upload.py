@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from finetuner.data import CSVOptions, read_csv
 from finetuner.excepts import DataError, RegistryError
-from finetuner.run import PREFIX
+from finetuner.run import dataset_name
 
 if TYPE_CHECKING:
     from finetuner.client.session import Session
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
     Data = str | Path | TextIO | Iterable[Document]
 
 PART_ROWS = 10_000
-PART_BYTES = 8 << 20
-ROW_BYTES = 200  # what a document weighs on the wire beside its content
+PART_BYTES = 8 << 20  # on the wire
 
 
 class Uploader:
@@ -30,7 +28,7 @@ class Uploader:
 
     def __init__(self, session: Session, experiment_name: str, run_name: str, csv_options: CSVOptions | None = None):
         self._session = session
-        self._prefix = f'{PREFIX}-{experiment_name}-{run_name}'
+        self._run = experiment_name, run_name
         self._csv_options = csv_options
         self._names: dict[Any, str] = {}
         self._kept: list[Any] = []  # so that no other object gets the id of one that was sent
@@ -46,7 +44,7 @@ class Uploader:
             return data
         key = Path(data).expanduser().resolve() if isinstance(data, str | Path) else id(data)
         if key not in self._names:
-            name = f'{self._prefix}-{kind}'
+            name = dataset_name(*self._run, kind)
             total = len(data) if isinstance(data, Sized) and not isinstance(data, str) else None
             self._send(self._documents(data, kind), name, kind, total)
             self._kept.append(data)
@@ -64,14 +62,12 @@ class Uploader:
         from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
         from finetuner.console import make_progress
-        from finetuner.documents import DocumentArray
 
         sent = 0
         rows = 0
         with make_progress(MofNCompleteColumn(), TimeElapsedColumn()) as progress:
             task = progress.add_task(f'Uploading the {kind} data', total=total)
-            for number, part in enumerate(_parts(documents)):
-                message = DocumentArray(part).to_protobuf().SerializeToString()
+            for number, (count, message) in enumerate(_parts(documents, kind)):
                 try:
                     rows = int(self._session.request('/ingest', message, name=name, part=number).tags['rows'])
                 except RegistryError as error:
@@ -81,7 +77,7 @@ class Uploader:
                 except DataError as error:
                     place = f' (counted from document {sent} of the {kind} data)' if sent else ''
                     raise DataError(f'{error}{place}') from error
-                sent += len(part)
+                sent += count
                 progress.update(task, completed=sent)
         if not sent:
             raise DataError(f'the {kind} data is empty')
@@ -99,9 +95,8 @@ _ACCEPTED = (
 
 
 def _is_path(data: str) -> bool:
-    """Whether a string means a file. The names of data sets have no folder and no such ending."""
-    path = Path(data).expanduser()
-    return path.exists() or os.sep in data or '/' in data or path.suffix.lower() in ('.csv', '.tsv', '.txt')
+    """Whether a string means a file, by its form alone. The names of data sets have no folder and no such ending."""
+    return '/' in data or Path(data).suffix.lower() in ('.csv', '.tsv', '.txt')
 
 
 def _check_types(documents: Iterable[Any], kind: str) -> Iterator[Document]:
@@ -113,15 +108,21 @@ def _check_types(documents: Iterable[Any], kind: str) -> Iterator[Document]:
         yield document
 
 
-def _parts(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    part: list[Document] = []
+def _parts(documents: Iterable[Document], kind: str) -> Iterator[tuple[int, bytes]]:
+    """The documents in parts: how many, and a serialized `docarray.DocListProto`."""
+    from docarray.proto import DocListProto
+
+    part: list[bytes] = []
     size = 0
-    for document in documents:
-        weight = ROW_BYTES + len(document.text or '') + len(document.blob or b'')
-        if part and (len(part) == PART_ROWS or size + weight > PART_BYTES):
-            yield part
+    for position, document in enumerate(documents):
+        try:
+            message = DocListProto(docs=[document.to_protobuf()]).SerializeToString()
+        except DataError as error:
+            raise DataError(f'{error} (item {position} of the {kind} data)') from error
+        if part and (len(part) == PART_ROWS or size + len(message) > PART_BYTES):
+            yield len(part), b''.join(part)
             part, size = [], 0
-        part.append(document)
-        size += weight
+        part.append(message)  # lists of one document after the other are a list of them all
+        size += len(message)
     if part:
-        yield part
+        yield len(part), b''.join(part)

@@ -66,7 +66,8 @@ class Service:
         status.exception.executor = 'Test'
 
     def parameters(self, endpoint: str) -> list[dict[str, Any]]:
-        return [parameters for name, parameters in self.calls if name == endpoint]
+        """Of each call that was more than a check."""
+        return [parameters for name, parameters in self.calls if name == endpoint and 'check_only' not in parameters]
 
 
 @pytest.fixture

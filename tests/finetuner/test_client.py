@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import inspect
 import json
+import re
 import stat
 
 import numpy as np
@@ -32,11 +33,13 @@ def make_documents(count):
 def datasets(service, run_record):
     """A service that takes data and runs; the value holds the texts of each data set, part by part."""
     stored: dict[str, dict[int, list[str]]] = {}
+    contents: dict[tuple[str, int], list[dict]] = {}
 
     def ingest(parameters, documents):
         parts = stored.setdefault(parameters['name'], {})
         part = int(parameters['part'])
-        if part in parts and parts[part] != documents.texts:
+        content = [document.model_dump(exclude={'id'}) for document in documents]  # an id is no content
+        if contents.setdefault((parameters['name'], part), content) != content:
             raise RegistryError(f'part {part} of {parameters["name"]} is another')
         parts[part] = documents.texts
         return {'name': parameters['name'], 'rows': sum(map(len, parts.values()))}
@@ -175,9 +178,41 @@ def test_parts_are_bounded_in_rows_and_bytes(datasets, monkeypatch):
     assert [len(part) for part in datasets['finetuner-dastorage-default-rows-train'].values()] == [4, 4, 2]
     monkeypatch.setattr(upload, 'PART_BYTES', 900)
     documents = [Document(text='x' * size) for size in (100, 500, 5000, 100, 100)]
+    documents += [Document(text='x', tags={'note': 'x' * 600}), Document(text='ü' * 300), Document(text='x' * 300)]
     finetuner.fit('m', documents, run_name='bytes')
     sizes = [[len(text) for text in part] for part in datasets['finetuner-dastorage-default-bytes-train'].values()]
-    assert sizes == [[100], [500], [5000], [100, 100]]
+    assert sizes == [[100, 500], [5000], [100, 100], [1], [300], [300]]
+
+
+def test_documents_that_cannot_be_sent_are_named(datasets, monkeypatch):
+    monkeypatch.setattr(upload, 'PART_ROWS', 4)
+    documents = make_documents(6)
+    documents[5].tags['count'] = 2**40
+    with pytest.raises(DataError, match=f'{documents[5].id}.*item 5 of the train data'):
+        finetuner.fit('m', documents, run_name='r')
+
+
+def test_data_of_different_runs_never_share_a_name(datasets):
+    finetuner.fit('m', make_documents(2), experiment_name='a-b', run_name='c')
+    finetuner.fit('m', make_documents(3), experiment_name='a', run_name='b-c')
+    long = 'x' * 200
+    finetuner.fit('m', make_documents(4), make_documents(5), experiment_name='a', run_name=long)
+    finetuner.fit('m', make_documents(6), experiment_name=long, run_name=long)
+    assert [len(parts[0]) for parts in datasets.values()] == [2, 3, 4, 5, 6]
+    first, second, *others = datasets
+    assert re.fullmatch('finetuner-dastorage-a-b-c-train-[0-9a-f]{16}', first)
+    assert second == 'finetuner-dastorage-a-b-c-train'
+    assert all(name.startswith('finetuner-dastorage-') and len(name) == 200 for name in others)
+
+
+@pytest.mark.parametrize('is_folder', [True, False])
+def test_a_bare_name_is_a_data_set_whatever_lies_in_the_working_folder(
+    service, datasets, tmp_path, monkeypatch, is_folder
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'train').mkdir() if is_folder else make_csv(tmp_path / 'train')
+    finetuner.fit('m', 'train')
+    assert service.parameters('/fit')[-1]['train_data'] == 'train' and not datasets
 
 
 def test_the_same_data_is_uploaded_once(service, datasets, tmp_path):

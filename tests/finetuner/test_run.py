@@ -13,7 +13,7 @@ from finetuner.excepts import (
     RunInProgressError,
     RunPreparingError,
 )
-from finetuner.run import describe_progress
+from finetuner.run import dataset_name, describe_progress
 
 METRICS = {'before': {'hit_at_k': 0.5, 'recall_at_k': 0.25}, 'after': {'hit_at_k': 0.75, 'recall_at_k': 0.25}}
 EXAMPLES = {'before': {'[red]q[/]': ['a', 'b', 'c']}, 'after': {'[red]q[/]': ['b', 'c', 'a']}}
@@ -149,6 +149,9 @@ def test_progress_in_words():
     assert describe_progress(record) == ('Training epoch 2/5', 'loss 0.1234 · 310 samples/s · 1:02 left')
     progress = {'stage': 'Embedding finetuner-dastorage-e-r-train', 'step': 9, 'steps': 9, 'eta': 0}
     assert describe_progress({**record, 'progress': progress}) == ('Embedding train', '')
+    progress['stage'] = f'Embedding {dataset_name("an-experiment", "r", "query")}'
+    record['experiment_name'] = 'an-experiment'
+    assert describe_progress({**record, 'progress': progress}) == ('Embedding query', '')
     assert describe_progress({'status': 'CREATED', 'details': 'waits', 'progress': {}}) == ('waits', '')
 
 

@@ -107,6 +107,20 @@ def test_from_csv_to_embeddings(client, files, tiny_model, tmp_path, capsys):
     assert client.get_run('from-csv').created_at == run.created_at
 
 
+def test_the_same_documents_again_are_the_same_run(client, tiny_model):
+    def fit():
+        documents = [
+            Document(text=f'{fruit} {word}', tags={'finetuner_label': fruit, 'word': word})
+            for fruit in FRUITS
+            for word in ('pie', 'juice')
+        ]
+        return client.fit(str(tiny_model), documents, run_name='again', epochs=1, device='cpu')
+
+    first = fit()
+    assert fit().artifact_id == first.artifact_id
+    first.wait()
+
+
 def test_malformed_data_names_its_place(client, tiny_model, tmp_path):
     with pytest.raises(DataError, match=r'documents\[1\]'):
         client.fit(str(tiny_model), [Document(text='a', tags={'finetuner_label': 'x'}), Document()])
