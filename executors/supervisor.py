@@ -17,6 +17,7 @@ from pathlib import Path
 import training
 from registry import Registry, RunRecord
 from registry.records import CREATED, FINISHED, STARTED
+from training.worker import TAKEN
 
 INTERVAL = 1.0
 """Seconds between two looks at the runs."""
@@ -26,6 +27,8 @@ GRACE = 10.0
 
 class Supervisor:
     """A thread that starts workers for CREATED runs, waits for them, and fails the runs of those that died.
+
+    Other services may do so with the same registry: a worker that is beaten by another's leaves the run to it.
 
     It also fails runs of workers that it did not start, such as those of a service that was killed: once their process
     is gone, or once they have not been heard of for `heartbeat_timeout`.
@@ -54,7 +57,7 @@ class Supervisor:
     def close(self) -> None:
         """End the workers, by SIGTERM and after a while by SIGKILL.
 
-        Their runs are FAILED. Runs that are CREATED wait for the next start.
+        Their runs are FAILED. Runs that are CREATED, or at work elsewhere, stay as they are.
         """
         self._stopping = True
         self._wake.set()
@@ -62,12 +65,17 @@ class Supervisor:
         for process in self._workers.values():
             _signal(process, signal.SIGTERM)
         deadline = time.monotonic() + GRACE
-        for run_id, process in self._workers.items():
+        for process in self._workers.values():
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
             _signal(process, signal.SIGKILL)
             process.wait()
-            self._registry.fail_run(run_id, 'The service was stopped while the run was at work')
+        for run_id, process in self._workers.items():
+            try:
+                if self._registry.get_run_by_id(run_id).worker == _name(process):
+                    self._registry.fail_run(run_id, 'The service was stopped while the run was at work')
+            except Exception:  # the next start finds that its worker is gone
+                self._logger.exception(f'cannot end the run {run_id}')
         self._workers.clear()
 
     def _watch(self) -> None:
@@ -94,9 +102,8 @@ class Supervisor:
     def _launch(self, run: RunRecord) -> None:
         # -P: a folder called `training` in the working directory must not come before ours
         command = [sys.executable, '-P', '-m', 'training.worker', run.id]
-        path = self._registry.run_directory(run.id) / 'log.txt'
         try:
-            with path.open('ab') as log:
+            with (self._registry.run_directory(run.id) / 'log.txt').open('ab') as log:
                 process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -125,13 +132,13 @@ class Supervisor:
         """A worker of ours has ended: fail its run unless the run has ended too, or is another worker's."""
         _signal(process, signal.SIGKILL)  # what it may have left of its process group
         run = self._registry.get_run_by_id(run_id)
-        is_own = run.status == CREATED or (
-            run.status == STARTED and run.worker == f'{socket.gethostname()}:{process.pid}'
-        )
-        if is_own:
+        never_began = run.status == CREATED and process.returncode != TAKEN
+        if never_began or (run.status == STARTED and run.worker == _name(process)):
             reason = _describe_end(process.returncode)
             last = _last_line(self._registry.run_directory(run_id) / 'log.txt')
             self._fail(run, f'{reason}. The last line of its log: {last}' if last else reason)
+        elif process.returncode == TAKEN:
+            self._logger.info(f'run {run.name} of {run.experiment_name}: another worker has it')
         elif run.status == FINISHED:
             self._logger.info(f'run {run.name} of {run.experiment_name}: finished')
         else:
@@ -164,6 +171,11 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     """Send a signal to the process group of a worker: it began a session, so the group has its number."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
+
+
+def _name(process: subprocess.Popen[bytes]) -> str:
+    """What a worker calls itself in the registry."""
+    return f'{socket.gethostname()}:{process.pid}'
 
 
 def _is_alive(pid: str) -> bool:

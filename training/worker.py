@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 2
+TAKEN = 3
+"""The exit code of a worker whose run is at work elsewhere or has ended."""
 
 
 def main(run_id: str) -> int:
@@ -32,8 +34,8 @@ def main(run_id: str) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that scratch files are removed
     with Registry.open() as registry:
         if not registry.start_run(run_id, f'{socket.gethostname()}:{os.getpid()}'):
-            logger.error('The run %s is at work elsewhere or has ended', run_id)
-            return 1
+            logger.debug('The run %s is at work elsewhere or has ended', run_id)  # not in the log of the other worker
+            return TAKEN
         try:
             with Heartbeat(registry, run_id).beating() as report:
                 work(registry, registry.get_run_by_id(run_id), report)

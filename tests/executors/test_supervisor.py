@@ -9,6 +9,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 
+import psutil
 import pytest
 from sqlalchemy import update
 
@@ -30,8 +31,8 @@ def registry(tmp_path):
 def supervise(registry):
     supervisors = []
 
-    def start(**options) -> Supervisor:
-        supervisors.append(Supervisor(registry, LOGGER, **options))
+    def start(logger=LOGGER, **options) -> Supervisor:
+        supervisors.append(Supervisor(registry, logger, **options))
         supervisors[-1].start()
         return supervisors[-1]
 
@@ -118,6 +119,43 @@ def test_closing_ends_the_worker_and_keeps_what_waits(registry, supervise):
     assert not os.path.exists(f'/proc/{pid}')  # noqa: PTH110
     assert registry.get_run_by_id(first.id).details == 'The service was stopped while the run was at work'
     assert registry.get_run_by_id(second.id).status == 'CREATED'
+
+
+def test_closing_while_a_worker_starts_keeps_the_run(registry, supervise):
+    run = make_run(registry, 'starting')
+    supervisor = supervise()
+    while not (workers := psutil.Process().children()):
+        time.sleep(0.01)
+    supervisor.close()
+    assert not any(worker.is_running() for worker in workers)
+    assert registry.get_run_by_id(run.id).status == 'CREATED'
+
+
+def test_of_two_services_on_one_home_one_works_on_a_run_and_the_other_does_it_no_harm(registry, supervise, caplog):
+    caplog.set_level(logging.INFO)
+    run = make_run(registry, 'shared', epochs=1_000_000)
+    # both start a worker, one of which is beaten
+    supervisors = {name: supervise(logging.getLogger(name)) for name in ('first', 'second')}
+    worker = psutil.Process(int(wait_for(registry, run, 'STARTED').worker.rpartition(':')[2]))
+    deadline = time.monotonic() + 30
+    while not (beaten := [record.name for record in caplog.records if 'another worker has it' in record.message]):
+        assert time.monotonic() < deadline, caplog.text
+        time.sleep(0.05)
+    assert 'elsewhere' not in (registry.run_directory(run.id) / 'log.txt').read_text()
+    supervisors[beaten[0]].close()
+    assert worker.is_running()
+    assert registry.get_run_by_id(run.id).status == 'STARTED'
+
+
+def test_closing_leaves_alone_a_run_whose_worker_is_anothers(registry, supervise):
+    """Even while its own worker for the same run still starts."""
+    run = make_run(registry, 'taken')
+    supervisor = supervise()
+    while not psutil.Process().children():
+        time.sleep(0.01)
+    assert registry.start_run(run.id, 'another-machine:1')
+    supervisor.close()
+    assert registry.get_run_by_id(run.id).status == 'STARTED'
 
 
 def test_a_folder_of_the_same_name_in_the_working_directory_does_no_harm(registry, supervise, monkeypatch, tmp_path):
