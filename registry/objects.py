@@ -26,7 +26,6 @@ class ObjectStore:
     """
 
     def __init__(self, url: str):
-        self.url = url
         self._files: Any
         self._files, self._root = fsspec.core.url_to_fs(url)
         self.is_local = isinstance(self._files, LocalFileSystem)
@@ -63,8 +62,8 @@ class ObjectStore:
             if file_digest(path) == sha256:
                 return path
         except FileNotFoundError as error:
-            raise DataError(f'{key} is missing in the object store {self.url}') from error
-        raise DataError(f'{key} in the object store {self.url} is not what was stored: its sha256 is another')
+            raise DataError(f'{key} is missing in the object store') from error
+        raise DataError(f'{key} in the object store is not what was stored: its sha256 is another')
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         """The bytes from `offset` on, at most `length` of them.

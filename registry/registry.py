@@ -182,7 +182,8 @@ class Registry:
         :param config: JSON. `'public': True` lets anyone who knows the artifact's id read it.
         :param datasets: names of the data sets that the run reads; it sees them as they are now.
         :return: the run, and whether it was made by this call.
-        :raises RegistryError: a malformed name, a run of this name with another `config`, or no such data set.
+        :raises RegistryError: a malformed name, a run of this name with another `config` or with data sets that have
+            changed since, or no such data set.
         """
         check_name('experiment', experiment_name)
         check_name('run', run_name)
@@ -309,7 +310,7 @@ class Registry:
         try:
             return self.objects.read(artifact.key, int(offset), min(int(length), MAX_READ))
         except FileNotFoundError as error:
-            raise ArtifactError(f'The file of the artifact {artifact.id} is missing in {self.objects.url}') from error
+            raise ArtifactError(f'The file of the artifact {artifact.id} is missing in the object store') from error
 
 
 def _is_referenced(database: Database, key: str) -> bool:

@@ -29,7 +29,7 @@ def create_run(
 ) -> tuple[RunRecord, bool]:
     """The run of this name, and whether it is new.
 
-    :raises RegistryError: it is there with another configuration.
+    :raises RegistryError: it is there with another configuration, or its data sets have changed since.
     """
     experiment, _ = find_or_insert(
         session,
@@ -54,6 +54,12 @@ def create_run(
         raise RegistryError(
             f'The run {run_name!r} of the experiment {experiment_name!r} is there already, with another configuration '
             f'({_difference(row.config, config)}): choose another name'
+        )
+    changed = [name for name in datasets if row.datasets.get(name, {}).get('digest') != datasets[name]['digest']]
+    if changed:
+        raise RegistryError(
+            f'The run {run_name!r} of the experiment {experiment_name!r} is there already, and since then the data has '
+            f'changed ({", ".join(changed)}): choose another name'
         )
     return _record(row), is_new
 

@@ -100,7 +100,9 @@ def test_a_remote_store(artifact_path):
         assert registry.read_artifact(artifact, 99_990, 1000) == content[-10:]
         assert registry.artifact_file(artifact).read_bytes() == content
         registry.objects.delete(artifact.key)
-        with pytest.raises(ArtifactError, match='is missing'):
+        with pytest.raises(ArtifactError, match='is missing') as raised:
             registry.read_artifact(artifact, 0, 10)
+        # a URL may hold credentials
+        assert 'bucket' not in str(raised.value)
         # the copy on this machine is still whole
         assert registry.artifact_file(artifact).read_bytes() == content

@@ -144,9 +144,19 @@ def test_a_run_sees_its_data_sets_as_they_were(registry, account, documents):
     registry.append_documents(account, 'test', documents(1, start=9))
 
     assert registry.get_run_datasets(run.id) == {'train': train, 'test': before}
-    again, is_new = registry.create_run(account, 'default', 'run', {}, datasets=['train', 'test'])
-    assert (again, is_new) == (run, False)
-    assert registry.get_run_datasets(run.id) == {'train': train, 'test': before}
+
+
+def test_the_same_run_on_data_that_has_changed_is_refused(registry, account, documents):
+    registry.append_documents(account, 'train', documents(4))
+    registry.append_documents(account, 'test', documents(2))
+    run, _ = registry.create_run(account, 'default', 'run', {'epochs': 1}, datasets=['train', 'test'])
+    assert registry.create_run(account, 'default', 'run', {'epochs': 1}, datasets=['train', 'test']) == (run, False)
+    registry.append_documents(account, 'train', documents(1, start=4))
+    with pytest.raises(RegistryError, match=r"is there already, .* the data has changed \(train\): choose another"):
+        RegistryError, match=r"'run' of .* is there already, .* data has changed \(train\): choose another"
+    ):
+        registry.create_run(account, 'default', 'run', {'epochs': 1}, datasets=['train', 'test'])
+    assert registry.create_run(account, 'default', 'second', {'epochs': 1}, datasets=['train', 'test'])[1]
 
 
 def test_a_run_on_an_unknown_data_set_is_refused(registry, account):
