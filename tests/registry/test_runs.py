@@ -152,9 +152,7 @@ def test_the_same_run_on_data_that_has_changed_is_refused(registry, account, doc
     run, _ = registry.create_run(account, 'default', 'run', {'epochs': 1}, datasets=['train', 'test'])
     assert registry.create_run(account, 'default', 'run', {'epochs': 1}, datasets=['train', 'test']) == (run, False)
     registry.append_documents(account, 'train', documents(1, start=4))
-    with pytest.raises(RegistryError, match=r"is there already, .* the data has changed \(train\): choose another"):
-        RegistryError, match=r"'run' of .* is there already, .* data has changed \(train\): choose another"
-    ):
+    with pytest.raises(RegistryError, match=r'is there already, .* the data has changed \(train\): choose another'):
         registry.create_run(account, 'default', 'run', {'epochs': 1}, datasets=['train', 'test'])
     assert registry.create_run(account, 'default', 'second', {'epochs': 1}, datasets=['train', 'test'])[1]
 
