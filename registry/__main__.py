@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from finetuner.excepts import RegistryError
-from finetuner.settings import save_token
+from finetuner.settings import credentials_path, save_token
 from registry.first_start import LOCAL_ACCOUNT
 from registry.registry import Registry
 
@@ -28,7 +29,7 @@ def token(
     with Registry.open() as registry:
         expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
         made = registry.create_token(registry.get_account(account).id, name, expires_at)
-        typer.echo(f'The token is in {save_token(made)}' if save else made)
+        typer.echo(f'The token is in {_keep(made)}' if save else made)
 
 
 @app.command()
@@ -51,9 +52,19 @@ def revoke(token_id: str, account: AccountOption = LOCAL_ACCOUNT) -> None:
         registry.revoke_token(registry.get_account(account).id, token_id)
 
 
+def _keep(token: str) -> Path:
+    """Save the token for this user. A credentials file that is damaged is set aside: nothing can be kept in it."""
+    try:
+        return save_token(token)
+    except ValueError:
+        path = credentials_path()
+        path.replace(path.with_name(f'{path.name}.damaged'))
+        return save_token(token)
+
+
 if __name__ == '__main__':
     try:
         app()
-    except RegistryError as error:
+    except (RegistryError, ValueError, OSError) as error:
         typer.secho(str(error), err=True, fg='red')
         raise SystemExit(1) from None

@@ -31,6 +31,16 @@ def test_lost_credentials_come_back(registry):
     assert registry.authenticate(settings.load_token()).name == 'local'
 
 
+def test_damaged_credentials_are_set_aside(registry):
+    path = settings.credentials_path()
+    path.write_bytes(b'{"token": "\xff')
+    result = run('token', '--save')
+    assert result.exit_code == 0
+    assert registry.authenticate(settings.load_token()).name == 'local'
+    assert registry.credentials_problem() is None
+    assert path.with_name('credentials.json.damaged').read_bytes() == b'{"token": "\xff'
+
+
 def test_tokens_are_listed_and_revoked(registry):
     token = run('token', '--name', 'laptop', '--days', '1').stdout.strip()
     lines = run('tokens').stdout.splitlines()
@@ -41,8 +51,16 @@ def test_tokens_are_listed_and_revoked(registry):
     assert token not in run('tokens').stdout
 
 
-def test_problems_are_one_sentence():
-    command = [sys.executable, '-m', 'registry', 'token', '--account', 'x']
+def problem(*arguments):
+    command = [sys.executable, '-m', 'registry', *arguments]
     result = subprocess.run(command, cwd=Path(registry_package.__file__).parents[1], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (1, '')
-    assert result.stderr.strip() == "There is no account 'x': there are: local"
+    [sentence] = result.stderr.splitlines()
+    return sentence
+
+
+def test_problems_are_one_sentence(registry):
+    assert problem('token', '--account', 'x') == "There is no account 'x': there are: local"
+    settings.credentials_path().unlink()
+    settings.credentials_path().mkdir()
+    assert str(settings.credentials_path()) in problem('token', '--save')
