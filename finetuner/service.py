@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 from rich.markup import escape
 from rich.panel import Panel
@@ -20,6 +20,7 @@ from rich.table import Table
 from finetuner import settings
 from finetuner.client.channel import open_channel
 from finetuner.console import console
+from finetuner.inference.remote import without_secrets
 
 PATIENCE = 30.0  # seconds that the service may take to end before it is killed
 
@@ -51,33 +52,33 @@ def run_service(artifact: str | None, port: int, http_port: int, home: Path | No
 
     # A session of its own, so that Ctrl-C reaches it once, through us.
     command = [sys.executable, '-m', 'jina', 'flow', '--uses', str(flow)]
-    child = subprocess.Popen(command, env=environment, start_new_session=True)
-    threading.Thread(target=_announce, args=(child, artifact, environment), daemon=True).start()
-    return _wait(child)
+    return _run(command, environment, lambda child: _announce(child, artifact, environment))
 
 
-def _wait(child: subprocess.Popen[bytes]) -> int:
-    """Wait for the child; the first signal asks it to end, a second one or the end of patience kills it."""
-    killer = threading.Timer(PATIENCE, lambda: os.killpg(child.pid, signal.SIGKILL))
-    killer.daemon = True
-    signals = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signals.append(number)
-        if len(signals) == 1:
-            child.terminate()
-            killer.start()
-        else:
-            os.killpg(child.pid, signal.SIGKILL)
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+def _run(command: list[str], environment: dict[str, str], announce: Callable[[subprocess.Popen[bytes]], None]) -> int:
+    """Run a command; the first signal asks it to end, a second one or the end of patience kills it."""
+    signals: list[int] = []
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, lambda caught, _: signals.append(caught)) for number in numbers}
     try:
-        code = child.wait()
+        child = subprocess.Popen(command, env=environment, start_new_session=True)
+        threading.Thread(target=announce, args=(child,), daemon=True).start()
+        asked: float | None = None
+        while True:
+            try:
+                code = child.wait(timeout=0.2)
+                return 0 if signals else code
+            except subprocess.TimeoutExpired:
+                if signals and asked is None:
+                    child.terminate()
+                    asked = time.monotonic()
+                if asked is not None and (len(signals) > 1 or time.monotonic() - asked > PATIENCE):
+                    os.killpg(child.pid, signal.SIGKILL)
     finally:
-        killer.cancel()
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return 0 if signals else code
 
 
 def _announce(child: subprocess.Popen[bytes], artifact: str | None, environment: dict[str, str]) -> None:
@@ -92,7 +93,7 @@ def _announce(child: subprocess.Popen[bytes], artifact: str | None, environment:
     ready.add_row('gRPC', f'[bold]{host}[/]')
     ready.add_row('HTTP', f'[bold]http://localhost:{environment["FINETUNER_HTTP_PORT"]}/docs[/]')
     if artifact:
-        ready.add_row('Model', escape(environment['FINETUNER_ARTIFACT']))
+        ready.add_row('Model', escape(without_secrets(environment['FINETUNER_ARTIFACT'])))
     else:
         ready.add_row('Data', escape(environment.get('FINETUNER_HOME') or str(settings.home())))
     elsewhere = '' if host == settings.host() else f'FINETUNER_HOST={host} '
@@ -127,9 +128,11 @@ def _require_free(port: int, option: str) -> None:
 
 def _locate(artifact: str) -> str:
     """A path is made absolute; a URL or an id goes to the service as it is."""
+    if '://' in artifact:
+        return artifact
     path = Path(artifact).expanduser()
     if path.exists():
         return str(path.absolute())
-    if '://' not in artifact and (os.sep in artifact or path.suffix == '.zip'):
+    if os.sep in artifact or path.suffix == '.zip':
         raise FileNotFoundError(f'there is no artifact {path} (working folder: {Path.cwd()})')
     return artifact

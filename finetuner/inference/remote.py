@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import importlib.util
 import os
 import re
@@ -13,9 +14,9 @@ import urllib.request
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
 
 from finetuner import settings
+from finetuner.artifact.opening import remove_leftovers
 from finetuner.excepts import ArtifactError
 
 MAX_BYTES = 16 << 30
@@ -34,11 +35,11 @@ def resolve_artifact(artifact: str | Path, token: str | None = None) -> str | Pa
     :param token: for ids: who asks the service.
     :raises ArtifactError: it could not be fetched.
     """
+    if isinstance(artifact, str) and '://' in artifact:
+        return fetch_url(artifact)
     if isinstance(artifact, Path) or Path(artifact).expanduser().exists():
         return Path(artifact).expanduser()
-    if _ID.fullmatch(artifact):
-        return _fetch_id(artifact, token)
-    return fetch_url(artifact) if '://' in artifact else artifact
+    return _fetch_id(artifact, token) if _ID.fullmatch(artifact) else artifact
 
 
 def fetch_url(url: str, max_bytes: int = MAX_BYTES) -> Path:
@@ -46,7 +47,7 @@ def fetch_url(url: str, max_bytes: int = MAX_BYTES) -> Path:
 
     :raises ArtifactError: it cannot be read, or is larger than `max_bytes`.
     """
-    shown = _without_secrets(url)
+    shown = without_secrets(url)
     folder = _downloads()
     descriptor, name = tempfile.mkstemp(dir=folder, prefix='.download-')
     aside = Path(name)
@@ -57,8 +58,10 @@ def fetch_url(url: str, max_bytes: int = MAX_BYTES) -> Path:
                     digest = _copy(source, file, shown, max_bytes)
             except ArtifactError:
                 raise
-            except (OSError, ValueError, ImportError) as error:
-                raise ArtifactError(f'cannot download the artifact {shown}: {_reason(error, url, shown)}') from error
+            except Exception as error:  # those of fsspec's backends have no common base
+                # from None: the error may show the secrets of the URL
+                reason = _reason(error, has_secrets=shown != url)
+                raise ArtifactError(f'cannot download the artifact {shown}: {reason}') from None
             file.flush()
             os.fsync(file.fileno())
         target = folder / f'{digest}.zip'
@@ -86,14 +89,15 @@ def _fetch_id(artifact_id: str, token: str | None) -> Path:
 def _downloads() -> Path:
     folder = settings.home() / 'cache' / 'downloads'
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     return folder
 
 
 def _open(url: str) -> AbstractContextManager[Any]:
-    if urlsplit(url).scheme.lower() in ('http', 'https', 'file'):
+    if url.partition(':')[0].lower() in ('http', 'https', 'file'):
         return urllib.request.urlopen(url, timeout=_TIMEOUT)
     if importlib.util.find_spec('fsspec') is None:
-        raise ArtifactError(f'cannot download {_without_secrets(url)}: URLs of this kind need fsspec, which is missing')
+        raise ArtifactError(f'cannot download {without_secrets(url)}: URLs of this kind need fsspec, which is missing')
     import fsspec
 
     return fsspec.open(url, 'rb')
@@ -119,12 +123,19 @@ def _copy(source: IO[bytes], target: IO[bytes], shown: str, max_bytes: int) -> s
     return digest.hexdigest()
 
 
-def _without_secrets(url: str) -> str:
-    """The URL without user, password and query, which may hold keys."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition('@')[2], query='', fragment='').geturl()
+def without_secrets(url: str) -> str:
+    """The URL without user, password, query and fragment, which may hold keys."""
+    return re.split('[?#]', re.sub('://[^/?#]*@', '://', url))[0]
 
 
-def _reason(error: Exception, url: str, shown: str) -> str:
-    reason = error.reason if isinstance(error, urllib.error.URLError) and error.reason else error
-    return str(reason).replace(url, shown) or type(error).__name__
+def _reason(error: BaseException, has_secrets: bool) -> str:
+    """What went wrong, without parts of the URL that was asked for, or that it led to."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f'HTTP status {error.code} ({http.client.responses.get(error.code, "unknown")})'
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, BaseException):
+        return _reason(error.reason, has_secrets)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if has_secrets or isinstance(error, http.client.HTTPException):
+        return type(error).__name__
+    return str(error) or type(error).__name__

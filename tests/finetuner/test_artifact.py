@@ -182,3 +182,13 @@ print(open_artifact({str(artifact)!r}, cache={str(tmp_path / 'processes')!r}).di
     assert [process.wait() for process in processes] == [0, 0, 0]
     assert len(set(outputs)) == 1
     assert len(list((tmp_path / 'processes').iterdir())) == 1
+
+
+def test_old_leftovers_in_the_cache_are_removed(artifact, tmp_path):
+    cache = tmp_path / 'cache'
+    for name in ('.unpacking-old', '.damaged-old', '.unpacking-new'):
+        (cache / name / 'run').mkdir(parents=True)
+        if name.endswith('old'):
+            os.utime(cache / name, (0, 0))
+    opened = open_artifact(artifact, cache)
+    assert {path.name for path in cache.iterdir()} == {'.unpacking-new', opened.directory.name}

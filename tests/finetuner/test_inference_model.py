@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shutil
 import threading
+import traceback
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -141,6 +143,37 @@ def test_urls_that_cannot_be_used(web, tmp_path, address, match):
     assert url in str(caught.value)
     assert 'secret' not in str(caught.value)
     assert downloads(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ('url', 'shown'),
+    [
+        ('http://user:sekret@localhost:1/x.zip', 'http://localhost:1/x.zip'),
+        ('http://localhost:1/a b?sig=sekret', 'http://localhost:1/a b'),
+        ('http://[user:sekret@h/x.zip', 'http://h/x.zip'),
+        ('file:///nonexist?sig=sekret', 'file:///nonexist: No such file'),
+        ('http://localhost:1/x.zip?sig=' + 'sekret' * 100, 'http://localhost:1/x.zip: Connection refused'),
+        ('github://org:sekret@repo/x', 'github://repo/x'),
+        ('zip://x.zip::http://user:sekret@localhost:1/x.zip', 'zip://x.zip::http://localhost:1/x.zip'),
+    ],
+)
+def test_secrets_of_a_url_are_not_shown(tmp_path, url, shown):
+    with pytest.raises(ArtifactError) as caught:
+        resolve_artifact(url)
+    assert f'cannot download the artifact {shown}' in str(caught.value)
+    assert 'sekret' not in ''.join(traceback.format_exception(caught.value))
+    assert downloads(tmp_path) == []
+
+
+def test_old_leftovers_of_downloads_are_removed(tiny_artifact, tmp_path):
+    folder = tmp_path / 'home' / 'cache' / 'downloads'
+    for name in ('.download-old', '.download-new', 'kept-old'):
+        (folder / name).mkdir(parents=True)
+        (folder / name / 'x').touch()
+    for name in ('.download-old', 'kept-old'):
+        os.utime(folder / name, (0, 0))
+    path = resolve_artifact(tiny_artifact.as_uri())
+    assert downloads(tmp_path) == sorted(['.download-new', 'kept-old', path.name])
 
 
 def test_a_url_of_something_else(web, tiny_artifact):

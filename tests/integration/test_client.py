@@ -116,9 +116,8 @@ def test_the_same_documents_again_are_the_same_run(client, tiny_model):
         ]
         return client.fit(str(tiny_model), documents, run_name='again', epochs=1, device='cpu')
 
-    first = fit()
+    first = fit().wait()
     assert fit().artifact_id == first.artifact_id
-    first.wait()
 
 
 def test_malformed_data_names_its_place(client, tiny_model, tmp_path):

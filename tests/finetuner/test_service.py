@@ -1,0 +1,36 @@
+"""How the service is started and ended."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+RUN = """
+import os, sys
+from finetuner import service
+service.PATIENCE = 60
+print('ready', flush=True)
+sys.exit(service._run([sys.executable, '-c', sys.argv[1]], dict(os.environ), lambda child: None))
+"""
+OBEDIENT = "import time; print('started', flush=True); time.sleep(60)"
+STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('started', flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize('program', [OBEDIENT, STUBBORN])
+def test_signals_end_the_service(number, program):
+    with subprocess.Popen([sys.executable, '-c', RUN, program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == 'ready\n'
+        assert process.stdout.readline() == 'started\n'
+        children = psutil.Process(process.pid).children()
+        process.send_signal(number)
+        if program is STUBBORN:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1)
+            process.send_signal(number)
+        assert process.wait(10) == 0
+        assert len(children) == 1 and not psutil.wait_procs(children, 5)[1]
