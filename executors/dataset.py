@@ -9,6 +9,7 @@ from jina import Executor, requests
 
 from executors.answers import answer
 from executors.endpoints import unknown_endpoint
+from executors.lifetime import end_with_parent
 from executors.parameters import IngestParameters
 from executors.sources import read_uri
 from finetuner.data import CSVOptions
@@ -30,6 +31,7 @@ class DatasetExecutor(Executor):
         self, ingest_roots: Sequence[str] | None = None, ingest_schemes: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        end_with_parent()
         if ingest_roots is None:
             ingest_roots = os.environ.get('FINETUNER_INGEST_ROOTS', '').split(os.pathsep)
         if ingest_schemes is None:

@@ -8,6 +8,7 @@ from jina import Executor, requests
 
 from executors.artifacts import find_artifact, without_secrets
 from executors.endpoints import unknown_endpoint
+from executors.lifetime import end_with_parent
 from executors.parameters import EncodeParameters
 from finetuner.documents import DocumentArray
 from finetuner.excepts import ParameterError
@@ -59,6 +60,7 @@ class FinetunerExecutor(Executor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        end_with_parent()
         self._set_level(logging_level)
         if not refuse_unknown:
             del self.requests['/default']

@@ -2,6 +2,9 @@
 
 Jina substitutes `${{ ENV.NAME }}` in a Flow file but knows no defaults. It imports `py_modules` after its first
 substitution and expands `with` once more afterwards, so variables that are set here are defaults.
+
+`jina flow` dies of a SIGTERM at once and leaves its executors behind. Here the signal raises SystemExit instead, and
+`with flow:` closes them.
 """
 
 from __future__ import annotations
@@ -10,19 +13,38 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from types import FrameType
 
 DEFAULT_PORT = '51000'
 DEFAULT_HTTP_PORT = '51001'
+AGAIN = 0.5
+"""Seconds after which a signal is repeated."""
 
 
-def _exit(signum: int, frame: FrameType | None) -> None:
-    sys.exit(128 + signum)
+class Leave:
+    """A signal handler that raises SystemExit, and again in `Flow.block` if Jina swallowed it.
+
+    The last part of a Flow's start catches everything.
+    """
+
+    def __init__(self) -> None:
+        self._is_asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        frames = [inner for inner, _ in traceback.walk_stack(frame)]
+        inside = {inner.f_code.co_name for inner in frames if inner.f_globals.get('__name__', '').startswith('jina.')}
+        if inside & {'start', 'block'}:
+            timer = threading.Timer(AGAIN, signal.pthread_kill, (threading.main_thread().ident, number))
+            timer.daemon = True
+            timer.start()
+        if not self._is_asked or 'block' in inside:
+            self._is_asked = True
+            sys.exit(128 + number)
 
 
 os.environ.setdefault('FINETUNER_PORT', DEFAULT_PORT)
 os.environ.setdefault('FINETUNER_HTTP_PORT', DEFAULT_HTTP_PORT)
 
-# `jina flow` dies of a SIGTERM at once and leaves its executors behind; leaving through an exception closes them.
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGTERM, Leave())

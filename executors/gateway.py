@@ -20,6 +20,7 @@ from jina.serve.runtimes.gateway.request_handling import GatewayRequestHandler
 from jina.types.request import Request
 from jina.types.request.data import DataRequest, SingleDocumentRequest
 
+from executors.lifetime import end_with_parent
 from executors.rest import build_app
 from finetuner.documents import Document
 from finetuner.excepts import FinetunerServerError
@@ -143,6 +144,7 @@ class FinetunerGateway(CompositeGateway):
     def __init__(self, **kwargs: Any) -> None:
         kwargs['req_handler_cls'] = RoutingRequestHandler
         super().__init__(**kwargs)
+        end_with_parent()
 
     async def setup_server(self) -> None:
         """Start the servers. They give up when the Flow does: an executor that failed would be awaited for ever."""

@@ -8,6 +8,7 @@ from jina import Executor, requests
 
 from executors.answers import answer, describe_run
 from executors.endpoints import unknown_endpoint
+from executors.lifetime import end_with_parent
 from executors.logs import read_log
 from executors.parameters import (
     ArtifactParameters,
@@ -40,6 +41,7 @@ class TrainerExecutor(Executor):
 
     def __init__(self, max_runs: int | None = None, heartbeat_timeout: float = 60.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        end_with_parent()
         self.registry = Registry.open()
         if problem := self.registry.credentials_problem():
             self.logger.warning(problem)

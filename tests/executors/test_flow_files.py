@@ -45,4 +45,6 @@ def test_executors(name, executors):
     assert nodes == executors
     if 'trainer' in nodes:
         assert flow['gateway'].args.retries == 0, 'the gateway sends /fit once'
+    for name in ['gateway', *executors]:
+        assert flow[name].args.grpc_server_options == {'grpc.http2.max_ping_strikes': 0}
     assert os.environ['JINA_OPTOUT_TELEMETRY'] == '1'

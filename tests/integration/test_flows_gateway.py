@@ -1,6 +1,8 @@
 """The one gRPC and one HTTP port in front of all executors: endpoints, tokens, errors, documents as JSON."""
 
 import base64
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -217,9 +219,6 @@ def test_many_documents_in_one_http_request_are_all_answered(service):
 
 def test_the_service_answers_while_a_large_request_is_at_work(service):
     """Health is asked over and over while documents are embedded: no handler computes on the event loop."""
-    import threading
-    import time
-
     documents = [Document(text='a long text ' * 50) for _ in range(2000)]
     worker = threading.Thread(target=service.call, args=('/encode', documents))
     worker.start()
@@ -229,6 +228,16 @@ def test_the_service_answers_while_a_large_request_is_at_work(service):
         requests.get(f'http://127.0.0.1:{service.http_port}/', timeout=60)
         slowest = max(slowest, time.monotonic() - start)
     assert slowest < 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_the_service_answers_after_a_pause(service):
+    """Jina's connections die of too many pings after a minute without a request."""
+    time.sleep(70)
+    for endpoint, status in (('/whoami', 200), ('/ingest', 422), ('/encode', 200)):
+        assert service.post(endpoint).status_code == status
+    assert service.call('/encode', [Document(text='fine')]).embeddings.shape == (1, 32)
 
 
 def test_embeddings_are_the_same_over_both_protocols(service):

@@ -1,0 +1,25 @@
+"""Executors and gateway end with the Flow that started them, even if it was killed and could not end them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+INTERVAL = 1.0
+"""Seconds between two looks at the parent."""
+
+
+def end_with_parent() -> None:
+    """From now on, send this process a SIGTERM once its parent is gone. Does nothing where no Flow started it."""
+    if multiprocessing.parent_process() is not None and os.getppid() != 1:
+        threading.Thread(target=_watch, args=(os.getppid(),), name='lifetime', daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    # not PR_SET_PDEATHSIG: that one waits for the thread that started the process, not for its process
+    while os.getppid() == parent:
+        time.sleep(INTERVAL)
+    os.kill(os.getpid(), signal.SIGTERM)
