@@ -108,6 +108,13 @@ class Service:
         return code
 
     def kill(self) -> None:
+        """kill -9 of the main process; the others end by themselves."""
+        self.channel.close()
+        self.process.kill()
+        self.process.wait()
+        wait_until(lambda: not any(map(_is_alive, self.processes)), 15, f'the end of {self.processes}')
+
+    def kill_all(self) -> None:
         """kill -9 of all of it but the workers."""
         self.channel.close()
         for process in [psutil.Process(self.process.pid), *self.processes]:
@@ -176,6 +183,10 @@ class Service:
             return run if run['status'] in statuses else None
 
         return wait_until(reached, seconds, f'the run {run_name} becoming {" or ".join(statuses)}')
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def fruits() -> list[dict[str, Any]]:

@@ -3,10 +3,24 @@
 import psutil
 import pytest
 
+from finetuner.documents import Document
 from finetuner.excepts import RunInProgressError
 from registry import Registry
 
 FOR_EVER = 1_000_000  # epochs
+
+
+def test_all_processes_end_with_the_main_one(start_service, tiny_model):
+    service = start_service('finetuner.yml', FINETUNER_ARTIFACT=tiny_model)
+    service.ingest_fruits()
+    service.fit(tiny_model, 'interrupted', epochs=FOR_EVER)
+    worker = service.worker_of('interrupted')
+    service.kill()
+    assert not worker.is_running()
+    service.start()
+    run = service.tags('/status', run_name='interrupted')
+    assert (run['status'], run['details']) == ('FAILED', 'The service was stopped while the run was at work')
+    assert len(service.call('/encode', [Document(text='fig')]).embeddings[0]) == 32
 
 
 def test_runs_end_whoever_is_killed(start_service, tiny_model):
@@ -33,7 +47,7 @@ def test_runs_end_whoever_is_killed(start_service, tiny_model):
     worker = service.worker_of('second')
 
     # kill -9 of the whole service: the worker goes on, and is looked after by the next service
-    service.kill()
+    service.kill_all()
     service.start()
     assert worker.is_running()
     assert service.tags('/status', run_name='second')['status'] == 'STARTED'
@@ -44,7 +58,7 @@ def test_runs_end_whoever_is_killed(start_service, tiny_model):
 
     # kill -9 of the service and the worker
     worker = service.worker_of('third')
-    service.kill()
+    service.kill_all()
     worker.kill()
     service.start()
     run = service.wait_for('third', 'FAILED', seconds=15)
@@ -58,7 +72,7 @@ def test_runs_end_whoever_is_killed(start_service, tiny_model):
     service.stop()
     assert not psutil.pid_exists(worker.pid)
     with Registry.open(service.folder / 'home') as registry:
-        runs = {run.name: run for run in registry.list_runs(registry.get_account().id)[0]}
+        runs = {run.name: run for run in registry.list_runs(registry.get_account().id)}
     assert runs[started['name']].status == 'FAILED'
     assert runs[started['name']].details == 'The service was stopped while the run was at work'
     assert runs[waiting['name']].status == 'CREATED'
