@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,7 +53,7 @@ def fit(
 ) -> None:
     """Fine-tune MODEL on TRAIN_DATA and write an artifact that can be served."""
     arguments: dict[str, Any] = {
-        'run_name': run_name or train_data.stem,
+        'run_name': run_name or re.sub(r'[^A-Za-z0-9._-]+', '-', train_data.stem).strip('.-_') or 'run',
         'epochs': epochs,
         'batch_size': batch_size,
         'learning_rate': learning_rate,
@@ -64,7 +65,10 @@ def fit(
         'device': device,
         'seed': seed,
     }
-    arguments |= _object('options', options) or {}
+    further = _object('options', options) or {}
+    if given := sorted(further.keys() & {'train_data', 'eval_data', 'model', 'directory', 'report'}):
+        raise ValueError(f'--options: {given[0]} has an option of its own')
+    arguments |= further
     from training.local import fit as fit_here
 
     handler = RichHandler(console=progress_console, show_path=False, show_level=False)

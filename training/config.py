@@ -108,7 +108,7 @@ class FitConfig(BaseModel):
     sampler: Literal['auto', 'class', 'random'] = 'auto'
     loss_optimizer: str | None = None
     loss_optimizer_options: dict[str, Any] | None = None
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     max_length: int | None = Field(default=None, ge=4)
     precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'
     gradient_accumulation_steps: int = Field(default=1, ge=1)
@@ -154,7 +154,11 @@ class FitConfig(BaseModel):
         for option in self.model_options or {}:
             if option != 'pooling':
                 raise ValueError('model_options: ' + unknown_name('option', option, ['pooling']))
-        make_loss(self.loss, self.loss_options, num_classes=2, embedding_size=2)
+        loss = make_loss(self.loss, self.loss_options, num_classes=2, embedding_size=2)
+        if self.precision == 'fp16' and self.device == 'cpu':
+            raise ValueError("precision 'fp16' needs a GPU: use 'bf16' or 'fp32' with device 'cpu'")
+        if self.precision == 'fp16' and any(True for _ in loss.parameters()):  # one gradient scale, two optimizers
+            raise ValueError(f"precision 'fp16' cannot be used with {self.loss}, which has weights: use 'bf16'")
         make_miner(self.miner, self.miner_options)
         check_optimizer(self.optimizer, self.optimizer_options)
         check_optimizer(self.loss_optimizer or self.optimizer, self.loss_optimizer_options, 'loss_optimizer')

@@ -12,6 +12,8 @@ Distance = Literal['cosine', 'euclidean', 'sqeuclidean']
 
 QUERY_BLOCK = 256
 INDEX_BLOCK = 16384
+# torch's default cancels the distances of near points
+EXACT = 'donot_use_mm_for_euclid_dist'
 
 
 @torch.inference_mode()
@@ -44,7 +46,11 @@ def search(
         rows = torch.empty(len(block), 0, dtype=torch.int64, device=device)
         for first in range(0, len(index), index_block):
             part = _prepared(index[first : first + index_block], distance, device)
-            near = block @ part.T if distance == 'cosine' else -torch.cdist(block, part)
+            near = (
+                block @ part.T
+                if distance == 'cosine'
+                else -torch.cdist(block, part, compute_mode='donot_use_mm_for_euclid_dist')
+            )
             if hidden is not None:
                 inside = ((hidden >= first) & (hidden < first + len(part))).nonzero().squeeze(1)
                 near[inside, hidden[inside] - first] = -torch.inf

@@ -49,6 +49,13 @@ def build_artifact(
         return pack(directory, target, name=name, config=config, metrics=metrics, models=models)
 
 
+def check_size(encoder: TextEncoder) -> None:
+    """:raises ValueError: the encoder is too large to be exported."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())
+    if size > _ONNX_LIMIT:
+        raise ValueError(f'the model has {size / 1e9:.1f} GB of weights: one ONNX file holds less than 2 GB')
+
+
 def export(encoder: TextEncoder, directory: str | Path) -> Path:
     """Write an encoder as a sentence-transformers directory with `model.onnx` beside the weights.
 
@@ -56,12 +63,10 @@ def export(encoder: TextEncoder, directory: str | Path) -> Path:
     [batch, length], and gives `sentence_embedding`, float32 [batch, dim], pooled and normalized as the encoder does.
 
     :return: `directory`.
-    :raises RuntimeError: the ONNX model would exceed 2 GB, or its embeddings differ from the encoder's by more than
-        :data:`TOLERANCE`.
+    :raises ValueError: the ONNX model would exceed 2 GB.
+    :raises RuntimeError: its embeddings differ from the encoder's by more than :data:`TOLERANCE`.
     """
-    size = sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())
-    if size > _ONNX_LIMIT:
-        raise RuntimeError(f'the model has {size / 1e9:.1f} GB of weights: one ONNX file holds less than 2 GB')
+    check_size(encoder)
     directory = encoder.save(directory)
     with _evaluating(encoder):
         _export_onnx(encoder, directory / MODEL_FILE)

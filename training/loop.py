@@ -64,7 +64,8 @@ def train(
         for step, rows in enumerate(sampler.batches(epoch), 1):
             labels = torch.from_numpy(texts.labels[rows]).long().to(accelerator.device)
             loss = task(texts.tokens, rows, labels)
-            accelerator.backward(loss / accumulation)
+            window = min(accumulation, batches - (step - 1) // accumulation * accumulation)  # the last may be short
+            accelerator.backward(loss / window)
             if step % accumulation == 0 or step == batches:
                 if config.max_grad_norm is not None:
                     accelerator.clip_grad_norm_(task.parameters(), config.max_grad_norm)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,7 +28,7 @@ class SchedulerOptions(BaseModel):
     model_config = ConfigDict(extra='forbid')
 
     num_warmup_steps: int = Field(default=0, ge=0)
-    num_training_steps: int | Literal['auto'] = 'auto'
+    num_training_steps: Annotated[int, Field(ge=1)] | Literal['auto'] = 'auto'
     scheduler_step: Literal['batch', 'epoch'] = 'batch'
 
 

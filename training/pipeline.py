@@ -16,11 +16,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
+from finetuner.artifact.manifest import check_name
 from finetuner.inference.text_encoder import TextEncoder
 from training.config import DEFAULT_BATCH_SIZE, FitConfig
 from training.data import LabelledTexts, TokenisedTexts, tokenise
 from training.evaluator import Evaluator, Examples, Metrics
-from training.export import build_artifact
+from training.export import build_artifact, check_size
 from training.loop import MetricLearning, train
 from training.losses import has_class_weights, make_loss, make_miner
 from training.progress import Progress, Reporter
@@ -68,7 +69,7 @@ def run_fit(
     """
     reporter = Reporter(report)
     work = directory / 'work'
-    name = config.run_name or directory.name
+    name = check_name('artifact', config.run_name or directory.name)
     metrics: dict[str, Metrics] = {'before': {}, 'after': {}}
     examples: dict[str, Examples] = {'before': {}, 'after': {}}
     with reproducible(config.seed), scratch(work):
@@ -76,6 +77,7 @@ def run_fit(
         with reporter.stage('Loading the model'):
             pooling = (config.model_options or {}).get('pooling')
             encoder = TextEncoder.load(config.model, pooling, config.max_length).to(accelerator.device)
+            check_size(encoder)
 
         @functools.cache
         def prepare(data: str) -> TokenisedTexts:
@@ -115,7 +117,13 @@ def run_fit(
             logger.info("Metric: '%s' before fine-tuning: %.5f after fine-tuning: %.5f", key, before, after)
         with reporter.stage('Building the artifact'):
             settings, target = config.model_dump(mode='json'), directory / f'{name}.zip'
-            artifact = build_artifact(encoder.cpu().eval(), name=name, config=settings, metrics=metrics, target=target)
+            try:
+                artifact = build_artifact(
+                    encoder.cpu().eval(), name=name, config=settings, metrics=metrics, target=target
+                )
+            except Exception:
+                logger.error('The trained model is kept in %s', encoder.save(directory / 'model'))
+                raise
     logger.info('Artifact %s of %.1f MB', artifact, artifact.stat().st_size / 1e6)
     return FitResult(artifact, metrics, examples, samples, reporter.seconds)
 

@@ -91,6 +91,12 @@ def test_search_is_exact_in_any_blocks(distance, exclude_self):
             assert len(set(found[row])) == 9
 
 
+@pytest.mark.parametrize('distance', ['euclidean', 'sqeuclidean'])
+def test_near_points_far_from_the_origin_are_told_apart(distance):
+    points = (50 + np.random.default_rng(0).normal(0, 1e-3, (200, 384))).astype(np.float32)
+    assert (search(points, points, 1, distance=distance)[:, 0] == np.arange(200)).all()
+
+
 def test_equal_scores_keep_the_order_of_the_index():
     points = np.ones((40, 3), np.float32)
     for block in (64, 7):

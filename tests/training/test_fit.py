@@ -140,8 +140,9 @@ def test_weights_of_the_loss_are_trained_too(encoder):
     assert all(optimizer.defaults['fused'] for optimizer in optimizers)
 
 
-def test_two_accumulated_halves_are_one_step(encoder, tokenised):
-    """Gradients of a mean over pairs of batches: the same as of both batches in one backward."""
+@pytest.mark.parametrize('accumulation', [2, 3])
+def test_two_accumulated_halves_are_one_step(encoder, tokenised, accumulation):
+    """Gradients of a mean over pairs of batches: the same as of both batches in one backward, in a short window too."""
     rows = [np.arange(0, 24), np.arange(24, 48)]
 
     class Given:
@@ -158,7 +159,7 @@ def test_two_accumulated_halves_are_one_step(encoder, tokenised):
         'optimizer': 'SGD',
         'learning_rate': 0.1,
         'epochs': 1,
-        'gradient_accumulation_steps': 2,
+        'gradient_accumulation_steps': accumulation,
         'device': 'cpu',
     }
     config = FitConfig.from_arguments(model='m', train_data='t', **arguments)
