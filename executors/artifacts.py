@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from finetuner import settings
 from finetuner.client.artifacts import download_artifact
@@ -28,14 +27,6 @@ def find_artifact(artifact: str, token: str | None) -> str | Path:
     if ARTIFACT_ID.fullmatch(artifact) and not Path(artifact).exists():
         return _fetch(artifact, token)
     return resolve_artifact(artifact)
-
-
-def without_secrets(artifact: str) -> str:
-    """The artifact as a log may show it: a URL may hold a password, or a key in its query."""
-    if '://' not in artifact:
-        return artifact
-    parts = urlsplit(artifact)
-    return parts._replace(netloc=parts.netloc.rpartition('@')[2], query='', fragment='').geturl()
 
 
 def _fetch(artifact_id: str, token: str | None) -> Path:

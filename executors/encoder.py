@@ -6,13 +6,14 @@ from typing import Any
 
 from jina import Executor, requests
 
-from executors.artifacts import find_artifact, without_secrets
+from executors.artifacts import find_artifact
 from executors.endpoints import unknown_endpoint
 from executors.lifetime import end_with_parent
 from executors.parameters import EncodeParameters
 from finetuner.documents import DocumentArray
 from finetuner.excepts import ParameterError
 from finetuner.inference import load_engine
+from finetuner.inference.remote import without_secrets
 from registry import Registry
 
 DEFAULT_MODEL = 'all-minilm-l6-v2'

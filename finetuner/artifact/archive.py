@@ -8,6 +8,7 @@ import os
 import stat
 import struct
 import unicodedata
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from finetuner.excepts import ArtifactError
 
 MAX_BYTES = 16 << 30  # unpacked
 _MAX_ENTRIES = 10_000
+_MAX_DIRECTORY = 16 << 20
 _MAX_RATIO = 100  # of what a zip unpacks to, beyond the first _SMALL bytes, to its size
 _SMALL = 64 << 20
 _CHUNK = 1 << 20
@@ -70,6 +72,7 @@ def _archive(file: IO[bytes]) -> Iterator[ZipFile]:
     start = file.read(4)
     file.seek(0)
     try:
+        _check_directory(file)
         with ZipFile(file) as archive:
             yield archive
     except ArtifactError:
@@ -80,10 +83,26 @@ def _archive(file: IO[bytes]) -> Iterator[ZipFile]:
         raise ArtifactError(f'the zip file is truncated or damaged: {error}') from error
 
 
+def _check_directory(file: IO[bytes]) -> None:
+    """Check what the end of the file says of the directory of entries, which zipfile reads as a whole."""
+    # the very function that ZipFile asks: another reader could find another record
+    record = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    if record is None:
+        raise BadZipFile('the record at its end is missing')
+    _, _, _, _, entries, size, *_ = record
+    _check_count(entries)
+    if size > _MAX_DIRECTORY:
+        raise ArtifactError(f'the zip has a directory of {size} bytes: the limit is {_MAX_DIRECTORY >> 20} MiB')
+
+
+def _check_count(entries: int) -> None:
+    if entries > _MAX_ENTRIES:
+        raise ArtifactError(f'the zip has {entries} entries: an artifact has at most {_MAX_ENTRIES}')
+
+
 def _check_entries(infos: list[ZipInfo], size: int, max_bytes: int) -> dict[str, ZipInfo]:
     """The entries of files by their path inside the one top folder."""
-    if len(infos) > _MAX_ENTRIES:
-        raise ArtifactError(f'the zip has {len(infos)} entries: an artifact has at most {_MAX_ENTRIES}')
+    _check_count(len(infos))  # the record at the end may lie
     seen: set[str] = set()
     roots: set[str] = set()
     entries: dict[str, ZipInfo] = {}

@@ -124,7 +124,9 @@ def _copy(source: IO[bytes], target: IO[bytes], shown: str, max_bytes: int) -> s
 
 
 def without_secrets(url: str) -> str:
-    """The URL without user, password, query and fragment, which may hold keys."""
+    """A URL without user, password, query and fragment, which may hold keys; anything else as it is."""
+    if '://' not in url:
+        return url
     return re.split('[?#]', re.sub('://[^/?#]*@', '://', url))[0]
 
 

@@ -191,6 +191,29 @@ def test_too_many_entries(refuse):
     refuse([(f'run/{number}', b'') for number in range(10_001)], 'has 10001 entries')
 
 
+@pytest.mark.parametrize(
+    ('entries', 'size', 'match'),
+    [(10_001, None, 'has 10001 entries'), (None, (16 << 20) + 1, 'a directory of 16777217 bytes: the limit is 16 MiB')],
+)
+@pytest.mark.parametrize('is_zip64', [False, True])
+def test_a_directory_beyond_the_limits_is_not_read(refuse, monkeypatch, entries, size, match, is_zip64):
+    data = make_zip(as_entries(make_files()))
+    count, true_size, offset = struct.unpack('<HII', data[-12:-2])
+    entries, size = entries or count, size or true_size
+    end = struct.pack('<4s4H2LH', b'PK\5\6', 0, 0, entries, entries, size, offset, 0)
+    if is_zip64:
+        end = struct.pack('<4sQ2H2L4Q', b'PK\6\6', 44, 45, 45, 0, 0, entries, entries, size, offset)
+        end += struct.pack('<4sLQL', b'PK\6\7', 0, len(data) - 22, 1)
+        end += struct.pack('<4s4H2LH', b'PK\5\6', 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    monkeypatch.setattr(zipfile.ZipFile, '_RealGetContents', None)
+    refuse(data[:-22] + end, match)
+
+
+def test_more_entries_than_the_record_says(refuse):
+    data = make_zip([(f'run/{number}', b'') for number in range(10_001)])
+    refuse(data[:-14] + struct.pack('<HH', 1, 1) + data[-10:], 'has 10001 entries')
+
+
 def test_missing_file(refuse):
     files = make_files()
     del files[WEIGHTS]
