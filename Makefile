@@ -49,11 +49,11 @@ lint: .venv/.installed-dev  ## ruff and mypy
 
 .PHONY: test
 test: lint  ## lint and the tests (what CI runs)
-	@$(BIN)/pytest -m 'not slow'
+	@$(BIN)/pytest
 
 .PHONY: test-all
-test-all: lint  ## the slow tests too
-	@$(BIN)/pytest
+test-all: test test-py312  ## the tests on Python 3.12 too, and the benchmarks that have a goal
+	@$(BIN)/python benchmarks/documents.py
 
 .PHONY: test-py312
 test-py312: .venv/.installed-dev  ## finetuner, registry and training on Python 3.12, where there is no Jina
@@ -62,7 +62,7 @@ test-py312: .venv/.installed-dev  ## finetuner, registry and training on Python 
 	@VIRTUAL_ENV=.venv312 $(BIN)/uv pip install --quiet -c .venv312/constraints.txt -e '.[training]' \
 		hypothesis psutil pytest pytest-timeout sentence-transformers
 	@.venv312/bin/python -c 'import jina' 2>/dev/null && echo 'Jina is here: this tests nothing' && exit 1 || true
-	@.venv312/bin/pytest -m 'not slow' tests/finetuner tests/registry tests/training
+	@.venv312/bin/pytest tests/finetuner tests/registry tests/training
 
 .PHONY: bench
 bench: .venv/.installed-dev  ## every benchmark, each against a named peer

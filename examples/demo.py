@@ -101,6 +101,12 @@ def show_metrics(metrics: dict[str, dict[str, float]]) -> None:
     console.print(table)
 
 
+def require_gain(metrics: dict[str, dict[str, float]], at_least: float = 0.05) -> None:
+    gain = metrics['after']['average_precision'] - metrics['before']['average_precision']
+    if gain < at_least:
+        raise SystemExit(f'average_precision rose by {gain:.3f} only: {at_least} is what this data and model can do')
+
+
 def show_examples(examples: dict[str, dict[str, list[str]]], queries: int = 5, matches: int = 3) -> None:
     """The queries whose matches changed most come first: they are what fine-tuning is for."""
     before, after = examples['before'], examples['after']
@@ -151,7 +157,9 @@ def main() -> None:
         console.rule('2  Ingest examples/support and fine-tune all-MiniLM-L6-v2')
         run = fine_tune()
         console.rule('3  Is it better?')
-        show_metrics(run.metrics())
+        metrics = run.metrics()
+        show_metrics(metrics)
+        require_gain(metrics)
         show_examples(run.example_results())
         console.rule('4  Serve the artifact and encode')
         path = run.save_artifact(str(STATE / 'artifacts'))

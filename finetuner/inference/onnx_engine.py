@@ -64,6 +64,7 @@ def _start(
     providers: list[str | tuple[str, dict[str, int]]] = ['CPUExecutionProvider']
     if device == 'cuda':
         if 'CUDAExecutionProvider' in onnxruntime.get_available_providers():
+            onnxruntime.preload_dlls()  # the CUDA libraries that came as Python packages
             providers.insert(0, ('CUDAExecutionProvider', {'device_id': device_id}))
         else:
             warnings.warn(
