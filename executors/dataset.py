@@ -70,5 +70,7 @@ class DatasetExecutor(Executor):
 def _csv_options(options: dict[str, Any]) -> CSVOptions:
     try:
         return CSVOptions(**options)
-    except TypeError as error:
+    except DataError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
         raise ParameterError(f"'csv_options': {error}") from error

@@ -11,6 +11,7 @@ import fsspec
 from finetuner.data import CSVOptions, read_csv
 from finetuner.documents import Document
 from finetuner.excepts import DataError
+from finetuner.inference.remote import without_secrets
 
 
 def read_uri(uri: str, options: CSVOptions, roots: Sequence[Path], schemes: Sequence[str]) -> Iterator[Document]:
@@ -28,31 +29,36 @@ def read_uri(uri: str, options: CSVOptions, roots: Sequence[Path], schemes: Sequ
             f'this service does not read {scheme}:// URIs, only {", ".join(schemes) or "none"}: '
             'its operator allows more with FINETUNER_INGEST_SCHEMES'
         )
-    if scheme == 'file':
-        yield from read_csv(_allowed_path(uri, roots), options, name=uri)
-        return
+    shown = without_secrets(uri)
     try:
-        with fsspec.open(uri, 'rt', encoding=options.encoding, newline='') as file:
-            yield from read_csv(file, options, name=uri)
-    except (OSError, ImportError) as error:
-        raise DataError(f'{uri} cannot be read: {error}') from error
+        if scheme == 'file':
+            yield from read_csv(_allowed_path(uri, roots), options, name=shown)
+        else:
+            with fsspec.open(uri, 'rt', encoding=options.encoding, newline='') as file:
+                yield from read_csv(file, options, name=shown)
+    except DataError:
+        raise
+    except Exception as error:  # those of fsspec's backends have no common base
+        has_secrets = shown != uri or '://' in str(error)
+        reason = type(error).__name__ if has_secrets else str(error) or type(error).__name__
+        raise DataError(f'{shown} cannot be read: {reason}') from None
 
 
 def _allowed_path(uri: str, roots: Sequence[Path]) -> Path:
     if not roots:
         raise DataError('this service reads no files: its operator allows folders with FINETUNER_INGEST_ROOTS')
-    path = uri
+    path, shown = uri, without_secrets(uri)
     if '://' in uri:
         parts = urlsplit(uri)
         if parts.netloc not in ('', 'localhost'):
-            raise DataError(f'{uri} is on another machine, {parts.netloc}: files are written file:///path')
+            raise DataError(f'{shown} is on another machine, {parts.hostname}: files are written file:///path')
         path = unquote(parts.path)
     if not path.startswith('/') or '\0' in path:
-        raise DataError(f'{uri} is not an absolute path')
+        raise DataError(f'{shown} is not an absolute path')
     real = Path(path).resolve()
     # one answer for all that lies outside, whether it exists or not
     if not any(real.is_relative_to(root.resolve()) for root in roots):
-        raise DataError(f'{uri} is not below a folder that this service may read ({", ".join(map(str, roots))})')
+        raise DataError(f'{shown} is not below a folder that this service may read ({", ".join(map(str, roots))})')
     if not real.is_file():
-        raise DataError(f'there is no file {uri}')
+        raise DataError(f'there is no file {shown}')
     return real

@@ -1,3 +1,7 @@
+import secrets
+import threading
+import traceback
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -89,6 +93,36 @@ def test_reads_other_schemes_when_they_are_allowed():
         read('memory://nothing.csv', schemes=['memory'])
     with pytest.raises(DataError, match='does not read file://'):
         read('/etc/passwd', schemes=['memory'])
+
+
+def test_what_cannot_be_decoded_is_an_error_of_the_data(root):
+    (root / 'latin.csv').write_bytes('ein Hemd für alle,Kleidung\n'.encode('latin-1'))
+    with fsspec.open('memory://folder/latin.csv', 'wb') as file:
+        file.write((root / 'latin.csv').read_bytes())
+    with pytest.raises(DataError, match=r'latin\.csv.*utf-8'):
+        read(root / 'latin.csv', root)
+    with pytest.raises(DataError, match=r'memory://folder/latin\.csv cannot be read: .*utf-8'):
+        read('memory://folder/latin.csv', schemes=['memory'])
+    for uri in (root / 'latin.csv', 'memory://folder/latin.csv'):
+        with pytest.raises(DataError, match=r'latin\.csv cannot be read: .*not a text encoding'):
+            list(read_uri(str(uri), CSVOptions(encoding='hex'), [root], ['file', 'memory']))
+
+
+def test_an_error_of_a_web_server_is_told_without_the_secrets_of_the_uri(root):
+    class Refuse(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(403)
+
+        do_HEAD = do_GET
+
+    with ThreadingHTTPServer(('127.0.0.1', 0), Refuse) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        secret = secrets.token_hex()
+        uri = f'http://me:{secret}@127.0.0.1:{server.server_port}/data.csv'
+        with pytest.raises(DataError, match=r'^http://127\.0\.0\.1:\d+/data\.csv cannot be read: ') as caught:
+            read(f'{uri}?key={secret}', schemes=['http'])
+        server.shutdown()
+    assert secret not in ''.join(traceback.format_exception(caught.value))
 
 
 def test_a_malformed_row_is_named_by_the_uri_and_line(root):
