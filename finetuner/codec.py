@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 Reader = Callable[['NodeProto', str], Any]
 Writer = Callable[['NodeProto', Any], None]
 
+MAX_DEPTH = 20
+"""Of dicts and lists in tags: a message may nest 100 deep, of which each takes up to three."""
+
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 
 # a node's `content` names as a reader of an error message knows them
@@ -97,7 +100,9 @@ def write_fields(
     except (ValueError, TypeError) as error:
         raise DataError(f'{_place(noun, position, values.get("id"))}, field {name!r}: {error}') from error
     except RecursionError as error:
-        raise DataError(f'{_place(noun, position, values.get("id"))}, field {name!r} contains itself') from error
+        raise DataError(
+            f'{_place(noun, position, values.get("id"))}, field {name!r} nests deeper than {MAX_DEPTH} levels'
+        ) from error
 
 
 def _place(noun: str, position: int | None, identity: str | None) -> str:
@@ -280,24 +285,33 @@ def read_value(node: NodeProto, content: str | None) -> Any:
     raise ValueError(f'{_KINDS.get(content, content)} cannot be nested here')
 
 
-def write_tags(node: NodeProto, value: Mapping[str, Any]) -> None:
+def write_tags(node: NodeProto, value: Mapping[str, Any], depth: int = 1) -> None:
     if not isinstance(value, dict):
         raise ValueError(f'expected a dict, got {type(value).__name__}')
+    _check_depth(depth)
     node.dict.SetInParent()
     data = node.dict.data
     for key, item in value.items():
         if not isinstance(key, str):
             raise ValueError(f'key {key!r} is not a str')
         try:
-            write_value(data[key], item)
+            write_value(data[key], item, depth)
         except (ValueError, TypeError) as error:
             raise ValueError(f'key {key!r}: {error}') from error
 
 
-def write_value(node: NodeProto, value: Any) -> None:
+def _check_depth(depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise RecursionError
+
+
+def write_value(node: NodeProto, value: Any, depth: int = 0) -> None:
     """Write any value that may stand in `tags`.
 
+    :param depth: in how many dicts and lists it stands.
+
     :raises ValueError: the value, or one nested in it, has no place in a message.
+    :raises RecursionError: it nests deeper than `MAX_DEPTH`.
     """
     if value is None:
         return
@@ -320,12 +334,13 @@ def write_value(node: NodeProto, value: Any) -> None:
     elif isinstance(value, bytes):
         node.blob = value
     elif isinstance(value, dict):
-        write_tags(node, value)
+        write_tags(node, value, depth + 1)
     elif isinstance(value, (list, tuple, set)):
         container = getattr(node, 'list' if isinstance(value, list) else 'tuple' if isinstance(value, tuple) else 'set')
         container.SetInParent()
+        _check_depth(depth + 1)
         for item in value:
-            write_value(container.data.add(), item)
+            write_value(container.data.add(), item, depth + 1)
     elif isinstance(value, (np.ndarray, AbstractTensor)) or hasattr(value, 'detach'):
         write_array(node, value)
     else:

@@ -350,8 +350,20 @@ def test_tags_that_cannot_travel_are_refused_by_place(tags, reason):
 def test_tags_that_contain_themselves_are_refused():
     bad = Document(id='broken')
     bad.tags['again'] = bad.tags
-    with pytest.raises(DataError, match=r"^document \(id 'broken'\), field 'tags' contains itself"):
+    with pytest.raises(DataError, match=r"^document \(id 'broken'\), field 'tags' nests deeper than 20 levels"):
         bad.to_protobuf()
+
+
+@pytest.mark.parametrize('wrap', [lambda value: {'a': value}, lambda value: [value]])
+def test_tags_travel_as_deep_as_a_message_holds_them(wrap):
+    value = 'deep'
+    for _ in range(19):
+        value = wrap(value)
+    fine = Document(id='fine', chunks=[Content(tags={'a': value})])
+    sent = DocumentArray.from_bytes(DocumentArray([fine]).to_bytes())
+    assert sent[0].chunks[0].tags == {'a': value}
+    with pytest.raises(DataError, match=r"^document 1 \(id 'deep'\), field 'tags' nests deeper than 20 levels"):
+        DocumentArray([fine, Document(id='deep', tags={'a': wrap(value)})]).to_bytes()
 
 
 def test_values_set_past_validation_are_refused_by_place():
