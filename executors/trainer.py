@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import secrets
+from contextlib import suppress
 from typing import Any, AsyncIterator  # noqa: UP035  Jina does not know the one of collections.abc
 
 from jina import Executor, requests
@@ -21,7 +23,7 @@ from executors.parameters import (
 from executors.supervisor import Supervisor
 from finetuner.client.names import random_name
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import DataError, RunFailedError, RunInProgressError
+from finetuner.excepts import DataError, RegistryError, RunFailedError, RunInProgressError
 from registry import Registry, RunRecord
 from registry.records import FAILED, FINISHED
 from training.config import FitConfig
@@ -63,21 +65,25 @@ class TrainerExecutor(Executor):
         names = _dataset_names(config)
         for name in names:
             self._check_dataset(account.id, name)
-        experiment_name = config.experiment_name or 'default'
-        settings = config.model_dump(mode='json', exclude={'run_name', 'experiment_name', 'description'})
-        while True:
-            run, is_new = self.registry.create_run(
-                account.id,
-                experiment_name,
-                config.run_name or random_name(),
-                settings,
-                config.description or '',
-                names,
-            )
-            if is_new or config.run_name:  # else the random name was taken
-                break
+        run = self._create_run(account.id, config, names)
         self.supervisor.wake()
         return DocumentArray([describe_run(run)])
+
+    def _create_run(self, account_id: str, config: FitConfig, datasets: list[str]) -> RunRecord:
+        experiment_name, description = config.experiment_name or 'default', config.description or ''
+        settings = config.model_dump(mode='json', exclude={'run_name', 'experiment_name', 'description'})
+
+        def create(name: str) -> tuple[RunRecord, bool]:
+            return self.registry.create_run(account_id, experiment_name, name, settings, description, datasets)
+
+        if config.run_name:
+            return create(config.run_name)[0]
+        name = random_name()
+        with suppress(RegistryError):  # perhaps the name is taken; whatever else it is, it is raised again below
+            run, is_new = create(name)
+            if is_new:
+                return run
+        return create(f'{name}-{secrets.token_hex(4)}')[0]
 
     def _check_dataset(self, account_id: str, name: str) -> None:
         dataset = self.registry.get_dataset(account_id, name)
