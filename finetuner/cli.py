@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
@@ -70,13 +71,17 @@ def serve(
 @cli.command()
 def login(
     host: Annotated[str | None, typer.Option(help='The service, grpc://name:port.')] = None,
-    token: Annotated[str | None, typer.Option(help='Your token; asked for if not given and not known.')] = None,
+    token: Annotated[
+        str | None, typer.Option(help='Your token; - reads it from stdin. Asked for if not given and not known.')
+    ] = None,
     force: Annotated[bool, typer.Option('--force', help='Ask for a token although one is known.')] = False,
 ) -> None:
     """Choose a service and check the token. On the machine of the service it needs no options."""
     import finetuner
     from finetuner.client.session import current_session
 
+    if token == '-' and not (token := sys.stdin.readline().strip()):
+        raise ValueError('--token - was given, but there is no token on stdin')
     finetuner.login(force=force, host=host, token=token)
     session = current_session()
     account = session.request('/whoami').tags.get('account')
@@ -273,8 +278,9 @@ def _encode(texts: list[str], artifact: str | None) -> np.ndarray:
 
 
 def _read_lines(file: Path) -> list[str]:
-    lines = sys.stdin.read() if str(file) == '-' else file.expanduser().read_text(encoding='utf-8')
-    return [line for line in lines.splitlines() if line.strip()]
+    content = sys.stdin.buffer.read() if str(file) == '-' else file.expanduser().read_bytes()
+    # bytes, and no splitlines: nothing but a newline ends a line
+    return [line.strip('\r') for line in content.decode('utf-8').split('\n') if line.strip()]
 
 
 def _write_embeddings(texts: list[str], embeddings: np.ndarray, output: Path) -> None:
@@ -283,14 +289,11 @@ def _write_embeddings(texts: list[str], embeddings: np.ndarray, output: Path) ->
 
         np.save(output, embeddings)
     else:
-        lines = (
-            json.dumps({'text': text, 'embedding': row.tolist()}) for text, row in zip(texts, embeddings, strict=True)
-        )
-        content = ''.join(f'{line}\n' for line in lines)
+        with contextlib.nullcontext(sys.stdout) if str(output) == '-' else output.open('w', encoding='utf-8') as file:
+            for text, row in zip(texts, embeddings, strict=True):
+                file.write(json.dumps({'text': text, 'embedding': row.tolist()}) + '\n')
         if str(output) == '-':
-            sys.stdout.write(content)
             return
-        output.write_text(content, encoding='utf-8')
     console.print(
         f'Wrote {len(texts)} embeddings of {embeddings.shape[1]} dimensions to [bold]{escape(str(output))}[/].'
     )

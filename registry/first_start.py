@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy.exc import IntegrityError
 
 from finetuner.excepts import AuthenticationError, RegistryError
-from finetuner.settings import credentials_path, load_token, save_token
+from finetuner.settings import credentials_path, keep_token, load_token
 from registry.accounts import any_account, authenticate, insert_account, insert_token, new_token
 from registry.database import Database
 
@@ -54,14 +54,9 @@ def credentials_problem(database: Database) -> str | None:
 
 def _own_token() -> str:
     try:
-        token = load_token()
-        if isinstance(token, str) and len(token) >= ADOPTED_LENGTH:
-            return token
-        token = new_token()
-        save_token(token)
+        return keep_token(lambda token: isinstance(token, str) and len(token) >= ADOPTED_LENGTH, new_token)
     except (OSError, ValueError) as error:
         raise RegistryError(
             f'The token of the first start cannot be kept in {credentials_path()}: {error}. '
             'Repair or delete the file, or have FINETUNER_CONFIG_DIR name a folder that can be written'
         ) from error
-    return token

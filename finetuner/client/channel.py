@@ -17,7 +17,6 @@ from finetuner import excepts, settings
 from finetuner.client import wire_pb2 as wire
 from finetuner.client.answers import Answer, encode_tags
 
-DEFAULT_PORT = 51000
 TIMEOUT = 120.0  # seconds for one call; none for a stream
 ATTEMPTS = 4  # calls can be repeated: parts and runs are known by name
 OPTIONS = [
@@ -158,11 +157,8 @@ class Channel:
 
 def _parse_host(host: str) -> tuple[str, bool]:
     """(target of gRPC, whether with TLS)"""
-    url = urlsplit(host if '://' in host else f'grpc://{host}')
-    if url.scheme not in ('grpc', 'grpcs') or not url.hostname or url.path.strip('/'):
-        raise ValueError(f'the host {host!r} is not an address: write grpc://name:port, or grpcs://name:port for TLS')
-    name = f'[{url.hostname}]' if ':' in url.hostname else url.hostname
-    return f'{name}:{url.port or DEFAULT_PORT}', url.scheme == 'grpcs'
+    url = urlsplit(settings.normalize_host(host))
+    return url.netloc, url.scheme == 'grpcs'
 
 
 def _header(endpoint: str) -> wire.Header:

@@ -8,6 +8,7 @@ import socket
 import numpy as np
 import pytest
 
+from finetuner import settings
 from finetuner.cli import app
 from finetuner.client import session
 from finetuner.documents import Document
@@ -26,6 +27,10 @@ def finetuner(capsys):
         return left.value.code, out, err
 
     return run
+
+
+def give_stdin(monkeypatch, text):
+    monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(text.encode()), encoding='utf-8'))
 
 
 @pytest.fixture
@@ -62,6 +67,16 @@ def test_login_says_where_and_who(service, finetuner):
     assert code == 0
     assert service.host in out and 'local' in out
     assert err == 'Next: finetuner fit train.csv --eval-data test.csv\n'
+
+
+def test_login_reads_the_token_from_stdin(service, finetuner, monkeypatch):
+    token = settings.load_token()
+    monkeypatch.delenv('FINETUNER_TOKEN')
+    give_stdin(monkeypatch, f'{token}\n')
+    assert finetuner('login', '--token', '-')[0] == 0
+    assert settings.load_token() == token
+    give_stdin(monkeypatch, '')
+    assert finetuner('login', '--token', '-')[::2] == (1, '--token - was given, but there is no token on stdin\n')
 
 
 def test_fit_follows_the_run_and_shows_the_gain(training, finetuner, tmp_path):
@@ -158,9 +173,13 @@ def test_encode_writes_files(encoder, finetuner, tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.load(tmp_path / 'x.npy'), [[3, 1], [5, 1]])
     finetuner('encode', 'one', '-o', tmp_path / 'x.jsonl')
     assert json.loads((tmp_path / 'x.jsonl').read_text()) == {'text': 'one', 'embedding': [3.0, 1.0]}
-    monkeypatch.setattr('sys.stdin', io.StringIO('ä\n'))
-    out = finetuner('encode', '--file', '-', '-o', '-')[1]
-    assert json.loads(out) == {'text': 'ä', 'embedding': [1.0, 1.0]}
+    give_stdin(monkeypatch, 'ä\r\na\u2028b\x0cc\rd\n\n')
+    lines = [json.loads(line) for line in finetuner('encode', '--file', '-', '-o', '-')[1].splitlines()]
+    assert lines == [{'text': 'ä', 'embedding': [1.0, 1.0]}, {'text': 'a\u2028b\x0cc\rd', 'embedding': [7.0, 1.0]}]
+    (tmp_path / 'texts').write_bytes(b'one\r\ntwo\x0cthree\rfour\n')
+    finetuner('encode', '--file', tmp_path / 'texts', '-o', tmp_path / 'y.jsonl')
+    texts = [json.loads(line)['text'] for line in (tmp_path / 'y.jsonl').read_text().splitlines()]
+    assert texts == ['one', 'two\x0cthree\rfour']
 
 
 def test_serve_says_what_is_missing(finetuner, tmp_path, monkeypatch):

@@ -107,6 +107,15 @@ def test_tokens_of_several_hosts_are_kept_apart():
     assert settings.load_token('grpc://stranger:51000') is None
 
 
+@pytest.mark.parametrize('host', ['team', 'grpc://team', 'grpc://team:51000/', 'team:51000', 'grpc://TEAM/'])
+def test_a_host_has_one_token_however_it_is_written(host):
+    settings.save_token('team token', host)
+    assert settings.load_token('grpc://team:51000') == 'team token'
+    settings.save_token('new token', 'grpc://team:51000')
+    assert settings.load_token(host) == 'new token'
+    assert settings.load_token('grpcs://team') is settings.load_token('team:51001') is None
+
+
 def test_a_damaged_credentials_file_is_named():
     settings.config_dir().mkdir(parents=True)
     settings.credentials_path().write_text('{')

@@ -49,7 +49,57 @@ def test_processes_that_start_together_agree(script, tmp_path):
         dataset = registry.get_dataset(account.id, 'intents')
         assert [shard.part for shard in dataset.shards] == list(range(20))
         assert registry.get_dataset(account.id, 'fixed').rows == 5
-        assert registry.list_runs(account.id)[1] == 1
+        assert len(registry.list_runs(account.id)) == 1
+
+
+FIRST_START = """
+    import time
+    from pathlib import Path
+    from registry import Registry
+
+    gate, name = Path(arguments[0]), arguments[1]
+    os.environ['FINETUNER_HOME'] = str(gate.parent / f'home{name}')
+    (gate / name).touch()
+    while len(list(gate.iterdir())) < 4:
+        time.sleep(0.001)
+    Registry.open().close()
+"""
+
+
+def test_first_starts_in_several_homes_share_one_token(script, tmp_path, monkeypatch):
+    (tmp_path / 'gate').mkdir()
+    processes = [script(FIRST_START, tmp_path / 'gate', index) for index in range(4)]
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    for index in range(4):
+        with Registry.open(tmp_path / f'home{index}') as registry:
+            assert registry.authenticate(settings.load_token()).name == 'local'
+
+
+SAVE = """
+    import time
+    from pathlib import Path
+    from finetuner import settings
+
+    gate, name = Path(arguments[0]), arguments[1]
+    (gate / name).touch()
+    while len(list(gate.iterdir())) < 4:
+        time.sleep(0.001)
+    for number in range(20):
+        settings.save_token('a token', f'grpc://host-{name}-{number}')
+"""
+
+
+def test_processes_that_save_tokens_lose_none(script, tmp_path):
+    (tmp_path / 'gate').mkdir()
+    processes = [script(SAVE, tmp_path / 'gate', index) for index in range(4)]
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    hosts = [f'host-{index}-{number}' for index in range(4) for number in range(20)]
+    assert {settings.load_token(host) for host in hosts} == {'a token'}
+    assert {path.name for path in settings.config_dir().iterdir()} == {'.lock', 'credentials.json'}
 
 
 KILLED_IN_APPEND = """
@@ -79,7 +129,7 @@ KILLED_IN_APPEND = """
                      lambda connection: die() if connection.get_execution_options().get('write') else None)
     if moment == 'committed':
         Staging._settle = die
-    registry.append_documents(registry.get_account().id, 'intents', documents())
+    registry.append_documents(registry.get_account().id, 'intents', documents(), part=0)
 """
 
 
@@ -107,6 +157,21 @@ def test_a_kill_after_an_append_loses_nothing(script, stored_files):
     with Registry.open() as registry:
         dataset = registry.get_dataset(registry.get_account().id, 'intents')
         assert dataset.rows == 10_000
+        assert stored_files() == [f'objects/{dataset.shards[0].key}']
+        registry.fetch_shards(dataset.shards, registry.home)
+
+
+@pytest.mark.parametrize('moment', ['insert', 'commit', 'committed'])
+def test_a_kill_in_a_replacement_leaves_the_one_or_the_other(script, stored_files, moment, documents):
+    with Registry.open() as registry:
+        account = registry.get_account().id
+        registry.append_documents(account, 'intents', documents(3), part=0)
+    process = script(KILLED_IN_APPEND, moment)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    with Registry.open() as registry:
+        dataset = registry.get_dataset(account, 'intents')
+        assert dataset.rows == (10_000 if moment == 'committed' else 3)
         assert stored_files() == [f'objects/{dataset.shards[0].key}']
         registry.fetch_shards(dataset.shards, registry.home)
 
