@@ -104,7 +104,7 @@ class TrainerExecutor(Executor):
     def runs(self, docs: DocumentArray, parameters: RunsParameters, **kwargs: Any) -> DocumentArray:
         """A page of runs, the newest first."""
         account = self.registry.authenticate(parameters.secret)
-        runs, _ = self.registry.list_runs(account.id, parameters.experiment_name, parameters.page, parameters.size)
+        runs = self.registry.list_runs(account.id, parameters.experiment_name, parameters.page, parameters.size)
         return DocumentArray([describe_run(run) for run in runs])
 
     @requests(on='/logs')

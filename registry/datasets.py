@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import reduce
 
-from sqlalchemy import func, select
+from sqlalchemy import Text, cast, delete, func, select
 from sqlalchemy.orm import Session
 
 from finetuner.excepts import RegistryError
 from registry.database import find_or_insert
-from registry.models import DatasetRow, ShardRow
+from registry.models import DatasetRow, RunRow, ShardRow
 from registry.names import known
-from registry.records import Dataset, Shard
+from registry.records import Dataset, DatasetSummary, Shard
 from registry.shards import ShardInfo
 
 MAX_PART = 2**53  # what still is exact when a client's JSON makes a float of it
+EMPTY = hashlib.sha256().hexdigest()
 
 
 def check_part(part: int | None) -> int | None:
@@ -44,43 +46,62 @@ def get_dataset(session: Session, account_id: str, name: str) -> Dataset:
 
 def insert_shard(
     session: Session, account_id: str, name: str, part: int | None, shard_id: str, key: str, info: ShardInfo
-) -> Dataset:
-    """Append a shard as `part`, or as the next part, and return the data set. A part that is there is left as it is.
+) -> tuple[DatasetSummary, list[str]]:
+    """Add a shard as `part`, or as the next part. A part that is there with this content is left as it is.
 
-    :raises RegistryError: the part is there with other content.
+    :return: the data set, and the keys of the shards that made way (see `Registry.append_documents`).
+    :raises RegistryError: the part is there with other content, and a run reads what would make way.
     """
     query = select(DatasetRow).where(DatasetRow.account_id == account_id, DatasetRow.name == name).with_for_update()
-    row, _ = find_or_insert(session, query, lambda: DatasetRow(account_id=account_id, name=name))
+    row, _ = find_or_insert(
+        session,
+        query,
+        lambda: DatasetRow(account_id=account_id, name=name, rows=0, size=0, digest=EMPTY, labelled=True, texts=True),
+    )
+    last = session.scalar(select(func.max(ShardRow.part)).where(ShardRow.dataset_id == row.id))
     if part is None:
-        last = session.scalar(select(func.max(ShardRow.part)).where(ShardRow.dataset_id == row.id))
         part = 0 if last is None else last + 1
-    if not _has_part(session, row.id, name, part, info.content_digest):
-        session.add(
-            ShardRow(
-                id=shard_id,
-                dataset_id=row.id,
-                part=part,
-                rows=info.rows,
-                size=info.size,
-                sha256=info.sha256,
-                content_digest=info.content_digest,
-                labelled=info.labelled,
-                texts=info.texts,
-                key=key,
-            )
+    there = session.scalar(select(ShardRow.content_digest).where(ShardRow.dataset_id == row.id, ShardRow.part == part))
+    if there == info.content_digest:
+        return _summary(row), []
+    dropped = [] if there is None else _drop(session, row.id, name, part)
+    session.add(
+        ShardRow(
+            id=shard_id,
+            dataset_id=row.id,
+            part=part,
+            rows=info.rows,
+            size=info.size,
+            sha256=info.sha256,
+            content_digest=info.content_digest,
+            labelled=info.labelled,
+            texts=info.texts,
+            key=key,
         )
-        session.flush()
-    return _dataset(row.id, row.name, _shards(session, row.id))
+    )
+    session.flush()
+    if last is None or part > last:
+        row.rows += info.rows
+        row.size += info.size
+        row.digest = _chain(row.digest, info.content_digest)
+        row.labelled &= info.labelled
+        row.texts &= info.texts
+    else:
+        whole = _dataset(row.id, row.name, _shards(session, row.id))
+        for field in ('rows', 'size', 'digest', 'labelled', 'texts'):
+            setattr(row, field, getattr(whole, field))
+    return _summary(row), dropped
 
 
-def has_part(session: Session, account_id: str, name: str, part: int, content_digest: str) -> bool:
-    """Whether the data set has this part with this content.
-
-    :raises RegistryError: it has the part with other content.
-    """
-    query = select(DatasetRow.id).where(DatasetRow.account_id == account_id, DatasetRow.name == name)
-    dataset_id = session.scalar(query)
-    return dataset_id is not None and _has_part(session, dataset_id, name, part, content_digest)
+def find_part(session: Session, account_id: str, name: str, part: int, content_digest: str) -> DatasetSummary | None:
+    """The data set, if it has this part with this content."""
+    row = session.scalar(
+        select(DatasetRow)
+        .join(ShardRow, ShardRow.dataset_id == DatasetRow.id)
+        .where(DatasetRow.account_id == account_id, DatasetRow.name == name)
+        .where(ShardRow.part == part, ShardRow.content_digest == content_digest)
+    )
+    return None if row is None else _summary(row)
 
 
 def snapshot(session: Session, account_id: str, names: Iterable[str]) -> dict[str, dict[str, object]]:
@@ -88,6 +109,10 @@ def snapshot(session: Session, account_id: str, names: Iterable[str]) -> dict[st
 
     :raises RegistryError: the account has none of such a name.
     """
+    names = list(names)
+    # so that no part is replaced until the run is there
+    locked = select(DatasetRow.id).where(DatasetRow.account_id == account_id, DatasetRow.name.in_(names))
+    session.execute(locked.order_by(DatasetRow.id).with_for_update(read=True))
     datasets = {name: get_dataset(session, account_id, name) for name in names}
     return {
         name: {
@@ -121,15 +146,25 @@ def restore(session: Session, kept: dict[str, dict[str, object]]) -> dict[str, D
     return datasets
 
 
-def _has_part(session: Session, dataset_id: str, name: str, part: int, content_digest: str) -> bool:
-    query = select(ShardRow.content_digest).where(ShardRow.dataset_id == dataset_id, ShardRow.part == part)
-    found = session.scalar(query)
-    if found is not None and found != content_digest:
+def _drop(session: Session, dataset_id: str, name: str, part: int) -> list[str]:
+    """Remove what new content of `part` replaces: the part, or with part 0 all parts. Returns the objects' keys."""
+    doomed = [ShardRow.dataset_id == dataset_id]
+    if part > 0:
+        doomed.append(ShardRow.part == part)
+    shards = session.execute(select(ShardRow.id, ShardRow.key).where(*doomed)).all()
+    if not _read_by_runs(session, dataset_id).isdisjoint(shard_id for shard_id, _ in shards):
         raise RegistryError(
-            f'Part {part} of the data set {name!r} is there already, with other content: '
+            f'Part {part} of the data set {name!r} is there already, with other content, and a run reads the data set: '
             'send it as another part, or under another name'
         )
-    return found is not None
+    session.execute(delete(ShardRow).where(*doomed))
+    return [key for _, key in shards]
+
+
+def _read_by_runs(session: Session, dataset_id: str) -> set[str]:
+    """The ids of the shards of a data set that any run reads or has read."""
+    snapshots = session.scalars(select(RunRow.datasets).where(cast(RunRow.datasets, Text).contains(dataset_id)))
+    return {shard_id for kept in snapshots for values in kept.values() for shard_id in values['shards']}
 
 
 def _shards(session: Session, dataset_id: str) -> list[Shard]:
@@ -156,8 +191,17 @@ def _dataset(dataset_id: str, name: str, shards: list[Shard]) -> Dataset:
         name=name,
         rows=sum(shard.rows for shard in shards),
         size=sum(shard.size for shard in shards),
-        digest=hashlib.sha256(b''.join(bytes.fromhex(shard.content_digest) for shard in shards)).hexdigest(),
+        digest=reduce(_chain, (shard.content_digest for shard in shards), EMPTY),
         labelled=all(shard.labelled for shard in shards),
         texts=all(shard.texts for shard in shards),
         shards=shards,
     )
+
+
+def _chain(digest: str, content_digest: str) -> str:
+    """The digest of a data set that grows by a shard: made of the one before, so that appending reads no shards."""
+    return hashlib.sha256(bytes.fromhex(digest + content_digest)).hexdigest()
+
+
+def _summary(row: DatasetRow) -> DatasetSummary:
+    return DatasetSummary(row.id, row.name, row.rows, row.size, row.digest, row.labelled, row.texts)

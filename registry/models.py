@@ -92,6 +92,12 @@ class DatasetRow(Base):
 
     account_id: Mapped[str] = mapped_column(ForeignKey('accounts.id'))
     name: Mapped[str]
+    # sums over the shards, kept so that an append need not read them all
+    rows: Mapped[int]
+    size: Mapped[int]
+    digest: Mapped[str] = mapped_column(String(64))
+    labelled: Mapped[bool]
+    texts: Mapped[bool]
 
 
 class ShardRow(Base):
@@ -115,7 +121,6 @@ class ExperimentRow(Base):
 
     account_id: Mapped[str] = mapped_column(ForeignKey('accounts.id'))
     name: Mapped[str]
-    description: Mapped[str] = mapped_column(Text, default='')
 
 
 class RunRow(Base):
@@ -133,7 +138,7 @@ class RunRow(Base):
     description: Mapped[str] = mapped_column(Text, default='')
     config: Mapped[dict[str, Any]]
     # the data sets as they were at creation: {name: {id, digest, rows, size, labelled, texts, shards: [id, ...]}}
-    datasets: Mapped[dict[str, Any]]
+    datasets: Mapped[dict[str, Any]] = mapped_column(deferred=True)
     artifact_id: Mapped[str] = mapped_column(String(24), unique=True, default=new_id)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
@@ -141,7 +146,7 @@ class RunRow(Base):
     worker: Mapped[str | None]
     progress: Mapped[dict[str, Any]] = mapped_column(default=dict)
     metrics: Mapped[dict[str, Any] | None]
-    examples: Mapped[dict[str, Any] | None]
+    examples: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)
 
     experiment: Mapped[ExperimentRow] = relationship(lazy='joined', innerjoin=True)
 

@@ -56,10 +56,12 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class Dataset:
-    """A named data set: its shards in the order of their parts, and sums over them.
+class DatasetSummary:
+    """A named data set, summed up over its shards.
 
-    :param digest: sha256 over the content digests of the shards, in their order: the same parts give the same.
+    :param digest: of the content of the shards, in the order of their parts: the same parts give the same.
+    :param labelled: whether every row has a label.
+    :param texts: whether every row is a text.
     """
 
     id: str
@@ -69,6 +71,12 @@ class Dataset:
     digest: str
     labelled: bool
     texts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset(DatasetSummary):
+    """A data set with its shards, in the order of their parts."""
+
     shards: list[Shard]
 
 

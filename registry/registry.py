@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from registry.models import ArtifactRow, ShardRow
 from registry.names import check_id, check_name, new_id
 from registry.objects import ObjectStore, copy_hashed
 from registry.plain import plain
-from registry.records import STARTED, Account, ArtifactRecord, Dataset, RunRecord, Shard, Token
+from registry.records import STARTED, Account, ArtifactRecord, Dataset, DatasetSummary, RunRecord, Shard, Token
 from registry.shards import write_shard
 from registry.staging import Staging, exclusive
 
@@ -131,26 +132,39 @@ class Registry:
 
     def append_documents(
         self, account_id: str, dataset_name: str, documents: Iterable[Document], part: int | None = None
-    ) -> Dataset:
+    ) -> DatasetSummary:
         """Append documents to a data set, as one shard; make the data set if there is none. All of them, or none.
 
+        Parts make an upload that can be repeated and corrected. A part that is there with the same documents (their
+        ids do not count) is left as it is. A part with other documents replaces the one that is there; if it is part
+        0, it begins a new upload and replaces all parts. What a run reads is never replaced.
+
         :param documents: read once, held in memory batch by batch.
-        :param part: where they belong, default after all others. The same part with the same documents is stored once.
+        :param part: where they belong, default after all others.
         :raises DataError: a document is malformed (the message names its position and id), or there are none.
-        :raises RegistryError: the name is malformed, or the part is there with other content.
+        :raises RegistryError: the name is malformed, or the part is there with other content and a run reads what it
+            would replace.
         """
         check_name('data set', dataset_name)
         part = datasets.check_part(part)
         shard_id = new_id()
-        with self._staging.stage(f'shards/{shard_id}.arrow') as staged:
+        with ExitStack() as stages:
+            staged = stages.enter_context(self._staging.stage(f'shards/{shard_id}.arrow'))
             info = write_shard(documents, staged.path)
             if part is not None:
                 with self.database.read() as session:
-                    if datasets.has_part(session, account_id, dataset_name, part, info.content_digest):
-                        return datasets.get_dataset(session, account_id, dataset_name)
+                    found = datasets.find_part(session, account_id, dataset_name, part, info.content_digest)
+                if found is not None:
+                    return found
             self.objects.put(staged.path, staged.key)
             with self.database.write() as session:
-                return datasets.insert_shard(session, account_id, dataset_name, part, shard_id, staged.key, info)
+                dataset, dropped = datasets.insert_shard(
+                    session, account_id, dataset_name, part, shard_id, staged.key, info
+                )
+                # noted before the commit, removed after it: a stage ends with the objects that no row knows
+                for key in dropped:
+                    stages.enter_context(self._staging.stage(key))
+            return dataset
 
     def get_dataset(self, account_id: str, name: str) -> Dataset:
         """
@@ -216,8 +230,8 @@ class Registry:
 
     def list_runs(
         self, account_id: str, experiment_name: str | None = None, page: int = 1, size: int = 50
-    ) -> tuple[list[RunRecord], int]:
-        """One page of runs, the newest first, without `examples`; and the number of all.
+    ) -> list[RunRecord]:
+        """One page of runs, the newest first, without `examples`.
 
         :raises RegistryError: there is no such experiment, or the page or size (1 to 1000) makes no sense.
         """

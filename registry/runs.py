@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session, defer
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from finetuner.excepts import RegistryError
 from registry.database import find_or_insert
@@ -95,25 +95,22 @@ def get_run_by_id(session: Session, run_id: str) -> RunRecord:
     return _record(get_run_row(session, run_id))
 
 
-def list_runs(
-    session: Session, account_id: str, experiment_name: str | None, page: int, size: int
-) -> tuple[list[RunRecord], int]:
-    """One page of the account's runs, the newest first, without their examples; and the number of all."""
+def list_runs(session: Session, account_id: str, experiment_name: str | None, page: int, size: int) -> list[RunRecord]:
+    """One page of the account's runs, the newest first, without their examples."""
     owned = [ExperimentRow.account_id == account_id]
     if experiment_name is not None:
         owned.append(ExperimentRow.name == experiment_name)
         if session.scalar(select(ExperimentRow.id).where(*owned)) is None:
             raise _no_experiment(session, account_id, experiment_name)
-    total = session.scalar(select(func.count()).select_from(RunRow).join(RunRow.experiment).where(*owned))
     query = select(RunRow).join(RunRow.experiment).where(*owned).order_by(RunRow.created_at.desc(), RunRow.id.desc())
-    rows = session.scalars(query.options(defer(RunRow.examples)).offset((page - 1) * size).limit(size))
-    return [_record(row, examples=False) for row in rows], total or 0
+    rows = session.scalars(query.offset((page - 1) * size).limit(size))
+    return [_record(row, examples=False) for row in rows]
 
 
 def unfinished_runs(session: Session) -> list[RunRecord]:
     """All runs that are CREATED or STARTED, the oldest first."""
     query = select(RunRow).where(RunRow.status.in_([CREATED, STARTED])).order_by(RunRow.created_at, RunRow.id)
-    return [_record(row, examples=False) for row in session.scalars(query.options(defer(RunRow.examples)))]
+    return [_record(row, examples=False) for row in session.scalars(query)]
 
 
 def start_run(session: Session, run_id: str, worker: str) -> bool:

@@ -1,13 +1,17 @@
-import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 
 import pytest
 
 from finetuner.documents import LABEL, Document
 from finetuner.excepts import DataError, RegistryError
-from registry import Registry
+from registry import DatasetSummary, Registry
 from registry.shards import open_shards
+
+
+def summary(dataset):
+    return DatasetSummary(*(getattr(dataset, field.name) for field in fields(DatasetSummary)))
 
 
 def test_a_data_set_grows_by_parts(registry, account, documents):
@@ -15,16 +19,15 @@ def test_a_data_set_grows_by_parts(registry, account, documents):
     answer = registry.append_documents(account, 'intents', iter(documents(5, start=10)))
 
     dataset = registry.get_dataset(account, 'intents')
-    assert answer == dataset
+    assert answer == summary(dataset)
     assert (dataset.name, dataset.rows, dataset.labelled, dataset.texts) == ('intents', 15, True, True)
     assert [shard.part for shard in dataset.shards] == [0, 1]
     assert dataset.size == sum(shard.size for shard in dataset.shards)
-    digests = b''.join(bytes.fromhex(shard.content_digest) for shard in dataset.shards)
-    assert dataset.digest == hashlib.sha256(digests).hexdigest()
 
 
 def test_shards_are_mapped_where_they_lie(registry, account, documents, tmp_path):
-    dataset = registry.append_documents(account, 'intents', documents(10))
+    registry.append_documents(account, 'intents', documents(10))
+    dataset = registry.get_dataset(account, 'intents')
     paths = registry.fetch_shards(dataset.shards, tmp_path / 'copies')
     assert open_shards(paths)['text'].to_pylist() == [document.text for document in documents(10)]
     assert not (tmp_path / 'copies').exists()
@@ -40,11 +43,77 @@ def test_the_same_part_again_changes_nothing(registry, account, documents, store
     first = registry.append_documents(account, 'intents', documents(10), part=0)
     files = stored_files()
     assert registry.append_documents(account, 'intents', documents(10), part=0.0) == first
+    assert summary(registry.get_dataset(account, 'intents')) == first
     assert stored_files() == files
-    with pytest.raises(RegistryError, match="Part 0 of the data set 'intents' is there already, with other content"):
-        registry.append_documents(account, 'intents', documents(11), part=0)
-    assert registry.get_dataset(account, 'intents') == first
-    assert stored_files() == files
+
+
+def test_a_part_is_replaced_by_other_content(registry, account, documents, stored_files):
+    for part in range(3):
+        registry.append_documents(account, 'intents', documents(2, start=part * 2), part=part)
+    answer = registry.append_documents(account, 'intents', [Document(text='no label')], part=1)
+
+    dataset = registry.get_dataset(account, 'intents')
+    assert answer == summary(dataset)
+    assert [(shard.part, shard.rows) for shard in dataset.shards] == [(0, 2), (1, 1), (2, 2)]
+    assert (dataset.rows, dataset.labelled) == (5, False)
+    assert stored_files() == sorted(f'objects/{shard.key}' for shard in dataset.shards)
+
+
+def test_part_0_with_other_content_begins_a_new_upload(registry, account, documents, stored_files):
+    for part in range(3):
+        registry.append_documents(account, 'intents', [Document(text='old')], part=part)
+    answer = registry.append_documents(account, 'intents', documents(3), part=0)
+
+    dataset = registry.get_dataset(account, 'intents')
+    assert answer == summary(dataset)
+    assert [(shard.part, shard.rows) for shard in dataset.shards] == [(0, 3)]
+    assert dataset.labelled
+    assert stored_files() == [f'objects/{dataset.shards[0].key}']
+
+
+def test_what_a_run_reads_is_not_replaced(registry, account, documents, stored_files):
+    for part in range(2):
+        registry.append_documents(account, 'intents', documents(2, start=part * 2), part=part)
+    run, _ = registry.create_run(account, 'default', 'run', {}, datasets=['intents'])
+    registry.append_documents(account, 'intents', documents(2), part=2)
+    before, files = registry.get_dataset(account, 'intents'), stored_files()
+
+    for part in (0, 1):
+        with pytest.raises(
+            RegistryError, match=f"Part {part} of .*'intents' is there already, .* a run reads the data"
+        ):
+            registry.append_documents(account, 'intents', documents(5), part=part)
+    assert (registry.get_dataset(account, 'intents'), stored_files()) == (before, files)
+    # the run was there before this part
+    assert registry.append_documents(account, 'intents', documents(5), part=2).rows == 9
+    assert registry.get_run_datasets(run.id)['intents'].rows == 4
+
+
+def test_a_part_is_replaced_or_read_by_a_run_but_not_both(registry, account, documents, stored_files):
+    def replace(at):
+        try:
+            registry.append_documents(account, 'intents', documents(3, start=at), part=0)
+        except RegistryError as error:
+            assert 'a run reads' in str(error)
+
+    registry.append_documents(account, 'intents', documents(2), part=0)
+    with ThreadPoolExecutor(8) as pool:
+        replacing = [pool.submit(replace, at) for at in range(1, 8)]
+        run, _ = registry.create_run(account, 'default', 'run', {}, datasets=['intents'])
+        for future in replacing:
+            future.result()
+    dataset = registry.get_dataset(account, 'intents')
+    assert registry.get_run_datasets(run.id) == {'intents': dataset}
+    assert stored_files() == [f'objects/{dataset.shards[0].key}']
+    registry.fetch_shards(dataset.shards, registry.home)
+
+
+def test_a_replacement_that_fails_replaces_nothing(registry, account, documents, stored_files):
+    registry.append_documents(account, 'intents', documents(2), part=0)
+    before, files = registry.get_dataset(account, 'intents'), stored_files()
+    with pytest.raises(DataError):
+        registry.append_documents(account, 'intents', [*documents(5), Document()], part=0)
+    assert (registry.get_dataset(account, 'intents'), stored_files()) == (before, files)
 
 
 def test_the_same_documents_under_other_ids_are_the_same_part(registry, account, stored_files):
@@ -65,6 +134,8 @@ def test_parts_may_come_in_any_order(registry, account, documents):
     registry.append_documents(account, 'forwards', documents(2), part=0)
     forwards = registry.append_documents(account, 'forwards', documents(2, start=2), part=1)
     assert backwards.digest == forwards.digest
+    for name, answer in [('backwards', backwards), ('forwards', forwards)]:
+        assert summary(registry.get_dataset(account, name)) == answer
 
 
 @pytest.mark.parametrize('part', [-1, 0.5, True, '1', float('nan'), float('inf'), 2**60])
@@ -109,7 +180,8 @@ def test_the_same_part_at_once_is_stored_once(registry, account, documents, stor
 
 
 def test_an_altered_shard_is_refused(registry, account, documents, tmp_path):
-    dataset = registry.append_documents(account, 'intents', documents(10))
+    registry.append_documents(account, 'intents', documents(10))
+    dataset = registry.get_dataset(account, 'intents')
     [path] = registry.fetch_shards(dataset.shards, tmp_path)
     path.chmod(0o600)
     content = bytearray(path.read_bytes())
@@ -161,7 +233,8 @@ def test_a_remote_store(documents, tmp_path, stored_files):
     url = f'memory://bucket-{os.getpid()}/data'
     with Registry.open(objects_url=url) as registry:
         account = registry.get_account().id
-        dataset = registry.append_documents(account, 'intents', documents(10))
+        registry.append_documents(account, 'intents', documents(10))
+        dataset = registry.get_dataset(account, 'intents')
         with pytest.raises(DataError):
             registry.append_documents(account, 'intents', [*documents(1), Document()])
         assert stored_files() == []
