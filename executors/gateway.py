@@ -17,6 +17,7 @@ from jina.proto import jina_pb2
 from jina.serve.executors import __dry_run_endpoint__
 from jina.serve.runtimes.gateway.composite import CompositeGateway
 from jina.serve.runtimes.gateway.request_handling import GatewayRequestHandler
+from jina.serve.runtimes.servers.http import FastAPIBaseServer
 from jina.types.request import Request
 from jina.types.request.data import DataRequest, SingleDocumentRequest
 
@@ -41,10 +42,10 @@ class RoutingRequestHandler(GatewayRequestHandler):
         self._forward = self.streamer._streamer._request_handler
         self.streamer._streamer._request_handler = self._route
 
-    async def _discover(self, is_cancel: asyncio.Event) -> None:
+    async def _discover(self, is_cancel: asyncio.Event | None = None) -> None:
         """Ask the executors for their endpoints until all are loaded and have answered, or the Flow gives up."""
         async with self._discovery:  # each server asks
-            while not is_cancel.is_set():
+            while is_cancel is None or not is_cancel.is_set():
                 try:
                     await self.streamer.topology_graph._get_all_endpoints(self.streamer._connection_pool)
                     return
@@ -60,6 +61,9 @@ class RoutingRequestHandler(GatewayRequestHandler):
             for endpoint in node.endpoints or ()
             if endpoint != DEFAULT_ENDPOINT and endpoint.startswith('/')
         }
+
+    async def endpoint_discovery(self, empty: Any, context: Any) -> jina_pb2.EndpointsProto:
+        return jina_pb2.EndpointsProto(endpoints=sorted(self.endpoints()))
 
     def is_streaming(self, endpoint: str) -> bool:
         return bool(self.endpoints()[endpoint]._pydantic_models_by_endpoint[endpoint]['is_generator'])
@@ -144,6 +148,9 @@ class FinetunerGateway(CompositeGateway):
     def __init__(self, **kwargs: Any) -> None:
         kwargs['req_handler_cls'] = RoutingRequestHandler
         super().__init__(**kwargs)
+        for server in self.servers:
+            if isinstance(server, FastAPIBaseServer):
+                server.uvicorn_kwargs['access_log'] = False  # a query may hold what is secret
         end_with_parent()
 
     async def setup_server(self) -> None:

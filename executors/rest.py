@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from docarray.base_doc.docarray_response import DocArrayResponse
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import HTTPException
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
@@ -50,7 +50,8 @@ class RequestBody(BaseModel):
 
 def build_app(handler: 'RoutingRequestHandler', *, title: str | None, description: str | None, cors: bool) -> FastAPI:
     """The web application over the endpoints that `handler` knows."""
-    app = FastAPI(title=title or 'Finetuner', description=description or '', docs_url='/docs')
+    guard = [Depends(_refuse_token_in_query)]
+    app = FastAPI(title=title or 'Finetuner', description=description or '', docs_url='/docs', dependencies=guard)
     if cors:
         app.add_middleware(CORSMiddleware, allow_origins=['*'], allow_methods=['*'], allow_headers=['*'])
     for endpoint in sorted(handler.endpoints()):
@@ -81,6 +82,12 @@ def build_app(handler: 'RoutingRequestHandler', *, title: str | None, descriptio
         return JSONResponse({'detail': f'the gateway failed ({type(error).__name__}): its log says more'}, 500)
 
     return app
+
+
+def _refuse_token_in_query(request: Request) -> None:
+    if 'token' in request.query_params:
+        sentence = 'a token in a URL ends up in logs: send it in the header, Authorization: Bearer <token>'
+        raise HTTPException(400, sentence)
 
 
 def _describe_body() -> dict[str, Any]:
