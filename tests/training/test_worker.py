@@ -9,6 +9,7 @@ import pytest
 
 from finetuner.data import read_csv
 from registry import Registry
+from training.worker import TAKEN
 
 
 @pytest.fixture
@@ -48,8 +49,7 @@ def test_a_run_is_worked_on_once(registry, word_model):
         assert line in result.stdout
 
     again = work(run)
-    assert again.returncode == 1
-    assert 'is at work elsewhere or has ended' in again.stdout
+    assert (again.returncode, again.stdout) == (TAKEN, '')
     assert registry.get_run_by_id(run.id) == finished
 
 
