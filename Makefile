@@ -49,10 +49,11 @@ lint: .venv/.installed-dev  ## ruff and mypy
 
 .PHONY: test
 test: lint  ## lint and the tests (what CI runs)
-	@$(BIN)/pytest
+	@$(BIN)/pytest -m 'not slow'
 
 .PHONY: test-all
-test-all: test test-py312  ## the tests on Python 3.12 too, and the benchmarks that have a goal
+test-all: test test-py312  ## the slow tests too, Python 3.12, and the benchmark that has a goal
+	@$(BIN)/pytest -m slow
 	@$(BIN)/python benchmarks/documents.py
 
 .PHONY: test-py312
