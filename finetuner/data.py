@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DELIMITERS = ',\t;|'  # the first wins a tie
 SNIFFED_CHARACTERS = 64 * 1024
 SNIFFED_ROWS = 10_000
+MAX_CELL = 16 << 20  # characters
 HEADER_NAMES = frozenset({
     'text', 'sentence', 'utterance', 'query', 'question', 'content', 'document', 'title', 'description', 'message',
     'body', 'phrase', 'input', 'label', 'labels', 'category', 'class', 'intent', 'target', 'topic', 'tag', 'group',
@@ -145,6 +146,7 @@ def _drain(rows: list[Row]) -> Iterator[Row]:
 
 def _parse(file: TextIO, options: CSVOptions, name: str) -> Iterator[Row]:
     """Rows with at least one filled cell."""
+    csv.field_size_limit(MAX_CELL)  # of the whole process: csv knows no other
     lines = _text_lines(file, name)
     head = _take(lines, SNIFFED_CHARACTERS)
     dialect = _find_dialect(head) if options.dialect == 'auto' else options.dialect
@@ -154,6 +156,11 @@ def _parse(file: TextIO, options: CSVOptions, name: str) -> Iterator[Row]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
+            if 'field larger than field limit' in str(error):
+                raise DataError(
+                    f'{name}, line {line}: a cell is longer than {MAX_CELL >> 20} Mi characters. If it should not be, '
+                    'a quote that opens it is not closed'
+                ) from error
             raise DataError(
                 f'{name}, line {line}: the row cannot be read ({error}). A cell that begins with a quote must end with '
                 'one, and quotes inside it are doubled'

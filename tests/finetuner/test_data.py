@@ -186,6 +186,15 @@ def test_malformed_rows_name_the_place(table, text, message):
     assert str(table) in str(caught.value) and message in str(caught.value)
 
 
+def test_cells_may_be_long_and_not_endless(table):
+    long = 'x' * (1 << 20)
+    write(table, f'{long},a\nb,a\n')
+    assert rows(table, CSVOptions(header=False))[0] == (long, 'a')
+    write(table, f'b,a\n{long * 17},a\n')
+    with pytest.raises(DataError, match='line 2: a cell is longer than 16 Mi characters'):
+        rows(table, CSVOptions(header=False))
+
+
 def test_header_alone_is_an_error(table):
     write(table, 'text,label\n')
     with pytest.raises(DataError, match='has a header .* and no rows'):
