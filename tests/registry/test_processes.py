@@ -52,6 +52,56 @@ def test_processes_that_start_together_agree(script, tmp_path):
         assert len(registry.list_runs(account.id)) == 1
 
 
+FIRST_START = """
+    import time
+    from pathlib import Path
+    from registry import Registry
+
+    gate, name = Path(arguments[0]), arguments[1]
+    os.environ['FINETUNER_HOME'] = str(gate.parent / f'home{name}')
+    (gate / name).touch()
+    while len(list(gate.iterdir())) < 4:
+        time.sleep(0.001)
+    Registry.open().close()
+"""
+
+
+def test_first_starts_in_several_homes_share_one_token(script, tmp_path, monkeypatch):
+    (tmp_path / 'gate').mkdir()
+    processes = [script(FIRST_START, tmp_path / 'gate', index) for index in range(4)]
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    for index in range(4):
+        with Registry.open(tmp_path / f'home{index}') as registry:
+            assert registry.authenticate(settings.load_token()).name == 'local'
+
+
+SAVE = """
+    import time
+    from pathlib import Path
+    from finetuner import settings
+
+    gate, name = Path(arguments[0]), arguments[1]
+    (gate / name).touch()
+    while len(list(gate.iterdir())) < 4:
+        time.sleep(0.001)
+    for number in range(20):
+        settings.save_token('a token', f'grpc://host-{name}-{number}')
+"""
+
+
+def test_processes_that_save_tokens_lose_none(script, tmp_path):
+    (tmp_path / 'gate').mkdir()
+    processes = [script(SAVE, tmp_path / 'gate', index) for index in range(4)]
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    hosts = [f'host-{index}-{number}' for index in range(4) for number in range(20)]
+    assert {settings.load_token(host) for host in hosts} == {'a token'}
+    assert {path.name for path in settings.config_dir().iterdir()} == {'.lock', 'credentials.json'}
+
+
 KILLED_IN_APPEND = """
     import signal
     from sqlalchemy import event
