@@ -273,6 +273,7 @@ def test_the_service_answers_while_a_large_request_is_at_work(service):
     assert max(seconds) < 2
 
 
+@pytest.mark.slow
 def test_the_service_answers_after_a_pause(service):
     """Jina's connections die of too many pings after a minute without a request."""
     time.sleep(70)
