@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from finetuner.artifact import Artifact, open_artifact
 from finetuner.artifact.opening import is_artifact_directory
 from finetuner.excepts import ArtifactError
 from finetuner.inference.engine import InferenceEngine
+
+_logger = logging.getLogger(__name__)
 
 DEVICES = ('cpu', 'cuda')
 
@@ -60,7 +63,17 @@ def load_engine(
         raise ValueError(f'the pretrained model {source!r} has no ONNX model: load it with is_onnx=False')
     engine = _engine_class(is_onnx)
     device = device or best_device(is_onnx)
-    return engine(source, batch_size=batch_size, device=device, device_id=device_id, **threads)
+    loaded: InferenceEngine = engine(source, batch_size=batch_size, device=device, device_id=device_id, **threads)
+    _logger.info(
+        'loaded %s with %s on %s: %d dimensions, %d tokens at most, %s threads',
+        source,
+        engine.__name__,
+        device,
+        loaded.dim,
+        loaded.max_length,
+        intra_op_num_threads or omp_num_threads or 'default',
+    )
+    return loaded
 
 
 def best_device(is_onnx: bool) -> str:

@@ -86,9 +86,12 @@ def test_it_is_what_finetuner_offers():
     assert (finetuner.get_model, finetuner.build_model, finetuner.encode) == (get_model, build_model, encode)
 
 
-def test_logging_level(tiny_artifact, monkeypatch):
+def test_logging_level(tiny_artifact, monkeypatch, caplog):
     monkeypatch.setattr(logging.getLogger('finetuner'), 'level', logging.NOTSET)
+    get_model(tiny_artifact)
+    assert not caplog.messages
     get_model(tiny_artifact, logging_level='debug')
+    assert 'ONNXRuntimeInferenceEngine on cpu: 24 dimensions' in caplog.text
     assert logging.getLogger('finetuner').level == logging.DEBUG
     with pytest.raises(ValueError, match='LOUD'):
         get_model(tiny_artifact, logging_level='LOUD')
