@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 import training
 from registry import Registry, RunRecord
 from registry.records import CREATED, FINISHED, STARTED
+from training.data import SCRATCH
 from training.worker import TAKEN
 
 INTERVAL = 1.0
@@ -164,6 +166,7 @@ class Supervisor:
 
     def _fail(self, run: RunRecord, reason: str) -> None:
         if self._registry.fail_run(run.id, reason):
+            shutil.rmtree(self._registry.run_directory(run.id) / SCRATCH, ignore_errors=True)  # a killed worker's
             self._logger.error(f'run {run.name} of {run.experiment_name}: {reason}')
 
 

@@ -18,6 +18,7 @@ from finetuner.excepts import DataError
 from registry.shards import open_shards, write_shard
 from training.progress import Progress, Reporter
 
+SCRATCH = 'work'  # the folder, in that of the run, of files that are needed on the way only
 TOKENISE_ROWS = 256  # texts may be long, and a tokenizer keeps 100 bytes for each token before it cuts them
 
 

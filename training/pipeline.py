@@ -19,7 +19,7 @@ from accelerate.utils import set_seed
 from finetuner.artifact.manifest import check_name
 from finetuner.inference.text_encoder import TextEncoder
 from training.config import DEFAULT_BATCH_SIZE, FitConfig
-from training.data import LabelledTexts, TokenisedTexts, tokenise
+from training.data import SCRATCH, LabelledTexts, TokenisedTexts, tokenise
 from training.evaluator import Evaluator, Examples, Metrics
 from training.export import build_artifact, check_size
 from training.loop import MetricLearning, train
@@ -68,7 +68,7 @@ def run_fit(
     :raises ValueError: the model or the data cannot be used; the message says why.
     """
     reporter = Reporter(report)
-    work = directory / 'work'
+    work = directory / SCRATCH
     name = check_name('artifact', config.run_name or directory.name)
     metrics: dict[str, Metrics] = {'before': {}, 'after': {}}
     examples: dict[str, Examples] = {'before': {}, 'after': {}}
@@ -116,14 +116,13 @@ def run_fit(
             before = metrics['before'][key]
             logger.info("Metric: '%s' before fine-tuning: %.5f after fine-tuning: %.5f", key, before, after)
         with reporter.stage('Building the artifact'):
-            settings, target = config.model_dump(mode='json'), directory / f'{name}.zip'
+            settings, target = config.model_dump(mode='json'), work / f'{name}.zip'
             try:
-                artifact = build_artifact(
-                    encoder.cpu().eval(), name=name, config=settings, metrics=metrics, target=target
-                )
+                build_artifact(encoder.cpu().eval(), name=name, config=settings, metrics=metrics, target=target)
             except Exception:
                 logger.error('The trained model is kept in %s', encoder.save(directory / 'model'))
                 raise
+            artifact = target.replace(directory / target.name)
     logger.info('Artifact %s of %.1f MB', artifact, artifact.stat().st_size / 1e6)
     return FitResult(artifact, metrics, examples, samples, reporter.seconds)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry import Registry, RunRecord
+from registry.records import FINISHED
 
 if TYPE_CHECKING:
     from training.progress import Progress
@@ -96,7 +97,7 @@ class Heartbeat:
             except Exception:  # a database that is away for a while is no reason to stop
                 logger.exception('The registry does not answer')
                 continue
-            if not alive:
+            if not alive and self._registry.get_run_by_id(self._run_id).status != FINISHED:
                 logger.error('The run was ended from outside: stopping')
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
