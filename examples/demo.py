@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ STATE = ROOT / '.demo'
 TRAIN = ROOT / 'examples' / 'support' / 'train.csv'
 TEST = ROOT / 'examples' / 'support' / 'test.csv'
 PORTS = 51000, 51001, 51010, 51011
-console = Console(width=min(Console().width, 120), highlight=False)
+console = Console(width=min(Console().width, 120) if sys.stdout.isatty() else 110, highlight=False)
 
 
 def free_port(preferred: int) -> int:
@@ -87,7 +88,11 @@ def fine_tune() -> Run:
             EvaluationCallback(query_data=str(TEST), index_data=str(TRAIN), limit=20, gather_examples=True),
         ],
     )
-    run.wait()
+    if console.is_terminal:
+        run.wait()  # a progress bar
+    else:
+        for line in run.stream_logs():
+            console.print(line.rstrip(), markup=False, soft_wrap=True)
     return run
 
 
@@ -123,6 +128,7 @@ def show_examples(examples: dict[str, dict[str, list[str]]], queries: int = 5, m
 
 def serve_and_encode(run: Run, port: int, http_port: int) -> None:
     """The page "Use FinetunerExecutor inside a Jina Flow", and the same request over HTTP."""
+    warnings.filterwarnings('ignore', category=UserWarning)  # of Jina's HTTP gateway, about pydantic
     text = 'some text to encode'
     flow = Flow(protocol=['grpc', 'http'], port=[port, http_port]).add(
         uses=str(ROOT / 'config.yml'), uses_with={'artifact': run.artifact_id, 'token': finetuner.get_token()}
@@ -165,7 +171,8 @@ def main() -> None:
         path = run.save_artifact(str(STATE / 'artifacts'))
         serve_and_encode(run, *serving_ports)
     console.rule(f'Done in {time.monotonic() - started:.0f} s')
-    console.print(f"""The artifact is {path}. To go on:
+    console.print(
+        f"""The artifact is {path}. To go on:
 
   source .venv/bin/activate
   export FINETUNER_HOME={STATE}/home FINETUNER_CONFIG_DIR={STATE}/config
@@ -173,7 +180,9 @@ def main() -> None:
   finetuner serve                               # or everything, then in another shell:
   finetuner runs
   finetuner logs {run.name}
-  finetuner fit YOUR.csv                        # two columns: text,label""")
+  finetuner fit YOUR.csv                        # two columns: text,label""",
+        soft_wrap=True,
+    )
 
 
 if __name__ == '__main__':

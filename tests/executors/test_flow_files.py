@@ -45,8 +45,9 @@ def test_executors(name, executors):
     assert nodes == executors
     if 'trainer' in nodes:
         assert flow['gateway'].args.retries == 0, 'the gateway sends /fit once'
+    no_pings = {'grpc.keepalive_time_ms': 7200000}
     patience = {'grpc.keepalive_time_ms': 30000, 'grpc.keepalive_timeout_ms': 20000}
     for name in ['gateway', *executors]:
-        assert flow[name].args.grpc_server_options == {'grpc.http2.max_ping_strikes': 0, **patience}
+        assert flow[name].args.grpc_server_options == {'grpc.http2.max_ping_strikes': 0, **no_pings}
         assert flow[name].args.grpc_channel_options == patience
     assert os.environ['JINA_OPTOUT_TELEMETRY'] == '1'
