@@ -43,6 +43,7 @@ def run_service(artifact: str | None, port: int, http_port: int, home: Path | No
         'FINETUNER_PORT': str(port),
         'FINETUNER_HTTP_PORT': str(http_port),
         'JINA_OPTOUT_TELEMETRY': os.environ.get('JINA_OPTOUT_TELEMETRY', '1'),
+        'GRPC_VERBOSITY': os.environ.get('GRPC_VERBOSITY', 'ERROR'),  # not a line for every connection that ends
         'JINA_LOG_NO_COLOR': os.environ.get('JINA_LOG_NO_COLOR', '1'),  # and no logo of thirty lines
     }
     if home:
