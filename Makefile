@@ -36,6 +36,7 @@ help:  ## show this list
 
 .PHONY: setup
 setup: .venv/.installed  ## make .venv with everything pinned
+	@echo 'Ready. Next: source .venv/bin/activate && finetuner serve'
 
 .PHONY: demo
 demo: .venv/.installed  ## fine-tune on the example data, serve the result, encode: about five minutes on two cores

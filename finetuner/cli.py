@@ -41,7 +41,9 @@ def app(arguments: list[str] | None = None) -> None:
         if debug:
             raise
         message = str(error) or type(error).__name__
-        progress_console.print(f'[red]{escape(message[:1].upper() + message[1:])}[/]', soft_wrap=True, highlight=False)
+        if message.split(' ')[0].isalpha():  # no file name
+            message = message[:1].upper() + message[1:]
+        progress_console.print(f'[red]{escape(message)}[/]', soft_wrap=True, highlight=False)
         sys.exit(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
             escape(run.experiment_name),
             f'[{STATUS_STYLES.get(status, "white")}]{escape(status)}[/]',
             _short_time(run.created_at),
-            '' if details == status else escape(details),
+            '' if details == status else escape(textwrap.shorten(details, 80, placeholder=' …')),
         )
     return table
 

@@ -11,7 +11,6 @@ from finetuner.client.names import random_name
 from finetuner.client.session import Session, current_session
 from finetuner.client.upload import Uploader
 from finetuner.data import CSVOptions
-from finetuner.excepts import RegistryError
 from finetuner.run import Run
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def fit(
     arguments = dict(locals())
     session = current_session()
     experiment_name = experiment_name or DEFAULT_EXPERIMENT
-    run_name = run_name or _free_name(session, experiment_name)
+    run_name = run_name or _free_name(session)
     uploader = Uploader(session, experiment_name, run_name, csv_options)
     arguments |= {'run_name': run_name, 'experiment_name': experiment_name, 'csv_options': None}  # files are read here
 
@@ -141,13 +140,10 @@ def list_runs(experiment_name: str | None = None, page: int = 1, size: int = 50)
     return [Run(session, answer.tags) for answer in session.request_all('/runs', page=page, size=size, **chosen)]
 
 
-def _free_name(session: Session, experiment_name: str) -> str:
-    while True:
-        name = random_name()
-        try:
-            session.request('/status', experiment_name=experiment_name, run_name=name)
-        except RegistryError:
-            return name
+def _free_name(session: Session) -> str:
+    """A random name that none of the latest runs has."""
+    taken = {answer.tags['name'] for answer in session.request_all('/runs', page=1, size=100)}
+    return next(name for name in iter(random_name, None) if name not in taken)
 
 
 def _describe_callback(callback: Any, name_of: Callable[[Data, str], str]) -> Mapping[str, Any]:

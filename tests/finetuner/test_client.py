@@ -12,7 +12,7 @@ import pytest
 import finetuner
 from finetuner import settings
 from finetuner.callback import EvaluationCallback
-from finetuner.client import session, upload
+from finetuner.client import session, training, upload
 from finetuner.client.names import ADJECTIVES, NOUNS, random_name
 from finetuner.data import CSVOptions
 from finetuner.documents import Document, DocumentArray
@@ -44,10 +44,7 @@ def datasets(service, run_record):
         parts[part] = documents.texts
         return {'name': parameters['name'], 'rows': sum(map(len, parts.values()))}
 
-    def status(parameters, documents):
-        raise RegistryError(f'there is no run {parameters["run_name"]}')
-
-    service.endpoints.update({'/ingest': ingest, '/fit': run_record('CREATED'), '/status': status})
+    service.endpoints.update({'/ingest': ingest, '/fit': run_record('CREATED'), '/runs': lambda *_: []})
     return stored
 
 
@@ -317,18 +314,12 @@ def test_fewer_parts_than_before_are_noticed(datasets, monkeypatch):
         finetuner.fit('m', make_documents(4), run_name='r')
 
 
-def test_runs_get_random_names_that_are_free(service, datasets, run_record):
-    taken = iter([True, False])
-
-    def status(parameters, documents):
-        if next(taken):
-            return run_record('FINISHED')(parameters, documents)
-        raise RegistryError('there is no such run')
-
-    service.endpoints['/status'] = status
+def test_runs_get_random_names_that_are_free(service, datasets, run_record, monkeypatch):
+    names = iter(['taken-name', 'free-name'])
+    monkeypatch.setattr(training, 'random_name', lambda: next(names))
+    service.endpoints['/runs'] = lambda *_: [Document(tags={'name': 'taken-name'})]
     finetuner.fit('m', 'train-set')
-    tried = [parameters['run_name'] for parameters in service.parameters('/status')]
-    assert len(tried) == 2 and service.parameters('/fit')[0]['run_name'] == tried[1]
+    assert service.parameters('/fit')[0]['run_name'] == 'free-name'
     adjective, noun = random_name().split('-')
     assert adjective in ADJECTIVES and noun in NOUNS
     assert len(set(ADJECTIVES)) * len(set(NOUNS)) > 10_000
