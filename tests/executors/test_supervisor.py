@@ -121,10 +121,15 @@ def test_closing_ends_the_worker_and_keeps_what_waits(registry, supervise):
     assert registry.get_run_by_id(second.id).status == 'CREATED'
 
 
+def worker_processes():
+    """Other tests of this session may have children of their own."""
+    return [child for child in psutil.Process().children() if 'training.worker' in child.cmdline()]
+
+
 def test_closing_while_a_worker_starts_keeps_the_run(registry, supervise):
     run = make_run(registry, 'starting')
     supervisor = supervise()
-    while not (workers := psutil.Process().children()):
+    while not (workers := worker_processes()):
         time.sleep(0.01)
     supervisor.close()
     assert not any(worker.is_running() for worker in workers)
@@ -151,7 +156,7 @@ def test_closing_leaves_alone_a_run_whose_worker_is_anothers(registry, supervise
     """Even while its own worker for the same run still starts."""
     run = make_run(registry, 'taken')
     supervisor = supervise()
-    while not psutil.Process().children():
+    while not worker_processes():
         time.sleep(0.01)
     assert registry.start_run(run.id, 'another-machine:1')
     supervisor.close()
