@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from finetuner import settings
@@ -11,8 +10,7 @@ from finetuner.client.artifacts import download_artifact
 from finetuner.excepts import ArtifactError, AuthenticationError
 from finetuner.inference import resolve_artifact
 from registry import Registry
-
-ARTIFACT_ID = re.compile(r'[0-9a-f]{24}')
+from registry.names import ID
 
 
 def find_artifact(artifact: str, token: str | None) -> str | Path:
@@ -24,7 +22,7 @@ def find_artifact(artifact: str, token: str | None) -> str | Path:
     :raises AuthenticationError: a token is needed and is missing or unknown.
     :raises ArtifactError: there is no such artifact.
     """
-    if ARTIFACT_ID.fullmatch(artifact) and not Path(artifact).exists():
+    if ID.fullmatch(artifact) and not Path(artifact).exists():
         return _fetch(artifact, token)
     return resolve_artifact(artifact)
 
