@@ -1,0 +1,47 @@
+"""What the training loop and its callbacks share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from training.config import FitConfig
+    from training.progress import Reporter
+    from training.task import Task
+
+
+@dataclass
+class TrainingState:
+    """Where a training is. A callback may read all of it, put figures into `metrics`, and set `stop`.
+
+    :param task: encoders and objective.
+    :param epoch: from 1.
+    :param step: batches of the epoch that are done.
+    :param global_step: batches of the training that are done.
+    :param steps_per_epoch: batches of an epoch.
+    :param metrics: the latest figures by name: 'train_loss', 'val_loss', 'learning_rate', those of evaluations.
+    :param stop: set to True to end the training after this batch.
+    :param stop_reason: why, for the log.
+    :param directory: of the run; what is put here stays after the training.
+    :param is_main: False in all processes but the first of a training on several devices.
+    """
+
+    task: Task
+    config: FitConfig
+    optimizers: list[torch.optim.Optimizer]
+    schedulers: list[LRScheduler]
+    directory: Path
+    report: Reporter
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    steps_per_epoch: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    stop: bool = False
+    stop_reason: str | None = None
+    is_main: bool = True
