@@ -8,10 +8,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from finetuner import callback
+from finetuner import callback, model
 from finetuner.client.session import get_token, login
 from finetuner.client.training import fit, get_run, list_runs
 from finetuner.data import CSVOptions
+from finetuner.models import describe_models, list_model_options, list_models
 from finetuner.run import Run
 
 if TYPE_CHECKING:
@@ -40,14 +41,18 @@ __all__ = [
     'cos_sim',
     'create_run',
     'create_training_run',
+    'describe_models',
     'encode',
     'fit',
     'get_model',
     'get_run',
     'get_token',
     'list_callbacks',
+    'list_model_options',
+    'list_models',
     'list_runs',
     'login',
+    'model',
 ]
 
 

@@ -148,6 +148,17 @@ def fit(
 
 
 @cli.command()
+def models(
+    task: Annotated[str | None, typer.Option(help='Only for this, such as text-to-image.', show_default='all')] = None,
+) -> None:
+    """List the pretrained models."""
+    import finetuner
+
+    finetuner.describe_models(task)
+    _next('fit', 'train.csv', '--model', DEFAULT_MODEL)
+
+
+@cli.command()
 def runs(
     experiment: Annotated[str | None, typer.Option(help='Only of this experiment.', show_default='all')] = None,
     page: Annotated[int, typer.Option(min=1)] = 1,

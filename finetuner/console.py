@@ -17,6 +17,8 @@ from finetuner.run import Run, describe_progress
 if TYPE_CHECKING:
     import numpy as np
 
+    from finetuner.models import Backbone
+
 console = Console()
 progress_console = Console(stderr=True)  # so that a pipe carries results only
 
@@ -98,6 +100,23 @@ def runs_table(runs: Sequence[Run]) -> Table:
             _short_time(run.created_at),
             '' if details == status else escape(textwrap.shorten(details, 80, placeholder=' …')),
         )
+    return table
+
+
+def models_table(backbones: Sequence[Backbone], task: str | None = None) -> Table:
+    """Pretrained models with what they are for.
+
+    :param task: is a part of the title.
+    """
+    from finetuner.model import get_header, get_row
+
+    title = 'Finetuner backbones' + (f': {task}' if task else '')
+    caption = 'Any hub id, model directory, timm/<name> and <architecture>::<pretrained> of open_clip will do, too.'
+    table = Table(title=title, title_justify='left', caption=caption, caption_justify='left')
+    for name in get_header():
+        table.add_column(name, justify='right' if name == 'output_dim' else 'left', overflow='fold')
+    for backbone in backbones:
+        table.add_row(*map(escape, get_row(backbone)))
     return table
 
 

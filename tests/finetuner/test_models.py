@@ -1,0 +1,165 @@
+"""The table of pretrained models: names, dimensions and options."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+import finetuner
+import finetuner.console
+from finetuner.cli import app
+from finetuner.inference.pretrained import HUB_IDS
+from finetuner.model import get_header, get_row, list_model_classes
+from finetuner.models import BACKBONES, OPTIONS, TASKS, check_options, find_backbone, task_of
+
+
+@pytest.fixture
+def printed(monkeypatch):
+    """What the wide terminal of a user shows."""
+    text = io.StringIO()
+    monkeypatch.setattr(finetuner.console, 'console', Console(file=text, width=200))
+    return text
+
+
+@pytest.mark.parametrize(
+    ('name', 'task', 'dim', 'source'),
+    [
+        ('all-minilm-l6-v2', 'text-to-text', 384, 'sentence-transformers/all-MiniLM-L6-v2'),
+        ('jina-embedding-t-en-v1', 'text-to-text', 312, 'jinaai/jina-embedding-t-en-v1'),
+        ('jinaai/jina-embedding-s-en-v1', 'text-to-text', 512, 'jinaai/jina-embedding-s-en-v1'),
+        ('jina-embedding-b-en-v1', 'text-to-text', 768, 'jinaai/jina-embedding-b-en-v1'),
+        ('jina-embedding-l-en-v1', 'text-to-text', 1024, 'jinaai/jina-embedding-l-en-v1'),
+        ('BERT-base-EN', 'text-to-text', 768, 'google-bert/bert-base-cased'),
+        ('bert-base-cased', 'text-to-text', 768, 'google-bert/bert-base-cased'),
+        ('bert-base-multi', 'text-to-text', 768, 'google-bert/bert-base-multilingual-cased'),
+        ('distiluse-base-multi', 'text-to-text', 512, 'sentence-transformers/distiluse-base-multilingual-cased-v2'),
+        ('sbert-base-en', 'text-to-text', 768, 'sentence-transformers/msmarco-distilbert-base-v3'),
+        ('sentence-transformers/msmarco-distilbert-base-v3', 'text-to-text', 768, None),
+        ('efficientnet-base', 'image-to-image', 1792, 'efficientnet_b4'),
+        ('efficientnet_b4', 'image-to-image', 1792, 'efficientnet_b4'),
+        ('efficientnet-large', 'image-to-image', 2560, 'efficientnet_b7'),
+        ('efficientnet_b7', 'image-to-image', 2560, 'efficientnet_b7'),
+        ('efficientnet_b0', 'image-to-image', 1280, 'efficientnet_b0'),
+        ('resnet-base', 'image-to-image', 2048, 'resnet50'),
+        ('resnet50', 'image-to-image', 2048, 'resnet50'),
+        ('resnet152', 'image-to-image', 2048, 'resnet152'),
+        ('clip-base-en', 'text-to-image', 512, 'openai/clip-vit-base-patch32'),
+        ('clip-large-en', 'text-to-image', 768, 'openai/clip-vit-large-patch14'),
+        ('openai/clip-vit-large-patch14', 'text-to-image', 768, None),
+        ('clip-base-multi', 'text-to-image', 512, 'xlm-roberta-base-ViT-B-32::laion5b_s13b_b90k'),
+        ('ViT-B-32::openai', 'text-to-image', 512, 'ViT-B-32::openai'),
+        ('ViT-L-14-336::openai', 'text-to-image', 768, 'ViT-L-14-336::openai'),
+        ('pointnet-base', 'mesh-to-mesh', 512, None),
+        ('PointNet++', 'mesh-to-mesh', 512, None),
+        ('mlp', 'any', None, None),
+    ],
+)
+def test_documented_names_old_and_new(name, task, dim, source):
+    backbone = find_backbone(name)
+    assert (backbone.task, backbone.output_dim) == (task, dim)
+    assert source in (None, backbone.source)
+    assert task_of(name) == task
+
+
+def test_no_name_means_two_models():
+    names = [name.lower() for backbone in BACKBONES for name in (backbone.name, *backbone.aliases)]
+    assert len(names) == len(set(names))
+    assert all(backbone.task in TASKS and backbone.library in OPTIONS for backbone in BACKBONES)
+
+
+def test_open_clip_has_the_weights_and_widths_of_the_table():
+    import open_clip
+
+    for backbone in BACKBONES:
+        if backbone.library == 'open_clip':
+            architecture, _, tag = backbone.source.partition('::')
+            assert tag in open_clip.list_pretrained_tags_by_model(architecture), backbone.name
+            assert open_clip.get_model_config(architecture)['embed_dim'] == backbone.output_dim
+
+
+def test_torchvision_has_the_models_and_widths_of_the_table():
+    import torch
+    import torchvision
+
+    for backbone in BACKBONES:
+        if backbone.library == 'torchvision':
+            with torch.device('meta'):
+                model = torchvision.models.get_model(backbone.source, weights=None)
+            head = model.fc if hasattr(model, 'fc') else model.classifier[-1]
+            assert head.in_features == backbone.output_dim
+
+
+def test_task_of_names_beyond_the_table():
+    assert task_of('EVA02-B-16::merged2b_s8b_b131k') == 'text-to-image'
+    assert task_of('timm/resnet18.a1_in1k') == 'image-to-image'
+    assert task_of('someone/something') is None
+    assert find_backbone('someone/something') is None
+
+
+def test_short_names_of_the_hub_come_from_the_table():
+    assert HUB_IDS['bert-base-en'] == HUB_IDS['bert-base-cased'] == 'google-bert/bert-base-cased'
+    assert HUB_IDS['clip-large-en'] == 'openai/clip-vit-large-patch14'
+    assert 'resnet-base' not in HUB_IDS
+
+
+def test_list_models():
+    names = finetuner.list_models()
+    assert names == list(dict.fromkeys(names))
+    assert {'all-minilm-l6-v2', 'bert-base-en', 'resnet-base', 'clip-base-en', 'pointnet-base'} <= set(names)
+    assert 'mlp' not in names
+
+
+def test_list_model_options():
+    options = finetuner.list_model_options()
+    assert set(options) == {*finetuner.list_models(), 'mlp'}
+    assert {'name': 'input_size', 'type': 'int', 'required': True, 'default': None} in options['mlp']
+    assert {'name': 'activation', 'type': 'str | None', 'required': False, 'default': None} in options['mlp']
+    assert {'pooling', 'pooler', 'pooling_options', 'pooler_options'} <= {
+        item['name'] for item in options['resnet-base']
+    }
+
+
+@pytest.mark.parametrize('task', [None, *TASKS[:-1]])
+def test_describe_models(printed, task):
+    finetuner.describe_models(task)
+    text = printed.getvalue()
+    assert text.splitlines()[0].strip() == ('Finetuner backbones' + (f': {task}' if task else ''))
+    assert all(column in text for column in ('name', 'task', 'output_dim', 'architecture', 'description'))
+    for backbone in BACKBONES:
+        shown = backbone.listed and task in (None, backbone.task)
+        assert (f' {backbone.name} ' in text) == shown, backbone.name
+
+
+def test_describe_models_of_an_unknown_task():
+    with pytest.raises(ValueError, match="unknown task 'text-to-mesh': it is one of text-to-text, "):
+        finetuner.describe_models('text-to-mesh')
+
+
+def test_command_line(capsys):
+    with pytest.raises(SystemExit, match='0'):
+        app(['models', '--task', 'mesh-to-mesh'])
+    shown = capsys.readouterr()
+    assert 'pointnet-base' in shown.out
+    assert 'bert-base-en' not in shown.out
+    assert 'finetuner fit' in shown.err
+
+
+def test_names_of_older_code():
+    assert finetuner.model.get_header is get_header
+    assert get_row(list_model_classes()['resnet-base'])[:4] == ('resnet-base', 'image-to-image', '2048', 'cnn')
+
+
+def test_check_options():
+    assert check_options('torchvision', {'pooler': 'GeM', 'pooler_options': {'p': 3}}) == {
+        'pooling': 'GeM',
+        'pooling_options': {'p': 3},
+    }
+    assert check_options('transformers', None) == {}
+    with pytest.raises(ValueError, match="'poling' is not an option of this model: it has pooler, "):
+        check_options('transformers', {'poling': 'mean'})
+    with pytest.raises(ValueError, match="'pooling' is given twice"):
+        check_options('timm', {'pooler': 'GeM', 'pooling': 'mean'})
+    with pytest.raises(ValueError, match="'hidden_sizes' is missing"):
+        check_options('mlp', {'input_size': 3})
