@@ -1,0 +1,43 @@
+"""`encoder.json`, which says what a model directory holds where its library's own files do not. Read without torch.
+
+========= ==========================================================================================================
+library   what opens the backbone: `torchvision`, `timm`, `open_clip`, `transformers-clip`, `pointnet` or `mlp`
+modality  `text`, `image`, `mesh` or `tensor`
+dim       the length of an embedding
+normalize whether embeddings are scaled to L2 norm 1
+head      one entry for each dense layer after pooling, whose weights are in `head.safetensors`
+========= ==========================================================================================================
+
+Image models add `architecture`, `pooling`, `pooling_options` and `preprocess`; the others what their encoders need.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from finetuner.inference.layout import read_json, write_json
+
+DESCRIPTION = 'encoder.json'
+
+
+def has_description(directory: Path) -> bool:
+    return (directory / DESCRIPTION).is_file()
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """The content of `encoder.json`.
+
+    :raises ValueError: it is not there, or not an object with a library and a modality.
+    """
+    path = directory / DESCRIPTION
+    if not path.is_file():
+        raise ValueError(f'{directory} has no {DESCRIPTION}')
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), str) for key in ('library', 'modality')):
+        raise ValueError(f'{path} names no library or no modality')
+    return content
+
+
+def write_description(directory: Path, content: dict[str, Any]) -> None:
+    write_json(directory / DESCRIPTION, content)
