@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finetuner.inference.layout import read_json, write_json
+from finetuner.inference.preprocessing import Modality
 
 DESCRIPTION = 'encoder.json'
 
@@ -39,5 +40,12 @@ def read_description(directory: Path) -> dict[str, Any]:
     return content
 
 
-def write_description(directory: Path, content: dict[str, Any]) -> None:
+def write_description(
+    directory: Path, *, library: str, modality: Modality, dim: int, normalize: bool, **details: Any
+) -> None:
+    """Write `encoder.json`.
+
+    :param details: what else the library's encoder needs; plain values.
+    """
+    content = {'library': library, 'modality': modality, 'dim': dim, 'normalize': normalize, **details}
     write_json(directory / DESCRIPTION, content)
