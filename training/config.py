@@ -8,53 +8,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from finetuner.excepts import ParameterError
-from training.losses import make_loss, make_miner, unknown_name
+from training.callbacks.options import CallbackConfig, EvaluationOptions
+from training.lora import LoRAOptions
+from training.losses import has_class_weights, make_objective, unknown_name
+from training.losses.objective import Shape
 from training.optimizers import SCHEDULERS, SchedulerOptions, check_optimizer
 
-DEFAULT_BATCH_SIZE = 64
 DEFAULT_LEARNING_RATE = 5e-5
 # class weights start at random and must travel further than a pretrained model's
 DEFAULT_LOSS_LEARNING_RATE = 1e-2
-
-REFUSED = {
-    'val_split': 'is not supported yet: give the held-out part as eval_data',
-    'model_artifact': 'is not supported yet: give a model directory as model',
-    'freeze': 'is not supported yet: all layers are trained',
-    'output_dim': "is not supported yet: the embeddings keep the backbone's width",
-    'csv_options': 'tell how to read files, but data sets are read already: give them when ingesting',
-}
-
-
-class EvaluationOptions(BaseModel):
-    """Options of EvaluationCallback: retrieval metrics before and after the training.
-
-    :param query_data: the queries, labelled.
-    :param index_data: what is searched, labelled; None is the queries themselves.
-    :param limit: how many matches of each query count (the k of the metrics).
-    :param exclude_self: where the queries are the index, a query is no match of its own.
-    :param gather_examples: keep the matches of some queries, before and after.
-    :param batch_size: has no effect: the batches of the evaluation are sized by their tokens.
-    """
-
-    model_config = ConfigDict(extra='forbid')
-
-    query_data: str
-    index_data: str | None = None
-    limit: int = Field(default=20, ge=1)
-    exclude_self: bool = True
-    distance: Literal['cosine', 'euclidean', 'sqeuclidean'] = 'cosine'
-    gather_examples: bool = False
-    batch_size: int = Field(default=8, ge=1)
-    model: None = None
-    index_model: None = None
-    steps_per_interval: None = None
-
-
-class Callback(BaseModel):
-    model_config = ConfigDict(extra='forbid')
-
-    name: Literal['EvaluationCallback']
-    options: EvaluationOptions
 
 
 class FitConfig(BaseModel):
@@ -67,19 +29,30 @@ class FitConfig(BaseModel):
     :param precision: 'bf16' and 'fp16' compute the model in half the bits where the device can; the loss stays float32.
     :param gradient_accumulation_steps: batches whose gradients are averaged into one step.
     :param max_grad_norm: gradients are scaled down to this norm, default not.
+    :param freeze: True trains only what is beyond the backbone (a head, adapters, weights of the loss), a number
+        freezes that many layer groups from the input on.
+    :param lora: True, or options of :class:`LoRAOptions`, trains low-rank adapters instead of the backbone's weights;
+        they are merged into the weights in the end.
+    :param gradient_cache: compute batches that do not fit into memory in parts, with the gradients of the whole:
+        'auto' where that is needed, True always, False never.
+    :param compile: have torch compile the encoders; pays on GPUs.
+    :param time_limit: seconds after which the training ends, and what it has learned by then is exported.
+    :param onnx_precision: of the weights in model.onnx.
+    :param onnx_min_cosine: the least mean cosine between embeddings of a reduced ONNX model and the float32 one.
 
-    Defaults of what may be None: `batch_size` 64, `learning_rate` 5e-5, `scheduler` a constant learning rate,
-    `loss_optimizer` the same as `optimizer`, with learning rate 1e-2. Without `callbacks`, `eval_data` are queries that
-    search `train_data`. `num_workers` has no effect: texts are tokenised once, so there is nothing left to load.
-    `to_onnx` has none either: an artifact holds both forms.
+    Defaults of what may be None: `batch_size` what the device has room for, at most 256, `learning_rate` 5e-5,
+    `scheduler` a constant learning rate, `loss_optimizer` the same as `optimizer`, with learning rate 1e-2. Without
+    `callbacks`, labelled `eval_data` are queries that search `train_data`; with or without, `eval_data` give
+    'val_loss'. `num_workers` has no effect: contents are read once, into files that are mapped into memory. `to_onnx`
+    has none either: an artifact holds both forms.
     """
 
-    model_config = ConfigDict(extra='forbid', protected_namespaces=())
+    model_config = ConfigDict(extra='forbid', protected_namespaces=(), arbitrary_types_allowed=True)
 
     model: str = Field(min_length=1)
     train_data: str = Field(min_length=1)
     eval_data: str | None = None
-    val_split: float = 0.0
+    val_split: float = Field(default=0.0, ge=0, lt=1)
     model_artifact: str | None = None
     run_name: str | None = None
     description: str | None = None
@@ -94,11 +67,11 @@ class FitConfig(BaseModel):
     learning_rate: float | None = Field(default=None, gt=0)
     epochs: int = Field(default=5, ge=1)
     batch_size: int | None = Field(default=None, ge=2)
-    callbacks: list[Callback] | None = Field(default=None, max_length=1)
+    callbacks: list[CallbackConfig] | None = None
     scheduler: str | None = None
     scheduler_options: SchedulerOptions | None = None
-    freeze: bool = False
-    output_dim: int | None = None
+    freeze: bool | int = False
+    output_dim: int | None = Field(default=None, ge=1)
     device: str = Field(default='cuda', pattern=r'^(cpu|cuda(:\d+)?)$')
     num_workers: int = Field(default=4, ge=0)
     to_onnx: bool = False
@@ -113,6 +86,12 @@ class FitConfig(BaseModel):
     precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     max_grad_norm: float | None = Field(default=None, gt=0)
+    lora: bool | LoRAOptions = False
+    gradient_cache: bool | Literal['auto'] = 'auto'
+    compile: bool = False
+    time_limit: float | None = Field(default=None, gt=0)
+    onnx_precision: Literal['fp32', 'fp16', 'int8'] = 'fp32'
+    onnx_min_cosine: float = Field(default=0.99, gt=0, le=1)
 
     @classmethod
     def from_arguments(cls, **arguments: Any) -> FitConfig:
@@ -131,14 +110,12 @@ class FitConfig(BaseModel):
         """Callbacks come as objects from Python and as {name, options} from the wire."""
         if not isinstance(value, (list, tuple)):
             return value
-        callbacks = []
-        for item in value:
-            if dataclasses.is_dataclass(item) and not isinstance(item, type):
-                item = {'name': type(item).__name__, 'options': dataclasses.asdict(item)}
-            if isinstance(item, dict) and item.get('name') != 'EvaluationCallback':
-                raise ValueError(f'callback {item.get("name")!r} is not supported yet: use EvaluationCallback')
-            callbacks.append(item)
-        return callbacks
+        return [
+            {'name': type(item).__name__, 'options': dataclasses.asdict(item)}
+            if dataclasses.is_dataclass(item) and not isinstance(item, type)
+            else item
+            for item in value
+        ]
 
     @field_validator('model_options', 'loss_options', 'miner_options', 'optimizer_options', 'loss_optimizer_options')
     @classmethod
@@ -146,39 +123,77 @@ class FitConfig(BaseModel):
         """JSON that went over the wire has no integers: 4 arrives as 4.0."""
         return None if value is None else {key: _integer(item) for key, item in value.items()}
 
+    @field_validator('freeze', mode='before')
+    @classmethod
+    def _freeze(cls, value: Any) -> Any:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, bool) and isinstance(value, int) and value < 0:
+            raise ValueError(f'freeze is {value}: give True, False, or how many layer groups to freeze')
+        return value
+
     @model_validator(mode='after')
     def _names_and_options(self) -> FitConfig:
-        for argument, why in REFUSED.items():
-            if getattr(self, argument):
-                raise ValueError(f'{argument} {why}')
-        for option in self.model_options or {}:
-            if option != 'pooling':
-                raise ValueError('model_options: ' + unknown_name('option', option, ['pooling']))
-        loss = make_loss(self.loss, self.loss_options, num_classes=2, embedding_size=2)
+        if self.csv_options:
+            raise ValueError('csv_options tell how to read files, but data sets are read already: give them before')
+        if self.val_split and self.eval_data:
+            raise ValueError('val_split and eval_data are both given: the held-out part is one or the other')
+        weights = self._check_objective()
         if self.precision == 'fp16' and self.device == 'cpu':
             raise ValueError("precision 'fp16' needs a GPU: use 'bf16' or 'fp32' with device 'cpu'")
-        if self.precision == 'fp16' and any(True for _ in loss.parameters()):  # one gradient scale, two optimizers
+        if self.precision == 'fp16' and weights:  # one gradient scale, two optimizers
             raise ValueError(f"precision 'fp16' cannot be used with {self.loss}, which has weights: use 'bf16'")
-        make_miner(self.miner, self.miner_options)
         check_optimizer(self.optimizer, self.optimizer_options)
         check_optimizer(self.loss_optimizer or self.optimizer, self.loss_optimizer_options, 'loss_optimizer')
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise ValueError(unknown_name('scheduler', self.scheduler, SCHEDULERS))
         if self.scheduler is None and self.scheduler_options:
             raise ValueError('scheduler_options are given without a scheduler')
+        if self.lora and self.freeze is True:
+            raise ValueError('lora trains adapters in the backbone, and freeze=True freezes it: give one of them')
         return self
 
+    def _check_objective(self) -> bool:
+        """Whether the objective has weights."""
+        objective = make_objective(
+            self.loss,
+            self.loss_options,
+            num_classes=2,
+            embedding_size=2,
+            miner=self.miner,
+            miner_options=self.miner_options,
+        )
+        return any(True for _ in objective.parameters())
+
     @property
-    def evaluation(self) -> EvaluationOptions | None:
-        """What to evaluate before and after, None for nothing."""
-        if self.callbacks:
-            return self.callbacks[0].options
-        if self.eval_data is None:
-            return None
-        return EvaluationOptions(query_data=self.eval_data, index_data=self.train_data, gather_examples=True)
+    def shape(self) -> Shape:
+        """The shape of data that the loss learns from."""
+        from training.losses import objective_shape
+
+        return objective_shape(self.loss, self.loss_options)
+
+    @property
+    def needs_classes(self) -> bool:
+        """True if batches must hold several items of a class."""
+        return self.shape == 'labelled' and not has_class_weights(self.loss)
+
+    @property
+    def evaluations(self) -> list[EvaluationOptions]:
+        """What to evaluate before and after."""
+        return [callback.options for callback in self.callbacks or [] if callback.name == 'EvaluationCallback']
+
+    @property
+    def data(self) -> list[str]:
+        """The names of all data sets, each once."""
+        names = [self.train_data, self.eval_data]
+        for options in self.evaluations:
+            names += [options.query_data, options.index_data]
+        return list(dict.fromkeys(name for name in names if name is not None))
 
 
 def _integer(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _integer(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_integer(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,35 +1,81 @@
-"""Texts to embeddings with little padding: rows of like length go through the encoder together."""
+"""Items to embeddings without computing padding. This is the one place through which training runs its encoders."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
 
-from training.data import TokenRows
+from finetuner.inference.encoder import Encoder
+from finetuner.inference.text_encoder import TextEncoder
 from training.progress import Progress, Reporter
+from training.rows import Rows
 
 # What starting one more forward costs, in tokens that could be computed instead.
 CHUNK_COST = {'cpu': 128, 'cuda': 4096}
 MAX_CHUNKS = 16
+# What is embedded at once without gradients: tokens of texts, items of anything else.
+TOKENS_AT_ONCE = 4096
+ITEMS_AT_ONCE = 32
 # Embeddings larger than this are written to a memory-mapped file instead of memory.
 IN_MEMORY_BYTES = 256 << 20
 
 
-def embed(encoder: nn.Module, tokens: TokenRows, rows: np.ndarray, device: torch.device) -> torch.Tensor:
-    """The embeddings of a batch, with gradients: float [B, D], in the order of `rows`.
+class Embedder(Protocol):
+    """Items of one store to embeddings, with gradients: from their features, or from cached hidden states."""
 
-    Sorted by length and cut into chunks, a batch of short and long texts computes little padding, and gives the same
-    embeddings and gradients as one padded forward (with dropout on: the same in distribution). This is the one place
-    through which training runs its encoder.
+    def costs(self, items: np.ndarray) -> np.ndarray:
+        """What each item costs in a forward: the tokens of a text, 1 for anything else. int64 [B]."""
+        ...
+
+    def embed(self, items: np.ndarray, device: torch.device) -> torch.Tensor:
+        """float32 [B, dim], in the order of `items`."""
+        ...
+
+
+class FeatureEmbedder:
+    """Runs the whole encoder on the features.
+
+    :param pack: texts may be packed into one stream of tokens, where the encoder can.
     """
-    lengths = tokens.lengths(rows)
+
+    def __init__(self, encoder: Encoder, features: Rows, pack: bool = True):
+        self.encoder, self.features, self.pack = encoder, features, pack
+
+    def costs(self, items: np.ndarray) -> np.ndarray:
+        return item_costs(self.encoder, self.features, items)
+
+    def embed(self, items: np.ndarray, device: torch.device) -> torch.Tensor:
+        encoder, features = self.encoder, self.features
+        if not isinstance(encoder, TextEncoder):
+            return run(encoder, features.take(items), device)
+        if self.pack and encoder.can_pack:
+            tokens = torch.from_numpy(features.concatenated(items).astype(np.int64)).to(device)
+            return encoder.packed(tokens, torch.from_numpy(features.lengths(items)).to(device))
+        return embed_sorted(encoder, features, items, device)
+
+
+def item_costs(encoder: Encoder, features: Rows, items: np.ndarray) -> np.ndarray:
+    return features.lengths(items) if encoder.modality == 'text' else np.ones(len(items), np.int64)
+
+
+def run(encoder: Encoder, features: list[np.ndarray], device: torch.device) -> torch.Tensor:
+    """One forward of one padded batch."""
+    inputs = encoder.preprocessor.collate(features)
+    return encoder(**{name: torch.from_numpy(inputs[name]).to(device, non_blocking=True) for name in encoder.input_names})
+
+
+def embed_sorted(encoder: Encoder, features: Rows, items: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Sorted by length and cut into chunks, short and long texts compute little padding, and give the same embeddings
+    and gradients as one padded forward (with dropout on: the same in distribution)."""
+    lengths = features.lengths(items)
     order = np.argsort(lengths, kind='stable')
     cuts = chunk_cuts(lengths[order], CHUNK_COST[device.type])
-    parts = [encoder(*tokens.padded(chunk, device)) for chunk in np.split(rows[order], cuts)]
+    parts = [run(encoder, features.take(chunk), device) for chunk in np.split(items[order], cuts)]
     return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(device)]
 
 
@@ -58,37 +104,46 @@ def chunk_cuts(lengths: np.ndarray, chunk_cost: int, max_chunks: int = MAX_CHUNK
     return cuts[::-1]
 
 
+def budget_chunks(costs: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+    """Cut items into chunks of like cost, each within the budget or of one item: positions, int64, cheapest first."""
+    order = np.argsort(costs, kind='stable')
+    done = 0
+    while done < len(order):
+        ahead = np.cumsum(costs[order[done : done + budget]])
+        size = max(1, int(np.searchsorted(ahead, budget, 'right')))
+        yield order[done : done + size]
+        done += size
+
+
 @torch.inference_mode()
 def embed_all(
-    encoder: nn.Module,
-    tokens: TokenRows,
-    dim: int,
+    embedder: Embedder,
+    encoder: Encoder,
+    items: np.ndarray,
     device: torch.device,
     *,
     report: Reporter,
     stage: str,
     file: Path,
-    tokens_per_batch: int = 4096,
+    budget: int | None = None,
 ) -> np.ndarray:
-    """The embeddings of all rows, float32 [N, D], in batches of about `tokens_per_batch` tokens and like length.
+    """The embeddings of items, float32 [N, D], batch by batch of like length.
 
+    :param encoder: is set to evaluation meanwhile.
     :param file: where the embeddings go, memory-mapped, if they are too many to hold in memory.
+    :param budget: tokens of texts, or items of anything else, in a batch.
     """
-    shape = (len(tokens), dim)
-    large = shape[0] * dim * 4 > IN_MEMORY_BYTES
+    shape = (len(items), encoder.dim)
+    large = shape[0] * shape[1] * 4 > IN_MEMORY_BYTES
     embeddings = np.memmap(file, np.float32, 'w+', shape=shape) if large else np.empty(shape, np.float32)
-    lengths = np.diff(tokens.offsets).astype(np.int32)
-    order = np.argsort(lengths, kind='stable')
+    budget = budget or (TOKENS_AT_ONCE if encoder.modality == 'text' else ITEMS_AT_ONCE)
     was_training = encoder.training
     encoder.eval()
     done, start = 0, time.perf_counter()
-    while done < len(order):
-        longest = lengths[order[done : done + tokens_per_batch]]
-        size = max(1, int((longest * np.arange(1, len(longest) + 1) <= tokens_per_batch).sum()))
-        rows = order[done : done + size]
-        embeddings[rows] = encoder(*tokens.padded(rows, device)).float().cpu().numpy()
-        done += size
+    for chunk in budget_chunks(embedder.costs(items), budget):
+        embeddings[chunk] = embedder.embed(items[chunk], device).float().cpu().numpy()
+        done += len(chunk)
         rate = done / (time.perf_counter() - start)
-        report(Progress(stage, done, len(order), samples_per_second=rate, eta=(len(order) - done) / rate))
+        report(Progress(stage, done, len(items), samples_per_second=rate, eta=(len(items) - done) / rate))
     encoder.train(was_training)
     return embeddings

@@ -1,51 +1,96 @@
-"""Fine-tuning in this process: CSV files in, an artifact out, no service needed."""
+"""Fine-tuning in this process, without any service."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetuner.data import CSVOptions
-from finetuner.excepts import DataError
+from finetuner.data import CSVOptions, read_data
+from finetuner.excepts import ParameterError
+from finetuner.models import task_of
+from registry.shards import DatasetReader, write_shard
+from training.callbacks import Callback
 from training.config import FitConfig
-from training.data import LabelledTexts
+from training.interruption import Interruption
 from training.pipeline import FitResult, run_fit
 from training.progress import Progress
 
 
 def fit(
-    train_data: str | Path,
-    eval_data: str | Path | None = None,
-    model: str = 'all-minilm-l6-v2',
+    model: str,
+    train_data: Any,
+    eval_data: Any = None,
     *,
     directory: str | Path,
     report: Callable[[Progress], None] | None = None,
     csv_options: CSVOptions | None = None,
+    callbacks: Sequence[Any] | None = None,
+    resume: bool = False,
+    interruption: Interruption | None = None,
     **arguments: Any,
 ) -> FitResult:
-    """Fine-tune a model on a CSV file of labelled texts.
+    """Fine-tune a model on files or documents, with the arguments of `finetuner.fit`.
 
-    Sets the seeds of Python, numpy and torch in this process.
+    Sets the seeds of Python, numpy and torch in this process. Started by `torchrun`, the processes share the work.
 
-    :param train_data: a CSV file with two columns, text and label.
-    :param eval_data: another one, whose texts search the training data before and after.
-    :param model: a sentence-transformers or transformers directory, a short name, or a hub id.
-    :param directory: where the artifact goes, as `<run_name or the folder's name>.zip`.
+    :param model: a short name, a hub id or a model directory.
+    :param train_data: a CSV, JSONL or Parquet file, documents, or a data set of Hugging Face's `datasets`.
+    :param eval_data: held-out data of the same kinds: its loss is 'val_loss', and without `callbacks` it searches the
+        training data before and after.
+    :param directory: where the artifact goes, as `<run_name or the folder's name>.zip`, and checkpoints.
     :param report: is called with the progress, at most about twice a second.
-    :param csv_options: how to read the CSV files.
-    :param arguments: further arguments of `finetuner.fit`, see `FitConfig`.
+    :param csv_options: how to read files.
+    :param callbacks: those of `finetuner.callback`, and objects of your own subclasses of
+        `training.callbacks.Callback`.
+    :param resume: go on from the last checkpoint in `directory`, if there is one.
+    :param arguments: further arguments of `finetuner.fit`, see `FitConfig`. `model_artifact` is a zip or folder.
     :raises ParameterError: an argument is unknown or has no valid value.
     :raises DataError: a file is missing or malformed; the message names file and line.
     """
-    files = {'train_data': str(train_data), 'eval_data': None if eval_data is None else str(eval_data)}
-    config = FitConfig.from_arguments(model=model, **files, **arguments)
-    evaluation = config.evaluation
-    for file in [config.train_data, *([evaluation.query_data, evaluation.index_data] if evaluation else [])]:
-        if file is not None and not Path(file).is_file():
-            raise DataError(f'the file {file} does not exist (working folder: {Path.cwd()})')
+    sources: dict[str, Any] = {}
 
-    def open_texts(file: str, folder: Path) -> LabelledTexts:
-        return LabelledTexts.from_csv(Path(file), folder, csv_options)
+    def name_of(data: Any, role: str) -> str | None:
+        if data is None:
+            return None
+        for name, source in sources.items():  # one data set for several purposes is prepared once
+            if source is data or (isinstance(data, str | Path) and isinstance(source, str | Path) and name == str(data)):
+                return name
+        name = str(data) if isinstance(data, str | Path) else role
+        sources[name] = data
+        return name
 
-    return run_fit(config, open_texts, Path(directory).absolute(), report)
+    names = {'train_data': name_of(train_data, 'train_data'), 'eval_data': name_of(eval_data, 'eval_data')}
+    described = []
+    for number, callback in enumerate(item for item in callbacks or [] if not isinstance(item, Callback)):
+        options = {field.name: getattr(callback, field.name) for field in dataclasses.fields(callback)}
+        for part in ('query_data', 'index_data'):
+            if part in options:
+                options[part] = name_of(options[part], f'callbacks[{number}].{part}')
+        described.append({'name': type(callback).__name__, 'options': options})
+    config = FitConfig.from_arguments(model=model, callbacks=described or None, **names, **arguments)
+    artifact = None
+    if config.model_artifact is not None:
+        artifact = Path(config.model_artifact).expanduser()
+        if not artifact.exists():
+            raise ParameterError(f'model_artifact: there is no file or folder {artifact} (working folder: {Path.cwd()})')
+    for source in sources.values():  # a file that is not there is told now, not after the model has been loaded
+        read_data(source, csv_options, task=task_of(model))
+
+    def open_data(name: str, folder: Path) -> DatasetReader:
+        shard = folder / 'shard.arrow'
+        if not shard.is_file():
+            write_shard(read_data(sources[name], csv_options, name=name, task=task_of(model)), shard)
+        return DatasetReader([shard], name)
+
+    return run_fit(
+        config,
+        open_data,
+        Path(directory).absolute(),
+        report,
+        artifact=artifact,
+        callbacks=[callback for callback in callbacks or [] if isinstance(callback, Callback)],
+        resume=resume,
+        interruption=interruption,
+    )

@@ -4,95 +4,186 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
 
-from training.config import DEFAULT_LEARNING_RATE, DEFAULT_LOSS_LEARNING_RATE, FitConfig
-from training.data import TokenisedTexts, TokenRows
-from training.embed import embed
-from training.optimizers import SchedulerOptions, make_optimizer, make_scheduler
-from training.progress import Progress, Reporter
+from training.callbacks import Callback
+from training.freezing import keep_frozen
+from training.interruption import Interruption
+from training.optimizers import SchedulerOptions, make_optimizers, make_scheduler, needs_closure
+from training.progress import Progress
 from training.samplers import Sampler
+from training.state import TrainingState
+from training.step import Step
 
 
-class MetricLearning(nn.Module):
-    """Encoder, miner and loss as one module, so that devices, precision and processes wrap one thing."""
-
-    def __init__(self, encoder: nn.Module, loss: nn.Module, miner: nn.Module | None = None):
-        super().__init__()
-        self.encoder, self.loss, self.miner = encoder, loss, miner
-
-    def forward(self, tokens: TokenRows, rows: np.ndarray, labels: torch.Tensor) -> torch.Tensor:
-        """The loss of a batch, float32 scalar. `labels` are the class numbers of the rows, int64 [B]."""
-        embeddings = embed(self.encoder, tokens, rows, labels.device)
-        with torch.autocast(labels.device.type, enabled=False):  # distances need all their bits
-            embeddings = embeddings.float()
-            mined = self.miner(embeddings, labels) if self.miner else None
-            return self.loss(embeddings, labels, mined)
-
-
-def train(
-    task: MetricLearning,
-    texts: TokenisedTexts,
-    sampler: Sampler,
-    config: FitConfig,
-    accelerator: Accelerator,
-    report: Reporter,
-) -> int:
-    """Train the task in place for `config.epochs`.
-
-    :returns: how many samples were trained on, repetitions counted.
-    :raises FloatingPointError: the loss is no longer a number.
-    """
-    batches, accumulation = len(sampler), config.gradient_accumulation_steps
+def set_up_optimizers(state: TrainingState, sampler: Sampler, accelerator: Accelerator) -> None:
+    """Make the optimizers and schedulers of a training."""
+    config = state.config
     options = config.scheduler_options or SchedulerOptions()
-    optimizers = make_optimizers(task, config)
-    steps = config.epochs * math.ceil(batches / accumulation)
-    schedulers = [
+    steps = config.epochs * math.ceil(len(sampler) / config.gradient_accumulation_steps)
+    optimizers = make_optimizers(state.task, config)
+    state.schedulers = [
         make_scheduler(config.scheduler, optimizer, options, batches=steps, epochs=config.epochs)
         for optimizer in optimizers
     ]
-    per_batch, per_epoch = (schedulers, []) if options.scheduler_step == 'batch' else ([], schedulers)
-    task, *optimizers = accelerator.prepare(task, *optimizers)
-    task.train()
-    seen, start = 0, time.perf_counter()
-    for epoch in range(1, config.epochs + 1):
-        total = torch.zeros((), device=accelerator.device)
-        for step, rows in enumerate(sampler.batches(epoch), 1):
-            labels = torch.from_numpy(texts.labels[rows]).long().to(accelerator.device)
-            loss = task(texts.tokens, rows, labels)
-            window = min(accumulation, batches - (step - 1) // accumulation * accumulation)  # the last may be short
-            accelerator.backward(loss / window)
-            if step % accumulation == 0 or step == batches:
-                if config.max_grad_norm is not None:
-                    accelerator.clip_grad_norm_(task.parameters(), config.max_grad_norm)
-                for part in (*optimizers, *per_batch):
-                    part.step()
-                task.zero_grad()
+    state.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
+    state.steps_per_epoch = len(sampler)
 
-            seen += len(rows)
-            total += loss.detach()
-            if report.due() or step == batches:  # reading the loss waits for the device
-                mean = total.item() / step
-                if not math.isfinite(mean):
-                    raise FloatingPointError(f'the loss is {mean} in step {step} of epoch {epoch}: lower learning_rate')
-                seconds, done = time.perf_counter() - start, (epoch - 1) * batches + step
-                left = seconds / done * (config.epochs * batches - done)
-                report(Progress('Training', step, batches, epoch, config.epochs, mean, seen / seconds, left))
-        for scheduler in per_epoch:
-            scheduler.step()
+
+def train(
+    state: TrainingState,
+    step: Step,
+    sampler: Sampler,
+    callbacks: Sequence[Callback],
+    accelerator: Accelerator,
+    validate: Callable[[], float] | None = None,
+    interruption: Interruption | None = None,
+) -> int:
+    """Train `state.task` in place, from where the state is to the last epoch or until somebody sets `state.stop`.
+
+    :param validate: the loss on held-out examples, computed after every epoch.
+    :returns: how many examples were trained on, repetitions counted.
+    :raises FloatingPointError: the loss is no longer a number.
+    :raises SystemExit: the process was asked to end; the callbacks have seen the state as it was after a batch.
+    """
+    task, config, report = state.task, state.config, state.report
+    interruption = interruption or Interruption()
+    per_batch = (config.scheduler_options or SchedulerOptions()).scheduler_step == 'batch'
+    parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    seen, start, first_step = 0, time.perf_counter(), state.global_step
+    with reporting_exceptions(state, callbacks):
+        notify(callbacks, 'on_fit_begin', state)
+        for epoch in range(max(state.epoch, 1), config.epochs + 1):
+            done = state.step if epoch == state.epoch else 0  # of an epoch that an earlier process began
+            if state.stop or done >= len(sampler):
+                continue
+            state.epoch, state.step = epoch, done
+            total = torch.tensor(state.loss_sum if done else 0.0, device=accelerator.device)
+            train_mode(state)
+            notify(callbacks, 'on_epoch_begin', state)
+            for window in windows(sampler.batches(epoch), config.gradient_accumulation_steps, skip=done):
+                with interruption.deferred():
+                    loss = take_step(state, step, window, parameters, accelerator)
+                    for scheduler in state.schedulers if per_batch else ():
+                        scheduler.step()
+                    state.step += len(window)
+                    state.global_step += len(window)
+                    total += loss * len(window)
+                    seen += sum(map(len, window))
+                    last = state.step == len(sampler)
+                    if report.due() or last:  # reading the loss waits for the device
+                        mean = total.item() / state.step
+                        if not math.isfinite(mean):
+                            raise FloatingPointError(
+                                f'the loss is {mean} in step {state.step} of epoch {epoch}: lower learning_rate'
+                            )
+                        state.metrics |= {'train_loss': mean, 'learning_rate': learning_rate(state)}
+                        seconds = time.perf_counter() - start
+                        left = seconds / (state.global_step - first_step)
+                        left *= config.epochs * len(sampler) - state.global_step
+                        rate = seen / seconds
+                        report(Progress('Training', state.step, len(sampler), epoch, config.epochs, mean, rate, left))
+                    if config.time_limit is not None and time.perf_counter() - start > config.time_limit:
+                        stop(state, f'time_limit: {config.time_limit:g} seconds have passed')
+                    if interruption.requested:
+                        stop(state, 'the process was asked to end')
+                    state.stop = agreed(state.stop, accelerator)
+                    if state.stop:
+                        state.loss_sum = total.item()
+                    notify(callbacks, 'on_batch_end', state)
+                    if interruption.requested:
+                        interruption.exit()
+                if state.stop:
+                    break
+                train_mode(state)  # an evaluation may have changed it
+            step.reduce_buffers()
+            for scheduler in () if per_batch else state.schedulers:
+                scheduler.step()
+            if validate is not None:
+                state.metrics['val_loss'] = validate()
+            notify(callbacks, 'on_epoch_end', state)
+            state.history.append({'epoch': float(epoch), **state.metrics})
+            state.stop = agreed(state.stop, accelerator)
+        notify(callbacks, 'on_fit_end', state)
     return seen
 
 
-def make_optimizers(task: MetricLearning, config: FitConfig) -> list[torch.optim.Optimizer]:
-    """One optimizer for the encoder, and one for the loss if it has weights of its own."""
-    rate = config.learning_rate or DEFAULT_LEARNING_RATE
-    optimizers = [make_optimizer(config.optimizer, task.encoder.parameters(), rate, config.optimizer_options)]
-    if any(True for _ in task.loss.parameters()):
-        name = config.loss_optimizer or config.optimizer
-        parameters = task.loss.parameters()
-        optimizers.append(make_optimizer(name, parameters, DEFAULT_LOSS_LEARNING_RATE, config.loss_optimizer_options))
-    return optimizers
+def take_step(
+    state: TrainingState,
+    step: Step,
+    window: Sequence[np.ndarray],
+    parameters: Sequence[torch.nn.Parameter],
+    accelerator: Accelerator,
+) -> torch.Tensor:
+    """One step of all optimizers on the mean loss of some batches, which is returned."""
+    config = state.config
+
+    def closure() -> torch.Tensor:
+        for parameter in parameters:
+            parameter.grad = None
+        seed = config.seed + state.global_step
+        loss = torch.stack([step.backward(rows, 1 / len(window), seed) for rows in window]).mean()
+        step.reduce_gradients()
+        if config.max_grad_norm is not None:
+            accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+        return loss
+
+    if any(needs_closure(optimizer) for optimizer in state.optimizers):
+        with torch.enable_grad():
+            return torch.stack([torch.as_tensor(optimizer.step(closure)) for optimizer in state.optimizers])[0]
+    loss = closure()
+    for optimizer in state.optimizers:
+        optimizer.step()
+    return loss
+
+
+def windows(batches: Iterable[np.ndarray], size: int, skip: int = 0) -> Iterator[list[np.ndarray]]:
+    """The batches of each step, `size` of them; the last step of an epoch may have fewer."""
+    remaining = islice(batches, skip, None)
+    while window := list(islice(remaining, size)):
+        yield window
+
+
+def train_mode(state: TrainingState) -> None:
+    state.task.train()
+    for encoder in state.task.encoders.values():
+        keep_frozen(encoder)
+
+
+def learning_rate(state: TrainingState) -> float:
+    return float(state.optimizers[0].param_groups[-1]['lr'])
+
+
+def stop(state: TrainingState, reason: str) -> None:
+    state.stop, state.stop_reason = True, state.stop_reason or reason
+
+
+def agreed(flag: bool, accelerator: Accelerator) -> bool:
+    """True if it is in any of the processes."""
+    if accelerator.num_processes == 1:
+        return flag
+    shared = torch.tensor(float(flag), device=accelerator.device)
+    torch.distributed.all_reduce(shared)
+    return bool(shared.item())
+
+
+def notify(callbacks: Sequence[Callback], event: str, state: TrainingState) -> None:
+    for callback in callbacks:
+        getattr(callback, event)(state)
+
+
+@contextmanager
+def reporting_exceptions(state: TrainingState, callbacks: Sequence[Callback]) -> Iterator[None]:
+    """Callbacks learn why a training ended early."""
+    try:
+        yield
+    except Exception as error:
+        for callback in callbacks:
+            callback.on_exception(state, error)
+        raise

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
+import numpy as np
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
 
 from finetuner.artifact.manifest import check_name
-from finetuner.inference.text_encoder import TextEncoder
-from training.config import DEFAULT_BATCH_SIZE, FitConfig
-from training.data import SCRATCH, LabelledTexts, TokenisedTexts, tokenise
-from training.evaluator import Evaluator, Examples, Metrics
+from finetuner.excepts import DataError
+from finetuner.inference.encoder import Encoder
+from registry.shards import DatasetReader
+from training.backbone import for_export, load_for_training
+from training.batch_size import find_batch_size
+from training.callbacks import Callback, make_callbacks
+from training.checkpoint import resume_from
+from training.config import FitConfig
+from training.data import SCRATCH, Examples, learnable, mismatch, open_examples, prepare
+from training.embedders import make_budgets, make_embedders
+from training.evaluator import Matches, Metrics, evaluate_all, make_evaluators
 from training.export import build_artifact, check_size
-from training.loop import MetricLearning, train
-from training.losses import has_class_weights, make_loss, make_miner
+from training.interruption import Interruption
+from training.loop import set_up_optimizers, train
+from training.losses import make_objective
+from training.processes import make_accelerator, reproducible, scratch
 from training.progress import Progress, Reporter
 from training.samplers import make_sampler
+from training.state import TrainingState
+from training.step import Step
+from training.task import Task
+from training.validation import make_validation, split
 
 logger = logging.getLogger(__name__)
+
+OpenData = Callable[[str, Path], DatasetReader]
 
 
 @dataclass(frozen=True)
@@ -37,15 +48,17 @@ class FitResult:
     :param artifact: the zip.
     :param metrics: {'before': {name: value}, 'after': ...}; both empty without an evaluation.
     :param examples: {'before': {query: [nearest match, ...]}, 'after': ...}; both empty if not gathered.
-    :param samples: how many samples were trained on, repetitions counted.
+    :param samples: how many examples were trained on, repetitions counted.
     :param seconds: wall time by stage.
+    :param history: losses, learning rate and what callbacks measured, at the end of every epoch.
     """
 
     artifact: Path
     metrics: dict[str, Metrics]
-    examples: dict[str, Examples]
+    examples: dict[str, Matches]
     samples: int
     seconds: dict[str, float]
+    history: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def samples_per_second(self) -> float:
@@ -54,114 +67,122 @@ class FitResult:
 
 def run_fit(
     config: FitConfig,
-    open_texts: Callable[[str, Path], LabelledTexts],
+    open_data: OpenData,
     directory: Path,
     report: Callable[[Progress], None] | None = None,
+    *,
+    artifact: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+    interruption: Interruption | None = None,
 ) -> FitResult:
     """Fine-tune a model as the config says.
 
     The same config, data and machine give the same weights: all seeds are set, and torch is told to be deterministic.
 
-    :param open_texts: opens a data set by the name that the config gives it, and may put files into the folder.
-    :param directory: where the artifact goes, and meanwhile the files that are needed on the way.
+    :param open_data: opens a data set by the name that the config gives it, and may put files into the folder.
+    :param directory: where the artifact and checkpoints go, and meanwhile the files that are needed on the way.
     :param report: is called with the progress, at most about twice a second.
+    :param artifact: the zip or folder of `config.model_artifact`.
+    :param callbacks: further callbacks, after those of the config.
+    :param resume: go on from the last checkpoint in `directory`, if there is one.
+    :param interruption: lets SIGTERM end the process between two batches.
     :raises ValueError: the model or the data cannot be used; the message says why.
     """
     reporter = Reporter(report)
-    work = directory / SCRATCH
     name = check_name('artifact', config.run_name or directory.name)
     metrics: dict[str, Metrics] = {'before': {}, 'after': {}}
-    examples: dict[str, Examples] = {'before': {}, 'after': {}}
-    with reproducible(config.seed), scratch(work):
-        accelerator = make_accelerator(config)
+    examples: dict[str, Matches] = {'before': {}, 'after': {}}
+    accelerator = make_accelerator(config)
+    work = directory / SCRATCH
+    with reproducible(config.seed), scratch(work, accelerator):
         with reporter.stage('Loading the model'):
-            pooling = (config.model_options or {}).get('pooling')
-            encoder = TextEncoder.load(config.model, pooling, config.max_length).to(accelerator.device)
-            check_size(encoder)
+            encoders = load_for_training(config, artifact)
+            for encoder in encoders.values():
+                check_size(encoder.to(accelerator.device))
 
         @functools.cache
-        def prepare(data: str) -> TokenisedTexts:
-            folder = work / f'data-{prepare.cache_info().misses}'
-            with reporter.stage(f'Preparing {data}'):
-                texts = open_texts(data, folder)
-                return tokenise(texts, encoder.tokenizer, encoder.max_length, folder, reporter)
+        def examples_of(data: str) -> Examples:
+            return prepare_examples(data, open_data, encoders, work, reporter, accelerator)
 
-        texts = prepare(config.train_data)
-        logger.info('Training data: %d texts of %d classes', len(texts), len(texts.classes))
-        evaluator = None
-        if wanted := config.evaluation:
-            query, index = prepare(wanted.query_data), prepare(wanted.index_data or wanted.query_data)
-            evaluator = Evaluator(wanted, query, index, work, accelerator.device, reporter)
+        training_set = examples_of(config.train_data)
+        if not learnable(config.shape, training_set):
+            raise DataError(mismatch(config.loss, config.shape, training_set))
+        eval_set = None if config.eval_data is None else examples_of(config.eval_data)
+        rows, held_out = split(training_set, config.val_split, config.seed)
+        logger.info('Training data: %s', describe(training_set, rows))
 
-        sampler = make_sampler(
-            config.sampler,
-            texts.labels,
-            class_weights=has_class_weights(config.loss),
-            batch_size=config.batch_size or DEFAULT_BATCH_SIZE,
-            num_items_per_class=config.num_items_per_class,
-            seed=config.seed,
-        )
-        loss = make_loss(config.loss, config.loss_options, num_classes=len(texts.classes), embedding_size=encoder.dim)
-        task = MetricLearning(encoder, loss, make_miner(config.miner, config.miner_options))
+        task = make_task(config, encoders, training_set).to(accelerator.device)
+        embedders = make_embedders(config, training_set, encoders, accelerator, reporter)
+        budgets = make_budgets(config, encoders, embedders, accelerator.device)
+        batch_size = config.batch_size or find_batch_size(task, training_set, embedders, accelerator.device)
+        sampler = make_sampler(config, rows, training_set, batch_size)
+        step = Step(task, training_set, embedders, accelerator, budgets)
+        validate = make_validation(config, step, held_out, eval_set, batch_size)
+        evaluators = make_evaluators(config, examples_of, encoders, work, accelerator.device, reporter)
 
-        if evaluator:
+        state = TrainingState(task, config, directory, reporter, is_main=accelerator.is_main_process)
+        set_up_optimizers(state, sampler, accelerator)
+        everyone = [*make_callbacks(config, evaluators), *callbacks] if state.is_main else []
+        if resume:
+            resume_from(state, everyone, accelerator)
+        if state.is_main:
             with reporter.stage('Evaluating before'):
-                metrics['before'], examples['before'] = evaluator(encoder)
+                metrics['before'], examples['before'] = evaluate_all(evaluators)
         with reporter.stage('Training'):
-            samples = train(task, texts, sampler, config, accelerator, reporter)
-        if evaluator:
+            samples = train(state, step, sampler, everyone, accelerator, validate, interruption)
+        zipped = directory / f'{name}.zip'
+        if state.is_main:
             with reporter.stage('Evaluating after'):
-                metrics['after'], examples['after'] = evaluator(encoder)
-        for key, after in metrics['after'].items():
-            before = metrics['before'][key]
-            logger.info("Metric: '%s' before fine-tuning: %.5f after fine-tuning: %.5f", key, before, after)
-        with reporter.stage('Building the artifact'):
-            settings, target = config.model_dump(mode='json'), work / f'{name}.zip'
-            try:
-                build_artifact(encoder.cpu().eval(), name=name, config=settings, metrics=metrics, target=target)
-            except Exception:
-                logger.error('The trained model is kept in %s', encoder.save(directory / 'model'))
-                raise
-            artifact = target.replace(directory / target.name)
-    logger.info('Artifact %s of %.1f MB', artifact, artifact.stat().st_size / 1e6)
-    return FitResult(artifact, metrics, examples, samples, reporter.seconds)
+                metrics['after'], examples['after'] = evaluate_all(evaluators)
+            for key, after in metrics['after'].items():
+                before = metrics['before'][key]
+                logger.info("Metric: '%s' before fine-tuning: %.5f after fine-tuning: %.5f", key, before, after)
+            with reporter.stage('Building the artifact'):
+                settings = config.model_dump(mode='json') | {'batch_size': batch_size}
+                aside = build_artifact(
+                    for_export(encoders), name=name, config=settings, metrics=metrics, target=work / zipped.name
+                )
+                aside.replace(zipped)
+            logger.info('Artifact %s of %.1f MB', zipped, zipped.stat().st_size / 1e6)
+        accelerator.wait_for_everyone()
+    return FitResult(zipped, metrics, examples, samples, reporter.seconds, state.history)
 
 
-def make_accelerator(config: FitConfig) -> Accelerator:
-    """The device and precision that the config asks for; without a GPU 'cuda' means the CPU.
-
-    :raises ValueError: the device cannot compute in this precision.
-    """
-    cpu = config.device == 'cpu' or not torch.cuda.is_available()
-    if cpu and config.device != 'cpu':
-        logger.warning('There is no GPU: training on the CPU')
-    if cpu and config.precision == 'fp16':
-        raise ValueError("precision 'fp16' needs a GPU: use 'bf16' or 'fp32'")
-    if not cpu and ':' in config.device:
-        torch.cuda.set_device(config.device)
-    AcceleratorState._reset_state(reset_partial_state=True)  # a process may fit more than once
-    return Accelerator(cpu=cpu, mixed_precision='no' if config.precision == 'fp32' else config.precision)
+def make_task(config: FitConfig, encoders: Mapping[str, Encoder], examples: Examples) -> Task:
+    """Encoders and objective together; the objective knows the width of the embeddings and the number of classes."""
+    objective = make_objective(
+        config.loss,
+        config.loss_options,
+        num_classes=examples.class_count,
+        embedding_size=next(iter(encoders.values())).dim,
+        miner=config.miner,
+        miner_options=config.miner_options,
+    )
+    return Task(encoders, objective)
 
 
-@contextmanager
-def reproducible(seed: int) -> Iterator[None]:
-    """Seed Python, numpy and torch, and have torch choose algorithms that give the same bits every time."""
-    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    set_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+def prepare_examples(
+    data: str,
+    open_data: OpenData,
+    encoders: Mapping[str, Encoder],
+    work: Path,
+    report: Reporter,
+    accelerator: Accelerator,
+) -> Examples:
+    folder = work / 'data' / hashlib.sha256(data.encode()).hexdigest()[:16]
+    with accelerator.main_process_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        reader = open_data(data, folder)
+    with report.stage(f'Preparing {data}'):
+        if accelerator.is_main_process:
+            prepare(reader, encoders, folder, report)
+        accelerator.wait_for_everyone()
+        return open_examples(reader, folder)
 
 
-@contextmanager
-def scratch(directory: Path) -> Iterator[None]:
-    """A new folder that is gone afterwards, however it ends."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-    try:
-        yield
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+def describe(examples: Examples, rows: np.ndarray) -> str:
+    kind = {1: 'items', 2: 'pairs', 3: 'triplets'}[len(examples.columns)]
+    groups = f' of {examples.class_count} {"classes" if examples.classes else "groups"}' * (examples.labels is not None)
+    held_out = f', {len(examples) - len(rows)} more are held out' * (len(examples) > len(rows))
+    return f'{len(rows)} {kind}{groups}{held_out}'

@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from itertools import islice
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from training.config import FitConfig
+    from training.data import Examples
 
 logger = logging.getLogger(__name__)
 
@@ -48,20 +52,23 @@ class ClassSampler:
     `classes_per_batch` are what is used.
 
     :param labels: class number of every row, integers 0..C-1, shape [N].
+    :param least: the fewest rows of a class: 1 if a row is a pair, which has a positive in itself.
     :raises ValueError: there are fewer than two classes, so that nothing can be told apart.
     """
 
-    def __init__(self, labels: np.ndarray, batch_size: int, num_items_per_class: int = 4, seed: int = 0):
+    def __init__(
+        self, labels: np.ndarray, batch_size: int, num_items_per_class: int = 4, seed: int = 0, least: int = 2
+    ):
         self.labels, self.seed = labels, seed
         self.sizes = np.bincount(labels)
         classes = int((self.sizes > 0).sum())
         if classes < 2:
             raise ValueError(f'the training data has {classes} class: at least 2 are needed to tell items apart')
-        self.items_per_class = max(2, min(num_items_per_class, batch_size // 2))
+        self.items_per_class = max(least, min(num_items_per_class, batch_size // 2))
         self.classes_per_batch = max(2, batch_size // self.items_per_class)
         if self.classes_per_batch > classes:
             self.classes_per_batch = classes
-            self.items_per_class = max(2, batch_size // classes)
+            self.items_per_class = max(least, batch_size // classes)
         if self.items_per_class != num_items_per_class or self.items_per_class * self.classes_per_batch != batch_size:
             logger.warning(
                 'batch_size=%d with num_items_per_class=%d does not work out for %d classes: '
@@ -122,14 +129,31 @@ class ClassSampler:
         return groups
 
 
-def make_sampler(
-    name: str, labels: np.ndarray, *, class_weights: bool, batch_size: int, num_items_per_class: int, seed: int
-) -> Sampler:
-    """The sampler by its name: 'class', 'random', or 'auto'.
+class Subset:
+    """A sampler over some rows only."""
 
-    :param class_weights: the loss compares items with learned class weights, so it needs no positives in the batch:
-        'auto' is then 'random', otherwise 'class'.
+    def __init__(self, sampler: Sampler, rows: np.ndarray):
+        self.sampler, self.rows = sampler, rows
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def batches(self, epoch: int) -> Iterator[np.ndarray]:
+        return (self.rows[batch] for batch in self.sampler.batches(epoch))
+
+
+def make_sampler(config: FitConfig, rows: np.ndarray, examples: Examples, batch_size: int) -> Sampler:
+    """The sampler that the config names: 'class', 'random', or 'auto', which is 'class' if the loss needs several items
+    of a class in a batch.
+
+    :param rows: of the examples, those that are trained on, int64 [M].
+    :raises ValueError: 'class' is asked for and there are no labels, or there is one class only.
     """
-    if name == 'random' or (name == 'auto' and class_weights):
-        return RandomSampler(len(labels), batch_size, seed)
-    return ClassSampler(labels, batch_size, num_items_per_class, seed)
+    if config.sampler == 'random' or (config.sampler == 'auto' and not config.needs_classes):
+        return Subset(RandomSampler(len(rows), batch_size, config.seed), rows)
+    if examples.labels is None:
+        raise ValueError(f"sampler 'class' needs labels, and {examples.name} has none: use 'random'")
+    columns = len(examples.columns)  # all items of an example are of its class
+    per_class = max(1, config.num_items_per_class // columns)
+    numbers = np.unique(examples.labels[rows], return_inverse=True)[1]
+    return Subset(ClassSampler(numbers, batch_size, per_class, config.seed, least=2 if columns == 1 else 1), rows)

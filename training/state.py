@@ -25,23 +25,27 @@ class TrainingState:
     :param global_step: batches of the training that are done.
     :param steps_per_epoch: batches of an epoch.
     :param metrics: the latest figures by name: 'train_loss', 'val_loss', 'learning_rate', those of evaluations.
+    :param loss_sum: of the epoch's batches so far, up to date when the training stops.
     :param stop: set to True to end the training after this batch.
     :param stop_reason: why, for the log.
     :param directory: of the run; what is put here stays after the training.
+    :param history: the figures as they were at the end of every epoch.
     :param is_main: False in all processes but the first of a training on several devices.
     """
 
     task: Task
     config: FitConfig
-    optimizers: list[torch.optim.Optimizer]
-    schedulers: list[LRScheduler]
     directory: Path
     report: Reporter
+    optimizers: list[torch.optim.Optimizer] = field(default_factory=list)
+    schedulers: list[LRScheduler] = field(default_factory=list)
     epoch: int = 0
     step: int = 0
     global_step: int = 0
     steps_per_epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    loss_sum: float = 0.0
     stop: bool = False
     stop_reason: str | None = None
     is_main: bool = True

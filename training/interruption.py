@@ -1,0 +1,41 @@
+"""Ending a training between two batches, where its state is whole, when a signal asks for it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interruption:
+    """SIGTERM ends the process at once, but for what is `deferred`: that is finished first.
+
+    Nothing is changed in the process before `install` is called.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._busy = False
+
+    def install(self) -> Interruption:
+        signal.signal(signal.SIGTERM, self._on_signal)
+        return self
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A signal that comes within is noted as `requested`."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+
+    def exit(self) -> None:
+        """End the process as the signal would have."""
+        raise SystemExit(128 + signal.SIGTERM)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self._busy:
+            raise SystemExit(128 + number)
+        self.requested = True

@@ -1,0 +1,62 @@
+"""The process that a run is in: its device, its seeds, its scratch folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+
+from training.config import FitConfig
+
+logger = logging.getLogger(__name__)
+
+
+def make_accelerator(config: FitConfig) -> Accelerator:
+    """The device and precision that the config asks for; without a GPU 'cuda' means the CPU.
+
+    :raises ValueError: the device cannot compute in this precision.
+    """
+    cpu = config.device == 'cpu' or not torch.cuda.is_available()
+    if cpu and config.device != 'cpu':
+        logger.warning('There is no GPU: training on the CPU')
+    if cpu and config.precision == 'fp16':
+        raise ValueError("precision 'fp16' needs a GPU: use 'bf16' or 'fp32'")
+    if not cpu and ':' in config.device:
+        torch.cuda.set_device(config.device)
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process may fit more than once
+    return Accelerator(cpu=cpu, mixed_precision='no' if config.precision == 'fp32' else config.precision)
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Seed Python, numpy and torch, and have torch choose algorithms that give the same bits every time."""
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    set_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@contextmanager
+def scratch(directory: Path, accelerator: Accelerator) -> Iterator[None]:
+    """A new folder, shared by all processes, that is gone afterwards, however it ends."""
+    if accelerator.is_main_process:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if accelerator.is_main_process:
+            shutil.rmtree(directory, ignore_errors=True)

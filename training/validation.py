@@ -1,0 +1,72 @@
+"""Held-out examples and the loss on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from finetuner.excepts import DataError
+from training.config import FitConfig
+from training.data import Examples, learnable
+from training.embed import FeatureEmbedder
+from training.losses import has_class_weights
+from training.samplers import make_sampler
+from training.step import Step
+
+logger = logging.getLogger(__name__)
+
+
+def split(examples: Examples, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows to hold out, both ascending. Pairs that hang together are not parted.
+
+    :raises DataError: too little is left of either.
+    """
+    rows = np.arange(len(examples))
+    if not share:
+        return rows, rows[:0]
+    units = examples.labels if examples.labels is not None and not examples.classes else rows
+    names = np.unique(units)
+    chosen = np.random.default_rng((seed, 1)).permutation(names)[: round(share * len(names))]
+    held_out = np.isin(units, chosen)
+    if not held_out.any() or held_out.all():
+        raise DataError(f'val_split {share:g} of {len(rows)} examples of {examples.name} leaves nothing on one side')
+    return rows[~held_out], rows[held_out]
+
+
+def make_validation(
+    config: FitConfig, step: Step, held_out: np.ndarray, eval_set: Examples | None, batch_size: int
+) -> Callable[[], float] | None:
+    """What computes the loss on held-out examples: rows of the training data, or data of their own."""
+    examples, rows = step.examples, held_out
+    if eval_set is not None:
+        if not learnable(config.shape, eval_set):
+            logger.warning('There is no val_loss: %s learns from other data than %s holds', config.loss, eval_set.name)
+            return None
+        examples, rows = eval_set, np.arange(len(eval_set))
+        if eval_set.classes:
+            known = step.examples.classes
+            labels = eval_set.labels_as(known)
+            examples = dataclasses.replace(eval_set, labels=labels)
+            if has_class_weights(config.loss):  # there are none for other classes
+                rows = rows[labels < len(known)]
+        embedders = {
+            column.encoder: FeatureEmbedder(step.task.encoders[column.encoder], column.store.features)
+            for column in eval_set.columns
+        }
+        step = Step(step.task, examples, embedders, step.accelerator)
+    if not len(rows):
+        return None
+    sampler = make_sampler(config, rows, examples, batch_size)
+
+    def validate() -> float:
+        step.task.eval()
+        total, count = 0.0, 0
+        for batch in sampler.batches(0):
+            total += step.loss(batch).item() * len(batch)
+            count += len(batch)
+        return total / count
+
+    return validate
