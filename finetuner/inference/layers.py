@@ -3,33 +3,55 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from finetuner.inference.layout import find_weights, read_json, write_json
+from finetuner.inference.layout import GEM_OPTIONS, find_weights, read_json, write_json
 
 
-def pool(tokens: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """One vector per text out of one per token.
+def pool(
+    tokens: Tensor, mask: Tensor | None = None, pooling: str = 'mean', options: Mapping[str, float] | None = None
+) -> Tensor:
+    """One vector per item out of one per token, or per position of an image or a cloud of points.
 
     :param tokens: float [B, T, D].
-    :param mask: integers [B, T], 1 for a token and 0 for padding, on either side.
-    :param pooling: one of :data:`POOLINGS`.
+    :param mask: integers [B, T], 1 for a token and 0 for padding, on either side; None if nothing is padding.
+    :param pooling: one of :data:`finetuner.inference.layout.POOLINGS`.
+    :param options: as :func:`finetuner.inference.layout.check_pooling` gives them.
     :return: [B, D], of the type of `tokens`.
     """
-    weights = mask.unsqueeze(-1).to(tokens.dtype)
+    if pooling == 'gem':
+        power, least = (options or GEM_OPTIONS)['p'], (options or GEM_OPTIONS)['eps']
+        tokens = tokens.clamp(min=least)
+        if mask is not None:
+            tokens = tokens.masked_fill(mask.unsqueeze(-1) == 0, least)
+        # relative to the largest, or else high powers would leave the range of floats
+        scale = tokens.amax(1, keepdim=True).detach()
+        return _mean((tokens / scale).pow(power), mask).pow(1 / power) * scale.squeeze(1)
     if pooling == 'mean':
-        return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+        return _mean(tokens, mask)
     if pooling == 'max':
-        return tokens.masked_fill(weights == 0, torch.finfo(tokens.dtype).min).amax(1)
+        if mask is not None:
+            tokens = tokens.masked_fill(mask.unsqueeze(-1) == 0, torch.finfo(tokens.dtype).min)
+        return tokens.amax(1)
+    if mask is None:
+        return tokens[:, 0 if pooling == 'cls' else -1]
     if pooling == 'cls':
         index = mask.to(torch.int32).argmax(1)
     else:
         index = (mask * torch.arange(mask.shape[1], device=mask.device)).amax(1)
     return tokens.gather(1, index.to(torch.int64)[:, None, None].expand(-1, 1, tokens.shape[-1])).squeeze(1)
+
+
+def _mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return tokens.mean(1)
+    weights = mask.unsqueeze(-1).to(tokens.dtype)
+    return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
 
 
 class Dense(nn.Module):

@@ -7,11 +7,14 @@ model, for which mean pooling is the convention.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-POOLINGS = ('mean', 'cls', 'max', 'lasttoken')
+POOLINGS = ('mean', 'cls', 'max', 'lasttoken', 'gem')
+GEM_OPTIONS = {'p': 3.0, 'eps': 1e-6}
 
 _POOLING_FLAGS = {
     'pooling_mode_cls_token': 'cls',
@@ -27,6 +30,7 @@ _POOLING_FLAGS = {
 class Layout:
     """:param transformer: the directory of the backbone and its tokenizer.
     :param pooling: one of :data:`POOLINGS`.
+    :param pooling_options: what it takes; see :func:`check_pooling`.
     :param dense: the directories of dense layers after pooling, in order.
     :param normalize: whether embeddings are scaled to L2 norm 1.
     :param max_length: the longest input in tokens, special ones included; None where the directory does not say.
@@ -36,11 +40,34 @@ class Layout:
 
     transformer: Path
     pooling: str
+    pooling_options: dict[str, float]
     dense: tuple[Path, ...]
     normalize: bool
     max_length: int | None
     do_lower_case: bool
     prompts: dict[str, str]
+
+
+def check_pooling(pooling: str, options: Mapping[str, Any] | None = None) -> tuple[str, dict[str, float]]:
+    """The name of a pooling as it is spelled here, and all its options, those left out by default.
+
+    GeM, the generalized mean, takes `p` (1 is the mean, the larger the nearer to the maximum, default 3) and `eps`, to
+    which smaller and negative values are raised (default 1e-6). The others take none.
+
+    :param pooling: one of :data:`POOLINGS`, in any case.
+    :raises ValueError: the pooling, an option or its value is not known; the message names it.
+    """
+    name = pooling.lower()
+    if name not in POOLINGS:
+        raise ValueError(f'unknown pooling {pooling!r}: it is one of {", ".join(POOLINGS)}')
+    defaults = GEM_OPTIONS if name == 'gem' else {}
+    if unknown := sorted(set(options or {}) - set(defaults)):
+        known = f'it takes {" and ".join(defaults)}' if defaults else 'it takes none'
+        raise ValueError(f'unknown pooling_options {", ".join(unknown)} of {name} pooling: {known}')
+    for key, value in (options or {}).items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ValueError(f'the pooling option {key} is {value!r}: it must be a positive number')
+    return name, {key: float((options or {}).get(key, default)) for key, default in defaults.items()}
 
 
 def read_json(path: Path) -> Any:
@@ -76,7 +103,7 @@ def read_layout(directory: Path) -> Layout:
     if not (directory / 'modules.json').is_file():
         if not (directory / 'config.json').is_file():
             raise ValueError(f'{directory} holds no model: neither modules.json nor config.json is there')
-        return Layout(directory, 'mean', (), False, None, False, {})
+        return Layout(directory, 'mean', {}, (), False, None, False, {})
     modules = [(module['type'].rpartition('.')[2], directory / module['path']) for module in _modules(directory)]
     kinds = [kind for kind, _ in modules]
     expected = ['Transformer', 'Pooling', *['Dense'] * kinds.count('Dense'), *['Normalize'] * ('Normalize' in kinds)]
@@ -93,9 +120,11 @@ def read_layout(directory: Path) -> Layout:
             f'{directory} puts the prompt {sentence["default_prompt_name"]!r} before every text by default: '
             'models with a default prompt are not supported'
         )
+    pooling, pooling_options = _pooling(modules[1][1] / 'config.json')
     return Layout(
         transformer=transformer,
-        pooling=_pooling(modules[1][1] / 'config.json'),
+        pooling=pooling,
+        pooling_options=pooling_options,
         dense=tuple(path for kind, path in modules if kind == 'Dense'),
         normalize='Normalize' in kinds,
         max_length=limits.get('max_seq_length'),
@@ -124,10 +153,10 @@ def _read_optional(path: Path) -> dict[str, Any]:
     return content
 
 
-def _pooling(path: Path) -> str:
+def _pooling(path: Path) -> tuple[str, dict[str, float]]:
     config = read_json(path)
     modes = config.get('pooling_mode') or [mode for flag, mode in _POOLING_FLAGS.items() if config.get(flag)] or 'mean'
     names = [modes] if isinstance(modes, str) else list(modes)
     if len(names) != 1 or names[0] not in POOLINGS:
         raise ValueError(f'{path} asks for the pooling {" + ".join(names)}: supported is one of {", ".join(POOLINGS)}')
-    return names[0]
+    return check_pooling(names[0], config.get('pooling_options'))

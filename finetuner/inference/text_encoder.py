@@ -1,4 +1,4 @@
-"""The text model: a transformers backbone, pooling, optional dense layers, optional L2 normalization.
+"""The text model: a transformers backbone, pooling, a head of dense layers, if any, and perhaps normalization.
 
 It reads and writes the directories of sentence-transformers, so that either can load what the other wrote.
 """
@@ -6,20 +6,25 @@ It reads and writes the directories of sentence-transformers, so that either can
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
-from tokenizers import normalizers
+from tokenizers import Tokenizer, normalizers
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from finetuner.inference.encoder import Encoder
 from finetuner.inference.layers import Dense, pool
-from finetuner.inference.layout import POOLINGS, Layout, find_weights, read_layout, write_json
+from finetuner.inference.layout import Layout, check_pooling, find_weights, read_layout, write_json
+from finetuner.inference.packing import layer_groups
+from finetuner.inference.preprocessing import Modality
 from finetuner.inference.pretrained import HUB_IDS, resolve
+from finetuner.inference.tokenization import TextTokenizer
 
 # files of a hub repository that are fetched; no pickled weights, no code
 _HUB_PATTERNS = ['*.json', '*.safetensors', '*.txt', '*.model']
@@ -36,17 +41,21 @@ _OFFSET_POSITIONS = {
 _DEFAULT_LENGTH = 512  # where neither the directory nor the backbone has a limit
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Encoder):
     """Token ids in, embeddings out.
 
     :param backbone: a transformers encoder or decoder without a head.
     :param tokenizer: its fast tokenizer; its `model_max_length` is set to `max_length`.
-    :param pooling: `mean`, `cls`, `max` or `lasttoken`.
+    :param pooling: `mean`, `cls`, `max`, `lasttoken` or `gem`.
+    :param pooling_options: of GeM `p` and `eps`.
     :param normalize: scale embeddings to L2 norm 1.
     :param max_length: the longest input in tokens, special ones included; None is the longest the backbone can take.
-    :param dense: layers between pooling and normalization.
+    :param head: layers between pooling and normalization.
+    :param prompts: named prefixes, kept for those who load the saved model elsewhere; none is ever added here.
     :raises ValueError: an unknown pooling, a slow tokenizer, or a length that the backbone cannot take.
     """
+
+    modality: ClassVar[Modality] = 'text'
 
     def __init__(
         self,
@@ -54,21 +63,18 @@ class TextEncoder(nn.Module):
         tokenizer: Any,
         *,
         pooling: str = 'mean',
+        pooling_options: Mapping[str, float] | None = None,
         normalize: bool = False,
         max_length: int | None = None,
-        dense: list[Dense] | None = None,
+        head: list[Dense] | None = None,
         prompts: dict[str, str] | None = None,
     ):
-        super().__init__()
-        if pooling not in POOLINGS:
-            raise ValueError(f'unknown pooling {pooling!r}: it is one of {", ".join(POOLINGS)}')
+        super().__init__(head, normalize)
+        self.pooling, self.pooling_options = check_pooling(pooling, pooling_options)
         if not tokenizer.is_fast:
             raise ValueError(f'{type(tokenizer).__name__} has no fast version (tokenizer.json), which is needed')
         self.backbone = backbone
         self.tokenizer = tokenizer
-        self.pooling = pooling
-        self.normalize = normalize
-        self.dense = nn.ModuleList(dense or [])
         self.prompts = prompts or {}
         self.max_length = _check_length(max_length, backbone, tokenizer)
         tokenizer.model_max_length = self.max_length
@@ -81,11 +87,18 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def load(
-        cls, directory_or_name: str | Path, pooling: str | None = None, max_length: int | None = None
+        cls,
+        directory_or_name: str | Path,
+        pooling: str | None = None,
+        pooling_options: Mapping[str, float] | None = None,
+        max_length: int | None = None,
     ) -> TextEncoder:
         """Read a sentence-transformers or transformers directory, a short name or a hub id; weights become float32.
 
+        A model for classification or for predicting words loses its head.
+
         :param pooling: overrides the directory's; without either it is `mean`.
+        :param pooling_options: override the directory's.
         :param max_length: overrides the directory's.
         :raises ValueError: the model is not to be found, unsafe (pickled weights) or not supported.
         """
@@ -109,17 +122,22 @@ class TextEncoder(nn.Module):
             backbone,
             tokenizer,
             pooling=pooling or layout.pooling,
+            pooling_options=layout.pooling_options if pooling is None and pooling_options is None else pooling_options,
             normalize=layout.normalize,
             max_length=max_length,
-            dense=[Dense.load(path) for path in layout.dense],
+            head=[Dense.load(path) for path in layout.dense],
             prompts=layout.prompts,
         ).eval()
 
     @property
-    def dim(self) -> int:
-        """The length of an embedding."""
-        layers = [layer for layer in self.dense if isinstance(layer, Dense)]
-        return layers[-1].linear.out_features if layers else self.backbone.config.hidden_size
+    def backbone_dim(self) -> int:
+        return int(self.backbone.config.hidden_size)
+
+    @cached_property
+    def preprocessor(self) -> TextTokenizer:
+        # a copy: the encoder's own is changed by every call
+        tokenizer = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+        return TextTokenizer(tokenizer, self.max_length, self.tokenizer.pad_token_id or 0)
 
     @property
     def input_names(self) -> list[str]:
@@ -127,7 +145,9 @@ class TextEncoder(nn.Module):
         types = self._takes_types and 'token_type_ids' in self.tokenizer.model_input_names
         return ['input_ids', 'attention_mask', *['token_type_ids'] * types]
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
         """Embed tokenized texts.
 
         :param input_ids: int64 [B, T].
@@ -135,12 +155,17 @@ class TextEncoder(nn.Module):
         :param token_type_ids: int64 [B, T], ignored by backbones that have none; None is all zeros.
         :return: float32 [B, dim].
         """
+        return self.finish(self.pooled(input_ids, attention_mask, token_type_ids))
+
+    def pooled(  # type: ignore[override]
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
         types = {'token_type_ids': token_type_ids} if self._takes_types and token_type_ids is not None else {}
         tokens = self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **types)
-        embeddings = pool(tokens.last_hidden_state.float(), attention_mask, self.pooling)
-        for layer in self.dense:
-            embeddings = layer(embeddings).float()
-        return nn.functional.normalize(embeddings, dim=-1) if self.normalize else embeddings
+        return pool(tokens.last_hidden_state.float(), attention_mask, self.pooling, self.pooling_options)
+
+    def layer_groups(self) -> list[nn.Module]:
+        return layer_groups(self.backbone)
 
     def save(self, directory: str | Path) -> Path:
         """Write a directory that sentence-transformers loads to the same embeddings.
@@ -157,7 +182,7 @@ class TextEncoder(nn.Module):
             self.backbone.save_pretrained(directory)
             self.tokenizer.save_pretrained(directory)
         modules = [('Transformer', ''), ('Pooling', '1_Pooling')]
-        for number, layer in enumerate(self.dense, start=len(modules)):
+        for number, layer in enumerate(self.head, start=len(modules)):
             assert isinstance(layer, Dense)
             layer.save(directory / f'{number}_Dense')
             modules.append(('Dense', f'{number}_Dense'))
@@ -172,14 +197,16 @@ class TextEncoder(nn.Module):
         )
         write_json(directory / 'sentence_bert_config.json', {'max_seq_length': self.max_length, 'do_lower_case': False})
         write_json(directory / 'config_sentence_transformers.json', {'prompts': self.prompts})
-        flags = {'mean': 'mean_tokens', 'cls': 'cls_token', 'max': 'max_tokens', 'lasttoken': 'lasttoken'}
         (directory / '1_Pooling').mkdir(exist_ok=True)
-        write_json(
-            directory / '1_Pooling' / 'config.json',
-            {'word_embedding_dimension': self.backbone.config.hidden_size}
-            | {f'pooling_mode_{flag}': name == self.pooling for name, flag in flags.items()},
-        )
+        write_json(directory / '1_Pooling' / 'config.json', self._pooling_config())
         return directory
+
+    def _pooling_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = {'word_embedding_dimension': self.backbone_dim}
+        if self.pooling == 'gem':  # sentence-transformers has none, and says so when it reads the name
+            return config | {'pooling_mode': self.pooling, 'pooling_options': self.pooling_options}
+        flags = {'mean': 'mean_tokens', 'cls': 'cls_token', 'max': 'max_tokens', 'lasttoken': 'lasttoken'}
+        return config | {f'pooling_mode_{flag}': name == self.pooling for name, flag in flags.items()}
 
 
 @contextmanager
