@@ -1,9 +1,13 @@
-"""`python -m training fit train.csv --eval-data test.csv`: fine-tune on this machine, without the service."""
+"""`python -m training fit train.csv --eval-data test.csv`: fine-tune on this machine, without the service.
+
+On several devices: `torchrun --nproc-per-node 2 -m training fit train.csv …`.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -31,19 +35,23 @@ def main() -> None:
 
 @cli.command()
 def fit(
-    train_data: Annotated[Path, typer.Argument(help='A CSV file of two columns, text and label.')],
-    eval_data: Annotated[Path | None, typer.Option(help='A CSV file of queries that search the training data.')] = None,
+    train_data: Annotated[Path, typer.Argument(help='A CSV, JSONL or Parquet file.')],
+    eval_data: Annotated[Path | None, typer.Option(help='Held-out data; labelled, it searches the training data.')] = None,
     model: Annotated[str, typer.Option(help='A model directory, a short name or a hub id.')] = 'all-minilm-l6-v2',
     directory: Annotated[Path, typer.Option(help='Where the artifact goes.')] = Path('artifacts'),
     run_name: Annotated[str | None, typer.Option(help='The name of the artifact.', show_default='of the CSV')] = None,
     epochs: int = 5,
-    batch_size: int = 64,
+    batch_size: Annotated[int | None, typer.Option(show_default='what the device has room for')] = None,
     learning_rate: Annotated[float | None, typer.Option(show_default='chosen')] = None,
-    loss: Annotated[str, typer.Option(help='A loss of pytorch-metric-learning.')] = 'TripletMarginLoss',
+    loss: Annotated[str, typer.Option(help='A loss, see docs/training.md.')] = 'TripletMarginLoss',
     loss_options: JSON = None,
     miner: Annotated[str | None, typer.Option(help='A miner of pytorch-metric-learning.', show_default=False)] = None,
     miner_options: JSON = None,
     num_items_per_class: Annotated[int, typer.Option(help='Of a batch.')] = 4,
+    freeze: Annotated[bool, typer.Option('--freeze', help='Train only what is beyond the backbone.')] = False,
+    output_dim: Annotated[int | None, typer.Option(help='Add a projection head.', show_default=False)] = None,
+    time_limit: Annotated[float | None, typer.Option(help='Seconds of training.', show_default=False)] = None,
+    resume: Annotated[bool, typer.Option('--resume', help='Go on from the last checkpoint in the directory.')] = False,
     device: Annotated[str, typer.Option(help='cpu, cuda or cuda:N; cuda is the CPU where there is no GPU.')] = 'cuda',
     seed: int = 0,
     options: Annotated[
@@ -62,18 +70,23 @@ def fit(
         'miner': miner,
         'miner_options': _object('miner-options', miner_options),
         'num_items_per_class': num_items_per_class,
+        'freeze': freeze,
+        'output_dim': output_dim,
+        'time_limit': time_limit,
         'device': device,
         'seed': seed,
     }
     further = _object('options', options) or {}
-    if given := sorted(further.keys() & {'train_data', 'eval_data', 'model', 'directory', 'report'}):
+    if given := sorted(further.keys() & {'train_data', 'eval_data', 'model', 'directory', 'report', 'resume', 'interruption'}):
         raise ValueError(f'--options: {given[0]} has an option of its own')
     arguments |= further
+    from training.interruption import Interruption
     from training.local import fit as fit_here
 
+    is_main = os.environ.get('RANK', '0') == '0'
     handler = RichHandler(console=progress_console, show_path=False, show_level=False)
     logging.basicConfig(level=logging.WARNING, format='%(message)s', handlers=[handler])
-    logging.getLogger('training').setLevel(logging.INFO)
+    logging.getLogger('training').setLevel(logging.INFO if is_main else logging.ERROR)
     with make_progress(MofNCompleteColumn(), TextColumn('{task.fields[facts]}')) as bar:
         task = bar.add_task('Starting', total=None, facts='')
 
@@ -81,7 +94,18 @@ def fit(
             bar.update(task, description=escape(progress.title), facts=progress.facts)
             bar.update(task, completed=progress.step, total=progress.steps)
 
-        result = fit_here(train_data, eval_data, model, directory=directory, report=report, **arguments)
+        result = fit_here(
+            model,
+            train_data,
+            eval_data,
+            directory=directory,
+            report=report if is_main else None,
+            resume=resume,
+            interruption=Interruption().install(),
+            **arguments,
+        )
+    if not is_main:
+        return
     if result.examples['after']:
         console.print(examples_table(result.examples, k=3))
     if result.metrics['after']:

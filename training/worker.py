@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry import Registry, RunRecord
 from registry.records import FINISHED
+from training.interruption import Interruption
 
 if TYPE_CHECKING:
     from training.progress import Progress
@@ -32,14 +33,14 @@ def main(run_id: str) -> int:
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s', datefmt='%H:%M:%S', stream=sys.stdout)
     for noisy in ('alembic', 'httpx'):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that scratch files are removed
+    interruption = Interruption().install()  # scratch files are removed, and a checkpoint is whole
     with Registry.open() as registry:
         if not registry.start_run(run_id, f'{socket.gethostname()}:{os.getpid()}'):
             logger.debug('The run %s is at work elsewhere or has ended', run_id)  # not in the log of the other worker
             return TAKEN
         try:
             with Heartbeat(registry, run_id).beating() as report:
-                work(registry, registry.get_run_by_id(run_id), report)
+                work(registry, registry.get_run_by_id(run_id), report, interruption)
         except Exception as error:
             logger.exception('Failed')
             registry.fail_run(run_id, reason(error))
@@ -48,21 +49,29 @@ def main(run_id: str) -> int:
     return 0
 
 
-def work(registry: Registry, run: RunRecord, report: Any) -> None:
-    """Fine-tune as the run's config says, on the data sets as they were when it was created."""
+def work(registry: Registry, run: RunRecord, report: Any, interruption: Interruption) -> None:
+    """Fine-tune as the run's config says, on the data sets as they were when it was created.
+
+    What an earlier worker of the run left as a checkpoint is where this one begins.
+    """
     logger.info('Preparing the run %s', run.name)
+    from registry.shards import DatasetReader
     from training.config import FitConfig
-    from training.data import LabelledTexts
     from training.pipeline import run_fit
 
     datasets = registry.get_run_datasets(run.id)
 
-    def open_texts(name: str, folder: Path) -> LabelledTexts:
-        folder.mkdir(parents=True, exist_ok=True)
-        return LabelledTexts.from_shards(registry.fetch_shards(datasets[name].shards, folder), name)
+    def open_data(name: str, folder: Path) -> DatasetReader:
+        return DatasetReader(registry.fetch_shards(datasets[name].shards, folder), name)
 
     config = FitConfig.from_arguments(**run.config | {'run_name': run.name})
-    result = run_fit(config, open_texts, registry.run_directory(run.id), report)
+    artifact = None
+    if config.model_artifact is not None:
+        artifact = registry.artifact_file(registry.get_artifact(run.account_id, config.model_artifact))
+    directory = registry.run_directory(run.id)
+    result = run_fit(
+        config, open_data, directory, report, artifact=artifact, resume=True, interruption=interruption
+    )
     registry.finish_run(run.id, result.artifact, result.metrics, result.examples)
     result.artifact.unlink()  # the registry has it now
     logger.info('Fine-tuning took %.1f seconds', sum(result.seconds.values()))
