@@ -9,16 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from finetuner.excepts import DataError
 from finetuner.inference.encoder import Encoder
-from registry.shards import DatasetReader
 from training.losses.objective import Shape
 from training.progress import Progress, Reporter
 from training.rows import Rows, RowsWriter
+
+if TYPE_CHECKING:
+    from registry.shards import DatasetReader
 
 SCRATCH = 'work'  # the folder, in that of the run, of files that are needed on the way only
 PREPARE_ROWS = 256  # texts may be long, and a tokenizer keeps 100 bytes for each token before it cuts them
@@ -163,6 +165,19 @@ def learnable(shape: Shape, examples: Examples) -> bool:
         'scored pairs': columns == 2 and examples.scores is not None,
         'triplets': columns == 3,
     }[shape]
+
+
+def mismatch(loss: str, shape: Shape, examples: Examples) -> str:
+    """The sentence that refuses data which a loss cannot learn from."""
+    needed = {
+        'labelled': 'items with labels, or pairs',
+        'pairs': 'pairs of an anchor and a positive',
+        'scored pairs': 'pairs with a score',
+        'triplets': 'triplets of a query, a positive and a negative',
+    }[shape]
+    held = {1: 'items', 2: 'pairs', 3: 'triplets'}[len(examples.columns)]
+    marks = [mark for mark, there in (('labels', examples.classes), ('scores', examples.scores is not None)) if there]
+    return f'{loss} learns from {needed}, and {examples.name} holds {held} with {" and ".join(marks) or "no label"}'
 
 
 def _write_store(

@@ -15,8 +15,6 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from finetuner.inference.text_encoder import TextEncoder
-from training.data import LabelledTexts, TokenisedTexts, tokenise
-from training.progress import Reporter
 
 TOPICS = {
     'card': ['card', 'plastic', 'chip', 'contactless'],
@@ -83,12 +81,6 @@ def word_model(tmp_path_factory) -> Path:
 def encoder(word_model) -> TextEncoder:
     """In evaluation mode, so that dropout is off."""
     return TextEncoder.load(word_model)
-
-
-@pytest.fixture
-def tokenised(encoder, train_csv, tmp_path) -> TokenisedTexts:
-    texts = LabelledTexts.from_csv(train_csv, tmp_path / 'data')
-    return tokenise(texts, encoder.tokenizer, encoder.max_length, tmp_path / 'data', Reporter())
 
 
 @pytest.fixture(autouse=True)
