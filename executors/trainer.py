@@ -87,7 +87,7 @@ class TrainerExecutor(Executor):
 
     def _check_dataset(self, account_id: str, name: str) -> None:
         dataset = self.registry.get_dataset(account_id, name)
-        if not dataset.texts:
+        if dataset.shape != 'items' or dataset.modalities != ('text',):
             raise DataError(
                 f'the data set {name!r} holds documents that are not texts: only texts can be trained on yet'
             )

@@ -9,7 +9,7 @@ from functools import reduce
 from sqlalchemy import Text, cast, delete, func, select
 from sqlalchemy.orm import Session
 
-from finetuner.excepts import RegistryError
+from finetuner.excepts import DataError, RegistryError
 from registry.database import find_or_insert
 from registry.models import DatasetRow, RunRow, ShardRow
 from registry.names import known
@@ -50,13 +50,25 @@ def insert_shard(
     """Add a shard as `part`, or as the next part. A part that is there with this content is left as it is.
 
     :return: the data set, and the keys of the shards that made way (see `Registry.append_documents`).
+    :raises DataError: it holds other shapes or modalities than the parts that stay.
     :raises RegistryError: the part is there with other content, and a run reads what would make way.
     """
     query = select(DatasetRow).where(DatasetRow.account_id == account_id, DatasetRow.name == name).with_for_update()
     row, _ = find_or_insert(
         session,
         query,
-        lambda: DatasetRow(account_id=account_id, name=name, rows=0, size=0, digest=EMPTY, labelled=True, texts=True),
+        lambda: DatasetRow(
+            account_id=account_id,
+            name=name,
+            rows=0,
+            size=0,
+            digest=EMPTY,
+            shape=info.shape,
+            modalities=','.join(info.modalities),
+            labelled=True,
+            scored=True,
+            linked=False,
+        ),
     )
     last = session.scalar(select(func.max(ShardRow.part)).where(ShardRow.dataset_id == row.id))
     if part is None:
@@ -65,6 +77,7 @@ def insert_shard(
     if there == info.content_digest:
         return _summary(row), []
     dropped = [] if there is None else _drop(session, row.id, name, part)
+    _check_alike(session, row, info)
     session.add(
         ShardRow(
             id=shard_id,
@@ -74,8 +87,11 @@ def insert_shard(
             size=info.size,
             sha256=info.sha256,
             content_digest=info.content_digest,
+            shape=info.shape,
+            modalities=','.join(info.modalities),
             labelled=info.labelled,
-            texts=info.texts,
+            scored=info.scored,
+            linked=info.linked,
             key=key,
         )
     )
@@ -85,11 +101,13 @@ def insert_shard(
         row.size += info.size
         row.digest = _chain(row.digest, info.content_digest)
         row.labelled &= info.labelled
-        row.texts &= info.texts
+        row.scored &= info.scored
+        row.linked |= info.linked
     else:
         whole = _dataset(row.id, row.name, _shards(session, row.id))
-        for field in ('rows', 'size', 'digest', 'labelled', 'texts'):
+        for field in ('rows', 'size', 'digest', 'shape', 'labelled', 'scored', 'linked'):
             setattr(row, field, getattr(whole, field))
+        row.modalities = ','.join(whole.modalities)
     return _summary(row), dropped
 
 
@@ -120,8 +138,11 @@ def snapshot(session: Session, account_id: str, names: Iterable[str]) -> dict[st
             'digest': dataset.digest,
             'rows': dataset.rows,
             'size': dataset.size,
+            'shape': dataset.shape,
+            'modalities': list(dataset.modalities),
             'labelled': dataset.labelled,
-            'texts': dataset.texts,
+            'scored': dataset.scored,
+            'linked': dataset.linked,
             'shards': [shard.id for shard in dataset.shards],
         }
         for name, dataset in datasets.items()
@@ -161,6 +182,23 @@ def _drop(session: Session, dataset_id: str, name: str, part: int) -> list[str]:
     return [key for _, key in shards]
 
 
+def _check_alike(session: Session, row: DatasetRow, info: ShardInfo) -> None:
+    other = session.execute(
+        select(ShardRow.shape, ShardRow.modalities)
+        .where(ShardRow.dataset_id == row.id)
+        .order_by(ShardRow.part)
+        .limit(1)
+    ).first()
+    modalities = ','.join(info.modalities)
+    # what was ingested before there were modalities may be anything
+    if other is None or (other.shape == info.shape and other.modalities in (modalities, '')):
+        return
+    raise DataError(
+        f'documents[0] to documents[{info.rows - 1}] are {info.shape} ({modalities}), and the data set {row.name!r} '
+        f'holds {other.shape} ({other.modalities}): the documents of a data set are of one shape and kind'
+    )
+
+
 def _read_by_runs(session: Session, dataset_id: str) -> set[str]:
     """The ids of the shards of a data set that any run reads or has read."""
     snapshots = session.scalars(select(RunRow.datasets).where(cast(RunRow.datasets, Text).contains(dataset_id)))
@@ -176,13 +214,15 @@ def _shards(session: Session, dataset_id: str) -> list[Shard]:
         ShardRow.size,
         ShardRow.sha256,
         ShardRow.content_digest,
+        ShardRow.shape,
+        ShardRow.modalities,
         ShardRow.labelled,
-        ShardRow.texts,
+        ShardRow.scored,
+        ShardRow.linked,
         ShardRow.key,
     )
-    return [
-        Shard(*row) for row in session.execute(query.where(ShardRow.dataset_id == dataset_id).order_by(ShardRow.part))
-    ]
+    rows = session.execute(query.where(ShardRow.dataset_id == dataset_id).order_by(ShardRow.part))
+    return [Shard(**{**row._mapping, 'modalities': _split(row.modalities)}) for row in rows]
 
 
 def _dataset(dataset_id: str, name: str, shards: list[Shard]) -> Dataset:
@@ -192,8 +232,11 @@ def _dataset(dataset_id: str, name: str, shards: list[Shard]) -> Dataset:
         rows=sum(shard.rows for shard in shards),
         size=sum(shard.size for shard in shards),
         digest=reduce(_chain, (shard.content_digest for shard in shards), EMPTY),
+        shape=shards[0].shape if shards else 'items',
+        modalities=shards[0].modalities if shards else (),
         labelled=all(shard.labelled for shard in shards),
-        texts=all(shard.texts for shard in shards),
+        scored=all(shard.scored for shard in shards),
+        linked=any(shard.linked for shard in shards),
         shards=shards,
     )
 
@@ -204,4 +247,19 @@ def _chain(digest: str, content_digest: str) -> str:
 
 
 def _summary(row: DatasetRow) -> DatasetSummary:
-    return DatasetSummary(row.id, row.name, row.rows, row.size, row.digest, row.labelled, row.texts)
+    return DatasetSummary(
+        id=row.id,
+        name=row.name,
+        rows=row.rows,
+        size=row.size,
+        digest=row.digest,
+        shape=row.shape,
+        modalities=_split(row.modalities),
+        labelled=row.labelled,
+        scored=row.scored,
+        linked=row.linked,
+    )
+
+
+def _split(modalities: str) -> tuple[str, ...]:
+    return tuple(modalities.split(',')) if modalities else ()

@@ -96,8 +96,11 @@ class DatasetRow(Base):
     rows: Mapped[int]
     size: Mapped[int]
     digest: Mapped[str] = mapped_column(String(64))
+    shape: Mapped[str] = mapped_column(String(16))
+    modalities: Mapped[str]  # of the contents of a row, with commas between
     labelled: Mapped[bool]
-    texts: Mapped[bool]
+    scored: Mapped[bool]
+    linked: Mapped[bool]
 
 
 class ShardRow(Base):
@@ -110,8 +113,11 @@ class ShardRow(Base):
     size: Mapped[int]
     sha256: Mapped[str] = mapped_column(String(64))
     content_digest: Mapped[str] = mapped_column(String(64))
+    shape: Mapped[str] = mapped_column(String(16))
+    modalities: Mapped[str]  # of the contents of a row, with commas between
     labelled: Mapped[bool]
-    texts: Mapped[bool]
+    scored: Mapped[bool]
+    linked: Mapped[bool]
     key: Mapped[str] = mapped_column(unique=True)
 
 
@@ -137,7 +143,7 @@ class RunRow(Base):
     details: Mapped[str] = mapped_column(Text, default='')
     description: Mapped[str] = mapped_column(Text, default='')
     config: Mapped[dict[str, Any]]
-    # the data sets as they were at creation: {name: {id, digest, rows, size, labelled, texts, shards: [id, ...]}}
+    # the data sets as they were at creation: {name: {id, digest, rows, size, shape, ..., shards: [id, ...]}}
     datasets: Mapped[dict[str, Any]] = mapped_column(deferred=True)
     artifact_id: Mapped[str] = mapped_column(String(24), unique=True, default=new_id)
     started_at: Mapped[datetime | None]

@@ -40,8 +40,11 @@ class Shard:
     :param size: in bytes.
     :param sha256: of the file's bytes.
     :param content_digest: sha256 of the documents without their ids.
+    :param shape: 'items', 'pairs' or 'triplets'.
+    :param modalities: of the contents of a row: 'text', 'image', 'mesh' or 'tensor'; empty if it is not known.
     :param labelled: whether every row has a label.
-    :param texts: whether every row is a text.
+    :param scored: whether every row has a score.
+    :param linked: whether a content is known by its URI alone.
     """
 
     id: str
@@ -50,8 +53,11 @@ class Shard:
     size: int
     sha256: str
     content_digest: str
+    shape: str
+    modalities: tuple[str, ...]
     labelled: bool
-    texts: bool
+    scored: bool
+    linked: bool
     key: str
 
 
@@ -60,8 +66,11 @@ class DatasetSummary:
     """A named data set, summed up over its shards.
 
     :param digest: of the content of the shards, in the order of their parts: the same parts give the same.
+    :param shape: what every row is: 'items', 'pairs' or 'triplets'.
+    :param modalities: of the contents of a row: 'text', 'image', 'mesh' or 'tensor'; empty if it is not known.
     :param labelled: whether every row has a label.
-    :param texts: whether every row is a text.
+    :param scored: whether every row has a score.
+    :param linked: whether a content is known by its URI alone.
     """
 
     id: str
@@ -69,8 +78,11 @@ class DatasetSummary:
     rows: int
     size: int
     digest: str
+    shape: str
+    modalities: tuple[str, ...]
     labelled: bool
-    texts: bool
+    scored: bool
+    linked: bool
 
 
 @dataclass(frozen=True, slots=True)

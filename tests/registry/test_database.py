@@ -1,6 +1,7 @@
 import sqlite3
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -96,3 +97,26 @@ def test_times_keep_their_zone(tmp_path):
     with pytest.raises(ValueError, match='has no time zone'):
         kept.process_bind_param(time.replace(tzinfo=None), database.engine.dialect)
     database.close()
+
+
+def test_data_sets_of_the_first_version_are_brought_along(tmp_path):
+    database = Database(f'sqlite:///{tmp_path / "home" / "registry.db"}')
+    with database._writing.begin() as connection:
+        command.upgrade(alembic_config(connection), '0001')
+        connection.execute(text("INSERT INTO accounts VALUES ('a', 'local', '2026-01-01')"))
+        for name, texts in (('words', 1), ('files', 0)):
+            values = f"'{name}', 'a', '{name}', 3, 10, 'cc', 1, {texts}, '2026-01-01'"
+            connection.execute(text(f'INSERT INTO datasets VALUES ({values})'))
+            values = f"'s-{name}', '{name}', 0, 3, 10, 'aa', 'bb', 1, {texts}, 'k-{name}', '2026-01-01'"
+            connection.execute(text(f'INSERT INTO shards VALUES ({values})'))
+    database.close()
+    with Registry.open(tmp_path / 'home') as registry:
+        words, files = (registry.get_dataset('a', name) for name in ('words', 'files'))
+    assert (words.rows, words.shape, words.modalities, words.labelled, words.scored) == (
+        3,
+        'items',
+        ('text',),
+        True,
+        False,
+    )
+    assert (files.shape, files.modalities, files.linked) == ('items', (), False)

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from finetuner.documents import LABEL, Document
+from finetuner.documents import LABEL, SCORE, Content, Document
 from finetuner.excepts import DataError, RegistryError
 from registry import DatasetSummary, Registry
 from registry.shards import open_shards
@@ -20,7 +20,8 @@ def test_a_data_set_grows_by_parts(registry, account, documents):
 
     dataset = registry.get_dataset(account, 'intents')
     assert answer == summary(dataset)
-    assert (dataset.name, dataset.rows, dataset.labelled, dataset.texts) == ('intents', 15, True, True)
+    assert (dataset.name, dataset.rows, dataset.labelled, dataset.scored) == ('intents', 15, True, False)
+    assert (dataset.shape, dataset.modalities, dataset.linked) == ('items', ('text',), False)
     assert [shard.part for shard in dataset.shards] == [0, 1]
     assert dataset.size == sum(shard.size for shard in dataset.shards)
 
@@ -36,7 +37,21 @@ def test_shards_are_mapped_where_they_lie(registry, account, documents, tmp_path
 def test_one_row_without_a_label_makes_the_data_set_unlabelled(registry, account, documents):
     registry.append_documents(account, 'intents', documents(3))
     dataset = registry.append_documents(account, 'intents', [Document(text='no label')])
-    assert (dataset.labelled, dataset.texts) == (False, True)
+    assert (dataset.labelled, dataset.modalities) == (False, ('text',))
+
+
+def test_parts_of_other_shapes_are_refused(registry, account, documents):
+    pair = Document(chunks=[Content(text='a'), Content(text='b')], tags={SCORE: 0.5})
+    registry.append_documents(account, 'intents', documents(2), part=0)
+    with pytest.raises(DataError, match=r'are pairs \(text,text\), and the data set .intents. holds items \(text\)'):
+        registry.append_documents(account, 'intents', [pair], part=1)
+    with pytest.raises(DataError, match=r'are items \(tensor\), and the data set'):
+        registry.append_documents(account, 'intents', [Document(tensor=[1.0, 2.0])])
+    assert registry.get_dataset(account, 'intents').rows == 2
+    # part 0 begins a new upload
+    answer = registry.append_documents(account, 'intents', [pair], part=0)
+    assert (answer.shape, answer.modalities, answer.scored, answer.labelled) == ('pairs', ('text', 'text'), True, False)
+    assert summary(registry.get_dataset(account, 'intents')) == answer
 
 
 def test_the_same_part_again_changes_nothing(registry, account, documents, stored_files):
