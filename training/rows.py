@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -33,40 +34,47 @@ class Rows:
             meta = json.loads((self.directory / META).read_text())
             self.dtype = np.dtype(meta['dtype'])
             self.tail: tuple[int, ...] = tuple(int(size) for size in meta['tail'])
-            self.offsets = _map(self.directory / OFFSETS, np.dtype(np.int64))
+            offsets = _map(self.directory / OFFSETS, np.dtype(np.int64))
             data = _map(self.directory / f'data.{self.dtype}', self.dtype)
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f'{self.directory} holds no rows: {error}') from error
-        if not len(self.offsets) or self.offsets[-1] * math.prod(self.tail) != len(data):
+        if not len(offsets) or offsets[-1] * math.prod(self.tail) != len(data):
             raise ValueError(f'{self.directory} is not complete: its offsets and its data do not fit together')
         self.data = data.reshape(-1, *self.tail)
+        self.starts, self.ends = offsets[:-1], offsets[1:]
+        self.selected: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.starts)
 
     def __getitem__(self, row: int) -> np.ndarray:
         """A view [L, *tail] into the file, read-only."""
-        row = int(row)
         if not -len(self) <= row < len(self):
             raise IndexError(f'row {row} of {len(self)}')
-        row %= len(self)
-        return self.data[self.offsets[row] : self.offsets[row + 1]]
+        return self.data[self.starts[row] : self.ends[row]]
 
-    def __reduce__(self) -> tuple[type[Rows], tuple[Path]]:
-        return Rows, (self.directory,)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.directory, self.selected)
+
+    def select(self, rows: np.ndarray) -> Rows:
+        """The rows of these numbers, int64 [M], in this order, repeated perhaps; nothing is copied."""
+        chosen = copy.copy(self)
+        chosen.starts, chosen.ends = self.starts[rows], self.ends[rows]
+        chosen.selected = rows if self.selected is None else self.selected[rows]
+        return chosen
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """The length of each of the rows, int64 [B]."""
-        return self.offsets[rows + 1] - self.offsets[rows]
+        return self.ends[rows] - self.starts[rows]
 
     def take(self, rows: np.ndarray) -> list[np.ndarray]:
         """Views of the rows, [L, *tail] each."""
-        starts, ends = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist()
+        starts, ends = self.starts[rows].tolist(), self.ends[rows].tolist()
         return [self.data[start:end] for start, end in zip(starts, ends, strict=True)]
 
     def concatenated(self, rows: np.ndarray) -> np.ndarray:
         """A copy of the rows one after the other, [sum of the lengths, *tail]."""
-        starts, lengths = self.offsets[rows], self.lengths(rows)
+        starts, lengths = self.starts[rows], self.lengths(rows)
         ends = np.cumsum(lengths)
         total = int(ends[-1]) if len(ends) else 0
         step = self.dtype.itemsize * math.prod(self.tail)
@@ -79,6 +87,7 @@ class RowsWriter:
     """Writes a directory of rows, which appears complete or not at all. Holds only what is being appended.
 
     Used as a context manager: leaving it by an exception leaves nothing behind, and what was there before as it was.
+    Other files that are put into `folder` meanwhile appear with the rows.
 
     :param directory: is made, or replaced if it is there.
     :param dtype: of all rows.
@@ -93,9 +102,9 @@ class RowsWriter:
 
     def __enter__(self) -> RowsWriter:
         self.directory.parent.mkdir(parents=True, exist_ok=True)
-        self._aside = Path(tempfile.mkdtemp(prefix=f'.{self.directory.name}.', dir=self.directory.parent))
-        self._data: BinaryIO = (self._aside / f'data.{self.dtype}').open('wb')
-        self._offsets: BinaryIO = (self._aside / OFFSETS).open('wb')
+        self.folder = Path(tempfile.mkdtemp(prefix=f'.{self.directory.name}.', dir=self.directory.parent))
+        self._data: BinaryIO = (self.folder / f'data.{self.dtype}').open('wb')
+        self._offsets: BinaryIO = (self.folder / OFFSETS).open('wb')
         self._offsets.write(np.int64(0).tobytes())
         return self
 
@@ -125,25 +134,30 @@ class RowsWriter:
         try:
             if kind is None:
                 meta = {'dtype': str(self.dtype), 'tail': list(self.tail)}
-                (self._aside / META).write_text(json.dumps(meta))
+                (self.folder / META).write_text(json.dumps(meta))
                 self._replace()
         finally:
-            shutil.rmtree(self._aside, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _replace(self) -> None:
         """Put what was written in its place; a directory is renamed only onto an empty one, so the old goes first."""
-        self._aside.chmod(0o755)
+        self.folder.chmod(0o755)
         try:
-            self._aside.rename(self.directory)
+            self.folder.rename(self.directory)
         except OSError:
             if not self.directory.is_dir():
                 raise
             old = Path(tempfile.mkdtemp(prefix=f'.{self.directory.name}.', dir=self.directory.parent))
             self.directory.rename(old)
-            self._aside.rename(self.directory)
+            self.folder.rename(self.directory)
             shutil.rmtree(old, ignore_errors=True)
 
 
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:
     """The file as a flat array; a file of no bytes cannot be mapped."""
     return np.asarray(np.memmap(path, dtype, 'r')) if path.stat().st_size else np.empty(0, dtype)
+
+
+def _reopen(directory: Path, selected: np.ndarray | None) -> Rows:
+    rows = Rows(directory)
+    return rows if selected is None else rows.select(selected)

@@ -88,6 +88,14 @@ def test_what_does_not_fit_is_refused(tmp_path):
         Rows(tmp_path / 'b')
 
 
+def test_selected_rows_are_rows(tmp_path):
+    arrays = [np.full(length, length, np.int32) for length in (1, 2, 3, 4)]
+    rows = write(tmp_path / 'rows', arrays, 'int32').select(np.array([3, 0, 3, 1]))
+    assert [row.tolist() for row in rows.take(np.arange(4))] == [[4] * 4, [1], [4] * 4, [2] * 2]
+    again = pickle.loads(pickle.dumps(rows.select(np.array([2, 1]))))
+    assert len(again) == 2 and again.lengths(np.arange(2)).tolist() == [4, 1]
+
+
 def test_rows_go_to_other_processes_as_their_path(tmp_path):
     rows = write(tmp_path / 'rows', [np.arange(1000, dtype=np.int32)] * 50, 'int32')
     pickled = pickle.dumps(rows)
