@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import yaml
@@ -28,15 +28,17 @@ class ModelInfo:
     """What one model of an artifact does.
 
     :param dim: the length of its embeddings.
-    :param max_length: the longest text in tokens, special ones included; the rest is cut off.
+    :param max_length: the longest text in tokens, special ones included; the rest is cut off. None of other content.
     :param task: what is searched with what.
     :param preprocess_types: the kinds of content that it takes.
+    :param export: how the ONNX model was made and measured, plain values.
     """
 
     dim: int
-    max_length: int
+    max_length: int | None = None
     task: str = 'text-to-text'
     preprocess_types: tuple[str, ...] = ('text',)
+    export: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -178,13 +180,16 @@ def _mapping(content: Mapping[str, Any], key: str) -> dict[Any, Any]:
 
 def _model(name: str, info: Any) -> ModelInfo:
     try:
-        model = ModelInfo(info['dim'], info['max_length'], info['task'], tuple(info['preprocess_types']))
+        types, export = tuple(info['preprocess_types']), info.get('export', {})
+        model = ModelInfo(info['dim'], info['max_length'], info['task'], types, export)
     except (KeyError, TypeError) as error:
         raise ArtifactError(f'{METADATA} describes the model {name!r} incompletely: {error}') from error
-    if not _is_count(model.dim) or not _is_count(model.max_length):
+    if not _is_count(model.dim) or not (model.max_length is None or _is_count(model.max_length)):
         raise ArtifactError(f'{METADATA}: dim and max_length of the model {name!r} must be positive integers')
     if not all(isinstance(text, str) for text in (model.task, *model.preprocess_types)):
         raise ArtifactError(f'{METADATA}: task and preprocess_types of the model {name!r} must be texts')
+    if not isinstance(model.export, dict):
+        raise ArtifactError(f'{METADATA}: export of the model {name!r} must be a mapping')
     return model
 
 
