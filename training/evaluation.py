@@ -10,6 +10,16 @@ from torch.nn import functional
 
 Distance = Literal['cosine', 'euclidean', 'sqeuclidean']
 
+METRICS = (
+    'precision_at_k',
+    'recall_at_k',
+    'f1_score_at_k',
+    'hit_at_k',
+    'average_precision',
+    'reciprocal_rank',
+    'ndcg_at_k',
+    'dcg_at_k',
+)
 QUERY_BLOCK = 256
 INDEX_BLOCK = 16384
 # torch's default cancels the distances of near points

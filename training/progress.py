@@ -62,14 +62,19 @@ class Reporter:
         self.seconds: dict[str, float] = {}
         self._report = report or (lambda progress: None)
         self._reported = self._logged = time.perf_counter()
+        self._within = 0.0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what is done within, and log it."""
-        start = time.perf_counter()
+        """Time what is done within, and log it. The seconds of a stage in another count for the inner one alone, those
+        of several of one name together."""
+        start, outer = time.perf_counter(), self._within
+        self._within = 0.0
         yield
-        self.seconds[name] = time.perf_counter() - start
-        logger.info('%s took %.1f seconds', name, self.seconds[name])
+        seconds = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds - self._within
+        logger.info('%s took %.1f seconds', name, seconds - self._within)
+        self._within = outer + seconds
 
     def due(self) -> bool:
         """True if progress would be passed on now: what costs time to find out need not be found out otherwise."""

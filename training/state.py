@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,9 @@ class TrainingState:
     :param stop_reason: why, for the log.
     :param directory: of the run; what is put here stays after the training.
     :param history: the figures as they were at the end of every epoch.
+    :param scaler: of the gradients in fp16.
+    :param identity: what the weights depend on beside the config, such as a digest of the data: a checkpoint is refused
+        where it differs.
     :param is_main: False in all processes but the first of a training on several devices.
     """
 
@@ -49,3 +52,5 @@ class TrainingState:
     stop: bool = False
     stop_reason: str | None = None
     is_main: bool = True
+    scaler: torch.amp.GradScaler | None = None
+    identity: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,155 @@
+"""All callbacks of a training, made from its config and called in an order that makes sense."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from training.callbacks.base import Callback
+from training.callbacks.best_model import BestModelCheckpoint
+from training.callbacks.early_stopping import EarlyStopping
+from training.callbacks.evaluation import EvaluationCallback
+from training.callbacks.logger import Logger
+from training.callbacks.mlflow_logger import MLFlowLogger
+from training.callbacks.training_checkpoint import TrainingCheckpoint
+from training.callbacks.wandb_logger import WandBLogger
+from training.callbacks.wise_ft import WiSEFTCallback
+from training.evaluator import Evaluator
+from training.state import TrainingState
+
+logger = logging.getLogger(__name__)
+
+# What measures comes before what decides by it, and the checkpoint after all whose state it keeps. In the end the
+# weights are made final before they are measured. `Callback` stands for those of the user.
+ORDER = (EvaluationCallback, Callback, BestModelCheckpoint, EarlyStopping, WiSEFTCallback, TrainingCheckpoint, Logger)
+ORDER_AT_END = (BestModelCheckpoint, WiSEFTCallback, Callback, EarlyStopping, EvaluationCallback)
+LOSSES = ('train_loss', 'val_loss')
+
+
+class CallbackError(RuntimeError):
+    """A callback failed, and with it the training; the message begins with its name."""
+
+
+class Callbacks(Callback):
+    """Several callbacks as one.
+
+    :param members: called in the order that :data:`ORDER` says, those of one kind as they are given.
+    """
+
+    def __init__(self, members: Sequence[Callback]):
+        self.members = sorted(members, key=lambda member: _rank(member, ORDER))
+        for member in self.members:
+            if isinstance(member, TrainingCheckpoint):
+                member.others = [other for other in self.members if other is not member]
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """`{'before': {name: value}, 'after': {name: value}}` of all evaluations."""
+        evaluations = self._evaluations()
+        return {
+            'before': {name: value for part in evaluations for name, value in part.before.metrics.items()},
+            'after': {name: value for part in evaluations for name, value in part.after.metrics.items()},
+        }
+
+    @property
+    def examples(self) -> dict[str, dict[str, list[Any]]]:
+        """`{'before': {query: [match, ...]}, 'after': ...}`, and, if there are any, whether each match is relevant:
+        `{'relevant before': {query: [bool, ...]}, 'relevant after': ...}`."""
+        found: dict[str, dict[str, list[Any]]] = {'before': {}, 'after': {}}
+        for part in self._evaluations():
+            for time, evaluation in (('before', part.before), ('after', part.after)):
+                for query, matches in evaluation.examples.items():
+                    name = query if query not in found[time] else f'{query} ({part.prefix.rstrip("_")})'
+                    found[time][name] = matches
+                    found.setdefault(f'relevant {time}', {})[name] = evaluation.relevance[query]
+        return found
+
+    def _evaluations(self) -> list[EvaluationCallback]:
+        return [member for member in self.members if isinstance(member, EvaluationCallback)]
+
+    def on_fit_begin(self, state: TrainingState) -> None:
+        self._each('on_fit_begin', lambda member: member.on_fit_begin(state))
+
+    def on_resume(self, state: TrainingState) -> None:
+        self._each('on_resume', lambda member: member.on_resume(state))
+
+    def on_epoch_begin(self, state: TrainingState) -> None:
+        self._each('on_epoch_begin', lambda member: member.on_epoch_begin(state))
+
+    def on_batch_end(self, state: TrainingState) -> None:
+        self._each('on_batch_end', lambda member: member.on_batch_end(state))
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        self._each('on_epoch_end', lambda member: member.on_epoch_end(state))
+
+    def on_fit_end(self, state: TrainingState) -> None:
+        members = sorted(self.members, key=lambda member: _rank(member, ORDER_AT_END))
+        self._each('on_fit_end', lambda member: member.on_fit_end(state), members)
+
+    def on_exception(self, state: TrainingState, error: BaseException) -> None:
+        for member in self.members:
+            try:
+                member.on_exception(state, error)
+            except Exception:  # the first error is what matters
+                logger.exception('The callback %s failed in on_exception', member.name)
+
+    def _each(self, event: str, call: Callable[[Callback], None], members: Sequence[Callback] | None = None) -> None:
+        for member in members or self.members:
+            try:
+                call(member)
+            except Exception as error:
+                reason = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
+                raise CallbackError(f'the callback {member.name} failed in {event}: {reason}') from error
+
+
+def make_callbacks(
+    callbacks: Sequence[Any], evaluators: Sequence[Evaluator] = (), *, resume: bool = False
+) -> Callbacks:
+    """
+    :param callbacks: as `FitConfig` holds them; see `training.callbacks.options.CallbackConfig`.
+    :param evaluators: one for each EvaluationCallback among them, in their order, and perhaps further ones.
+    :param resume: go on from a checkpoint, if there is one and TrainingCheckpoint among the callbacks.
+    """
+    members: list[Callback] = []
+    makers: dict[str, Callable[..., Callback]] = {
+        'BestModelCheckpoint': BestModelCheckpoint,
+        'TrainingCheckpoint': lambda last_k_epochs: TrainingCheckpoint(last_k_epochs, resume=resume),
+        'EarlyStopping': EarlyStopping,
+        'WiSEFTCallback': WiSEFTCallback,
+        'WandBLogger': lambda token, wandb_args: WandBLogger(token and token.get_secret_value(), wandb_args),
+        'MLFlowLogger': MLFlowLogger,
+    }
+    for callback in callbacks:
+        if isinstance(callback, Callback):
+            members.append(callback)
+        elif callback.name in makers:
+            members.append(makers[callback.name](**dict(callback.options)))
+    watched = any(_reads_metrics(member) for member in members)
+    for evaluator, prefix in zip(evaluators, prefixes(evaluators), strict=True):
+        members.append(EvaluationCallback(evaluator, prefix, evaluator.options.steps_per_interval, watched))
+    return Callbacks(members)
+
+
+def prefixes(evaluators: Sequence[Evaluator]) -> list[str]:
+    """What the names of each evaluator's metrics begin with: its `name` and its encoders. Of those that would have the
+    same, the later ones begin with 'evaluation-2_', 'evaluation-3_' and so on."""
+    chosen: list[str] = []
+    for number, evaluator in enumerate(evaluators, 1):
+        name = evaluator.options.name
+        prefix = f'{name}_{evaluator.prefix}' if name else evaluator.prefix
+        chosen.append(f'evaluation-{number}_{prefix}' if prefix in chosen else prefix)
+    return chosen
+
+
+def _rank(member: Callback, order: Sequence[type[Callback]]) -> int:
+    own = order.index(Callback)
+    kinds = [number for number, kind in enumerate(order) if kind is not Callback and isinstance(member, kind)]
+    return kinds[0] if kinds else len(order) if isinstance(member, TrainingCheckpoint | Logger) else own
+
+
+def _reads_metrics(member: Callback) -> bool:
+    """Whether it may want figures of an evaluation at the end of an epoch."""
+    if isinstance(member, BestModelCheckpoint | EarlyStopping):
+        return member.monitor.figure not in LOSSES
+    return not isinstance(member, TrainingCheckpoint | WiSEFTCallback)
