@@ -1,12 +1,116 @@
-"""Texts through a transformers backbone without padding: all their tokens as one stream, attention text by text."""
+"""Texts through a transformers backbone without padding: all their tokens as one stream, attention text by text.
+
+Linear layers, norms and activations do not care which text a token is of. Attention does: it is computed for all texts
+of one length at once, so that no length has to be filled up. The stream is sorted by length, which makes the texts of
+one length one slice of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from functools import cached_property, partial
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from finetuner.inference.layers import pool
+
+_NAME = 'finetuner_packed'
+
+# positions are counted from the padding id on, so that the table holds that many more than the longest input
+OFFSET_POSITIONS = {
+    'camembert',
+    'data2vec-text',
+    'longformer',
+    'mpnet',
+    'roberta',
+    'roberta-prelayernorm',
+    'xlm-roberta',
+    'xlm-roberta-xl',
+}
+# the longest text of the trial: beyond the windows of local attention that models have
+_PROBE_LENGTH = 80
+_PROBE_TOLERANCE = 1e-4
+# arguments of attention that change its result in ways that are not known here
+_UNKNOWN = ('softcap', 's_aux', 'cache')
+
+
+class CannotPack(Exception):
+    """The backbone does something that needs padded texts."""
+
+
+class Stream:
+    """How the texts of a batch lie in their stream of tokens: the shortest first.
+
+    :param lengths: of the texts, int64 [B], each at least 1.
+    :param start: how many layer groups have been computed already; then `hidden` is what they gave.
+    :param hidden: float [N, D].
+    :param stop: how many layer groups to compute in all; None is all, and what comes after them.
+    """
+
+    def __init__(
+        self,
+        lengths: Tensor,
+        start: int = 0,
+        hidden: Tensor | None = None,
+        stop: int | None = None,
+    ):
+        self.lengths = lengths.cpu().numpy()
+        self.device = lengths.device
+        self.start, self.hidden, self.stop = start, hidden, stop
+        self.order = np.argsort(self.lengths, kind='stable')
+        self.is_sorted = bool((np.diff(self.order) == 1).all())
+        self.sorted = self.lengths[self.order]
+        lengths_of_groups, counts = np.unique(self.sorted, return_counts=True)
+        self.groups: list[tuple[int, int]] = list(zip(counts.tolist(), lengths_of_groups.tolist(), strict=True))
+        self.sizes = [count * length for count, length in self.groups]
+
+    @property
+    def longest(self) -> int:
+        return self.groups[-1][1]
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """The place of each token in its text, int64 [1, N]."""
+        starts = np.repeat(np.cumsum(self.sorted) - self.sorted, self.sorted)
+        return self._put(np.arange(len(starts)) - starts)[None]
+
+    @cached_property
+    def _sources(self) -> np.ndarray:
+        """Where each token of the sorted stream is in the given one."""
+        shifts = (np.cumsum(self.lengths) - self.lengths)[self.order] - (np.cumsum(self.sorted) - self.sorted)
+        return np.arange(self.sorted.sum()) + np.repeat(shifts, self.sorted)
+
+    def sort(self, tokens: Tensor) -> Tensor:
+        """From the order of the caller to that of the stream, [N, ...]."""
+        return tokens if self.is_sorted else tokens[self._put(self._sources)]
+
+    def unsort(self, tokens: Tensor) -> Tensor:
+        """The other way round, [N, ...]."""
+        return tokens if self.is_sorted else tokens[self._put(np.argsort(self._sources))]
+
+    def unsort_texts(self, texts: Tensor) -> Tensor:
+        """The same for one vector per text, [B, ...]."""
+        return texts if self.is_sorted else texts[self._put(np.argsort(self.order))]
+
+    def split(self, states: Tensor) -> list[Tensor]:
+        """[N, ...] to one [texts, length, ...] per group: views, not copies."""
+        return [part.unflatten(0, group) for part, group in zip(states.split(self.sizes), self.groups, strict=True)]
+
+    def _put(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+
+_stream: ContextVar[Stream | None] = ContextVar('stream', default=None)
 
 
 class Group(nn.ModuleList):
@@ -62,16 +166,27 @@ def _layers_before(
 
     hooks = [layer.register_forward_pre_hook(count) for layer in layers]
     hooks += [module.register_forward_pre_hook(note) for module in modules if module is not backbone]
-    was_training = backbone.training
     try:
-        with torch.no_grad():
+        with _evaluating(backbone):
             ids = torch.ones(1, 3, dtype=torch.int64, device=backbone.device)
-            backbone.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
+            backbone(input_ids=ids, attention_mask=torch.ones_like(ids))
     finally:
-        backbone.train(was_training)
         for hook in hooks:
             hook.remove()
     return calls
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Without dropout, gradients and mixed precision; afterwards each part is as it was."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad(), torch.autocast(next(module.parameters()).device.type, enabled=False):
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def _join(parts: list[nn.Module], backbone: nn.Module) -> nn.Module:
@@ -83,3 +198,303 @@ def _join(parts: list[nn.Module], backbone: nn.Module) -> nn.Module:
         if {id(weight) for weight in module.parameters()} == weights:
             return module
     return Group(parts)
+
+
+def attend(
+    stream: Stream,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    dropout: float = 0.0,
+    scale: float | None = None,
+    causal: bool = False,
+    window: int | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Attention of each text to itself.
+
+    :param query: [1, H, N, D]; `key` and `value` may have fewer heads, each for several of the query's.
+    :param window: tokens see those less than this far away; None is all.
+    :param bias: is added to the scores, [1, H, T, T] with T the longest text's length or more.
+    :return: [1, N, H, D].
+    """
+    shared = key.shape[1] != query.shape[1]
+    parts = []
+    groups = (stream.split(states[0].transpose(0, 1)) for states in (query, key, value))
+    for queries, keys, values in zip(*groups, strict=True):
+        length = queries.shape[1]
+        mask = _mask(length, causal, window, bias, query)
+        part = nn.functional.scaled_dot_product_attention(
+            queries.transpose(1, 2),
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=causal and mask is None,
+            scale=scale,
+            enable_gqa=shared,
+        )
+        parts.append(part.transpose(1, 2).flatten(0, 1))
+    return torch.cat(parts).unsqueeze(0)
+
+
+def _mask(length: int, causal: bool, window: int | None, bias: Tensor | None, like: Tensor) -> Tensor | None:
+    """What is added to the scores of texts of one length, or which of them count; None where that is all."""
+    near = window is not None and window < length
+    if bias is None and not near:
+        return None
+    visible = None
+    if causal or near:
+        places = torch.arange(length, device=like.device)
+        distance = places[:, None] - places
+        visible = distance >= (0 if causal else -length)
+        if window is not None:
+            visible &= distance.abs() < window
+    if bias is None:
+        return visible
+    bias = bias[..., :length, :length].to(like.dtype)
+    return bias if visible is None else bias.masked_fill(~visible, -torch.inf)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    position_bias: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls for attention; outside of a packed forward it does what the library does."""
+    stream = _stream.get()
+    if stream is None:
+        return sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            is_causal=is_causal,
+            position_bias=position_bias,
+            **options,
+        )
+    if any(options.get(name) is not None for name in _UNKNOWN) or key.shape[2] != query.shape[2]:
+        raise CannotPack
+    states = attend(
+        stream,
+        query,
+        key,
+        value,
+        dropout=dropout,
+        scale=scaling,
+        causal=bool(getattr(module, 'is_causal', True) if is_causal is None else is_causal),
+        window=sliding_window,
+        bias=position_bias,
+    )
+    return states, None
+
+
+def _attention_mask(*args: Any, **options: Any) -> Tensor | None:
+    return sdpa_mask(*args, **options) if _stream.get() is None else None
+
+
+AttentionInterface.register(_NAME, _attention)
+AttentionMaskInterface.register(_NAME, _attention_mask)
+
+
+class _Reached(Exception):
+    """Ends a forward before a layer that is not to be computed."""
+
+    def __init__(self, hidden: Tensor):
+        super().__init__()
+        self.hidden = hidden
+
+
+class PackedBackbone:
+    """Runs a backbone on streams of tokens; in between the backbone is as it was.
+
+    Several threads may do so at once, and others may call the backbone itself meanwhile.
+
+    :raises ValueError: the backbone is no stack of layers.
+    """
+
+    def __init__(self, backbone: PreTrainedModel):
+        self.backbone = backbone
+        self.layers = find_layers(backbone)
+        self._arguments = set(inspect.signature(backbone.forward).parameters)
+        offset = backbone.config.model_type in OFFSET_POSITIONS
+        self._first_position = (backbone.config.pad_token_id or 0) + 1 if offset else 0
+        self._lock = threading.Lock()
+        self._running = 0
+        self._returns_tuples = False  # a layer does, instead of hidden states alone
+        self._undo = ExitStack()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.backbone,)  # a copy runs the copy of the backbone
+
+    @property
+    def groups(self) -> int:
+        """How many layer groups there are."""
+        return len(self.layers) + 1
+
+    @cached_property
+    def can_pack(self) -> bool:
+        """Whether a stream gets the hidden states that the padded texts get. Is tried out at the first use."""
+        return self._agrees(lambda tokens, lengths: self.run(tokens, Stream(lengths)))
+
+    @cached_property
+    def can_split(self) -> bool:
+        """Whether a run can be interrupted and taken up again between any two layer groups."""
+
+        def run_in_parts(tokens: Tensor, lengths: Tensor) -> Tensor:
+            hidden = self.run(tokens, Stream(lengths, stop=1))
+            for done in range(1, self.groups):
+                hidden = self.run(tokens, Stream(lengths, start=done, hidden=hidden, stop=done + 1))
+            return hidden
+
+        return self.can_pack and self._agrees(run_in_parts)
+
+    def _agrees(self, run: Callable[[Tensor, Tensor], Tensor]) -> bool:
+        """Whether texts at random get the same hidden states by `run` as padded, to a relative difference of 1e-4."""
+        config, device = self.backbone.config, self.backbone.device
+        longest = min(_PROBE_LENGTH, getattr(config, 'max_position_embeddings', None) or _PROBE_LENGTH)
+        lengths = torch.tensor([1, 3, 3, max(1, longest - self._first_position)], device=device)
+        mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
+        padding = config.pad_token_id or 0
+        choices = torch.randint(1, config.vocab_size, mask.shape, generator=torch.Generator().manual_seed(0))
+        tokens = torch.where(mask, (choices.to(device) + padding) % config.vocab_size, padding)
+        with _evaluating(self.backbone):
+            try:
+                expected = self.backbone(input_ids=tokens, attention_mask=mask.long()).last_hidden_state[mask]
+                found = run(tokens[mask], lengths)
+            except (CannotPack, IndexError, RuntimeError, TypeError, ValueError):
+                return False
+        return bool((found - expected).abs().max() <= _PROBE_TOLERANCE * expected.abs().max().clamp(min=1))
+
+    def run(self, tokens: Tensor, stream: Stream) -> Tensor:
+        """Hidden states of the stream, float [N, D], in its order.
+
+        :param tokens: int64 [N], in the order of the stream.
+        :raises CannotPack: the backbone's attention is not known here.
+        """
+        inputs: dict[str, Any] = {'input_ids': tokens[None], 'attention_mask': None, 'return_dict': True}
+        if 'position_ids' in self._arguments:
+            inputs['position_ids'] = stream.positions + self._first_position
+        if 'use_cache' in self._arguments:
+            inputs['use_cache'] = False
+        reset = _stream.set(stream)
+        try:
+            with self._switched():
+                return self.backbone(**inputs).last_hidden_state[0]
+        except _Reached as reached:
+            return reached.hidden[0]
+        finally:
+            _stream.reset(reset)
+
+    @contextmanager
+    def _switched(self) -> Iterator[None]:
+        """Have the backbone heed the stream: its attention, and whatever else looks beyond a single token."""
+        with self._lock:
+            if not self._running:
+                self._switch()
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+                if not self._running:
+                    self._undo.close()
+
+    def _switch(self) -> None:
+        configs = {id(config): config for module in self.backbone.modules() if (config := _config(module))}
+        for config in configs.values():
+            self._undo.callback(setattr, config, '_attn_implementation', config._attn_implementation)
+            config._attn_implementation = _NAME
+        for number, layer in enumerate(self.layers, 1):
+            self._replace(layer, 'forward', partial(self._run_layer, layer.forward, number))
+        for module in self.backbone.modules():
+            for method, replacement in _REPLACEMENTS.get(type(module).__name__, {}).items():
+                self._replace(module, method, partial(replacement, module, getattr(module, method)))
+
+    def _run_layer(
+        self, forward: Callable[..., Any], number: int, hidden_states: Tensor, *args: Any, **options: Any
+    ) -> Any:
+        """One layer, unless the stream begins after or ends before it. `number` is that of its group."""
+        stream = _stream.get()
+        if stream is None:
+            return forward(hidden_states, *args, **options)
+        if number < stream.start:
+            return (hidden_states,) if self._returns_tuples else hidden_states
+        if number == stream.stop:
+            raise _Reached(hidden_states)
+        if number == stream.start and stream.hidden is not None:
+            hidden_states, stream.hidden = stream.hidden[None], None  # a shared layer is called again with its own
+        result = forward(hidden_states, *args, **options)
+        self._returns_tuples = isinstance(result, tuple)
+        return result
+
+    def _replace(self, module: nn.Module, name: str, function: Callable[..., Any]) -> None:
+        """Give one module another method."""
+        if (own := vars(module).get(name)) is not None:
+            self._undo.callback(setattr, module, name, own)
+        else:
+            self._undo.callback(delattr, module, name)
+        setattr(module, name, function)
+
+
+def _config(module: nn.Module) -> Any:
+    config = getattr(module, 'config', None)
+    return config if isinstance(config, PreTrainedConfig) else None
+
+
+def _bias_of_t5(module: Any, compute: Callable[..., Tensor], queries: int, keys: int, **options: Any) -> Tensor:
+    stream = _stream.get()
+    return compute(queries, keys, **options) if stream is None else compute(stream.longest, stream.longest, **options)
+
+
+def _bias_of_mpnet(module: Any, compute: Callable[..., Tensor], hidden: Tensor, *args: Any, **options: Any) -> Tensor:
+    stream = _stream.get()
+    return compute(hidden if stream is None else hidden[:, : stream.longest], *args, **options)
+
+
+def _attention_of_mpnet(
+    module: Any,
+    forward: Callable[..., Any],
+    hidden: Tensor,
+    attention_mask: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    **options: Any,
+) -> Any:
+    stream = _stream.get()
+    if stream is None:
+        return forward(hidden, attention_mask, position_bias, **options)
+    heads = (*hidden.shape[:-1], module.num_attention_heads, module.attention_head_size)
+    query, key, value = (part(hidden).view(heads).transpose(1, 2) for part in (module.q, module.k, module.v))
+    dropout = module.dropout.p if module.training else 0.0
+    return (module.o(attend(stream, query, key, value, dropout=dropout, bias=position_bias).flatten(2)),)
+
+
+# methods that compute something for all pairs of tokens, by the name of their class
+_REPLACEMENTS: dict[str, dict[str, Callable[..., Any]]] = {
+    'T5Attention': {'compute_bias': _bias_of_t5},
+    'MT5Attention': {'compute_bias': _bias_of_t5},
+    'MPNetEncoder': {'compute_position_bias': _bias_of_mpnet},
+    'MPNetSelfAttention': {'forward': _attention_of_mpnet},
+}
+
+
+def pool_stream(hidden: Tensor, stream: Stream, pooling: str, options: Mapping[str, float]) -> Tensor:
+    """One vector per text, [B, D], in the order of the stream.
+
+    :param hidden: [N, D].
+    :param pooling: as :func:`finetuner.inference.layers.pool` knows them.
+    """
+    return torch.cat([pool(group, None, pooling, options) for group in stream.split(hidden)])

@@ -21,23 +21,13 @@ from transformers.utils import logging as transformers_logging
 from finetuner.inference.encoder import Encoder
 from finetuner.inference.layers import Dense, pool
 from finetuner.inference.layout import Layout, check_pooling, find_weights, read_layout, write_json
-from finetuner.inference.packing import layer_groups
+from finetuner.inference.packing import OFFSET_POSITIONS, PackedBackbone, Stream, layer_groups, pool_stream
 from finetuner.inference.preprocessing import Modality
 from finetuner.inference.pretrained import HUB_IDS, resolve
 from finetuner.inference.tokenization import TextTokenizer
 
 # files of a hub repository that are fetched; no pickled weights, no code
 _HUB_PATTERNS = ['*.json', '*.safetensors', '*.txt', '*.model']
-# positions are counted from the padding id on, so that the table holds that many more than the longest input
-_OFFSET_POSITIONS = {
-    'camembert',
-    'longformer',
-    'mpnet',
-    'roberta',
-    'roberta-prelayernorm',
-    'xlm-roberta',
-    'xlm-roberta-xl',
-}
 _DEFAULT_LENGTH = 512  # where neither the directory nor the backbone has a limit
 
 
@@ -80,6 +70,7 @@ class TextEncoder(Encoder):
         tokenizer.model_max_length = self.max_length
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        self._packed: PackedBackbone | None = None
         self._takes_types = 'token_type_ids' in inspect.signature(backbone.forward).parameters
         # the head for next-sentence prediction: kept so that the directory is complete, never trained or used
         if isinstance(pooler := getattr(backbone, 'pooler', None), nn.Module):
@@ -166,6 +157,57 @@ class TextEncoder(Encoder):
 
     def layer_groups(self) -> list[nn.Module]:
         return layer_groups(self.backbone)
+
+    @property
+    def can_pack(self) -> bool:
+        """Whether :meth:`packed` gives what :meth:`forward` does. Is found out by trying, at the first use."""
+        return self._packer.can_pack
+
+    @property
+    def can_split(self) -> bool:
+        """Whether :meth:`packed_hidden` and :meth:`packed_from` give together what :meth:`packed` does."""
+        return self._packer.can_split
+
+    def packed(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Embed texts without computing any padding.
+
+        With dropout the embeddings have the same distribution as those of :meth:`forward`, without it they are equal.
+
+        :param tokens: the token ids of all texts, one text after the other, int64 [N].
+        :param lengths: how many tokens each text has, at least one, int64 [B].
+        :return: float32 [B, dim].
+        """
+        stream = Stream(lengths)
+        return self._finish_stream(self._packer.run(stream.sort(tokens), stream), stream)
+
+    def packed_hidden(self, tokens: Tensor, lengths: Tensor, stop: int) -> Tensor:
+        """What the first layer groups give, float [N, D]; the tokens are in the order of the arguments.
+
+        :param stop: how many layer groups, from 1 to all.
+        """
+        stream = Stream(lengths, stop=stop)
+        return stream.unsort(self._packer.run(stream.sort(tokens), stream))
+
+    def packed_from(self, hidden: Tensor, lengths: Tensor, start: int) -> Tensor:
+        """Embed texts from the hidden states that :meth:`packed_hidden` has given, float32 [B, dim].
+
+        :param hidden: float [N, D].
+        :param start: how many layer groups that was.
+        """
+        stream = Stream(lengths, start=start)
+        stream.hidden = hidden = stream.sort(hidden)
+        if start < self._packer.groups:
+            hidden = self._packer.run(hidden.new_zeros(len(hidden), dtype=torch.int64), stream)
+        return self._finish_stream(hidden, stream)
+
+    def _finish_stream(self, hidden: Tensor, stream: Stream) -> Tensor:
+        return self.finish(stream.unsort_texts(pool_stream(hidden.float(), stream, self.pooling, self.pooling_options)))
+
+    @property
+    def _packer(self) -> PackedBackbone:
+        if self._packed is None or self._packed.backbone is not self.backbone:
+            self._packed = PackedBackbone(self.backbone)
+        return self._packed
 
     def save(self, directory: str | Path) -> Path:
         """Write a directory that sentence-transformers loads to the same embeddings.
@@ -257,7 +299,7 @@ def _load_tokenizer(layout: Layout) -> Any:
 def _longest_input(backbone: transformers.PreTrainedModel) -> int | None:
     """How many tokens the table of positions has room for; None where there is no such table."""
     positions = getattr(backbone.config, 'max_position_embeddings', None)
-    if positions is not None and backbone.config.model_type in _OFFSET_POSITIONS:
+    if positions is not None and backbone.config.model_type in OFFSET_POSITIONS:
         positions -= (backbone.config.pad_token_id or 0) + 1
     return positions
 
