@@ -56,7 +56,8 @@ class Progress:
 
 
 class Reporter:
-    """Passes progress on, at most twice a second, logs it now and then, and keeps the seconds that each stage took."""
+    """Passes progress on, at most twice a second, logs it now and then, and keeps the seconds that each stage took,
+    without those of the stages within it."""
 
     def __init__(self, report: Callable[[Progress], None] | None = None):
         self.seconds: dict[str, float] = {}
