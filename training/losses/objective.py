@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -23,7 +23,7 @@ class Objective(nn.Module):
     ============== ======================================== ===========================================
     """
 
-    shape: ClassVar[Shape]
+    shape: Shape
 
     def forward(
         self,
