@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -74,8 +74,8 @@ class ImageSettings:
         if self.interpolation not in get_args(Interpolation):
             known = ', '.join(get_args(Interpolation))
             raise ValueError(f'interpolation is {self.interpolation!r}: it is one of {known}')
-        size = _pair('size', self.size)
-        resize_size = size if self.resize_size is None else _pair('resize_size', self.resize_size)
+        size = pair('size', self.size)
+        resize_size = size if self.resize_size is None else pair('resize_size', self.resize_size)
         mean, std = _channels('mean', self.mean), _channels('std', self.std)
         if min(std) <= 0:
             raise ValueError(f'std is {self.std!r}: it must be positive')
@@ -97,9 +97,22 @@ class ImageSettings:
         if crop_pct is not None and content.get('resize_size') is None:
             if not isinstance(crop_pct, (int, float)) or not 0 < crop_pct <= 1:
                 raise ValueError(f'crop_pct is {crop_pct!r}: it is a number above 0 and at most 1')
-            sides = _pair('size', content.get('size', cls.size))
+            sides = pair('size', content.get('size', cls.size))
             content['resize_size'] = tuple(math.floor(side / crop_pct) for side in sides)
         return cls(**content)
+
+    def changed(self, changes: Mapping[str, Any]) -> ImageSettings:
+        """With some settings replaced. A new `size` alone keeps the share of the image that is cut out.
+
+        :param changes: as :meth:`from_dict` takes them.
+        """
+        content = {**self.to_dict(), **changes}
+        if 'size' in changes and changes.get('resize_size') is None:
+            content['resize_size'] = None
+            content.setdefault('crop_pct', self.size[0] / (self.resize_size or self.size)[0])
+        elif 'crop_pct' in changes:
+            content['resize_size'] = None
+        return self.from_dict(content)
 
     def to_dict(self) -> dict[str, Any]:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
@@ -113,7 +126,7 @@ class ImagePreprocessor:
     :param max_bytes: larger files are refused before they are read.
     """
 
-    modality: ClassVar[Modality] = 'image'
+    modality: Modality = 'image'
 
     def __init__(self, settings: ImageSettings | None = None, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES):
         self.settings = settings or ImageSettings()
@@ -278,7 +291,7 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _pair(name: str, value: Any) -> tuple[int, int]:
+def pair(name: str, value: Any) -> tuple[int, int]:
     sides = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (list, tuple)) else ()
     if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
         raise ValueError(f'{name} is {value!r}: it is a positive integer, or two for height and width')
