@@ -1,28 +1,26 @@
-"""Texts through a transformers backbone without padding: all their tokens as one stream, attention text by text.
+"""Texts through a transformers backbone without padding: all their tokens as one stream.
 
-Linear layers, norms and activations do not care which text a token is of. Attention does: it is computed for all texts
-of one length at once, so that no length has to be filled up. The stream is sorted by length, which makes the texts of
-one length one slice of it.
+Linear layers, norms and activations do not care which text a token is of. Attention does: it is computed text by text.
 """
 
 from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from finetuner.inference.layers import pool
+from finetuner.inference.layer_groups import evaluating, find_layers
+from finetuner.inference.streams import Stream, attend
 
 _NAME = 'finetuner_packed'
 
@@ -48,213 +46,7 @@ class CannotPack(Exception):
     """The backbone does something that needs padded texts."""
 
 
-class Stream:
-    """How the texts of a batch lie in their stream of tokens: the shortest first.
-
-    :param lengths: of the texts, int64 [B], each at least 1.
-    :param start: how many layer groups have been computed already; then `hidden` is what they gave.
-    :param hidden: float [N, D].
-    :param stop: how many layer groups to compute in all; None is all, and what comes after them.
-    """
-
-    def __init__(
-        self,
-        lengths: Tensor,
-        start: int = 0,
-        hidden: Tensor | None = None,
-        stop: int | None = None,
-    ):
-        self.lengths = lengths.cpu().numpy()
-        self.device = lengths.device
-        self.start, self.hidden, self.stop = start, hidden, stop
-        self.order = np.argsort(self.lengths, kind='stable')
-        self.is_sorted = bool((np.diff(self.order) == 1).all())
-        self.sorted = self.lengths[self.order]
-        lengths_of_groups, counts = np.unique(self.sorted, return_counts=True)
-        self.groups: list[tuple[int, int]] = list(zip(counts.tolist(), lengths_of_groups.tolist(), strict=True))
-        self.sizes = [count * length for count, length in self.groups]
-
-    @property
-    def longest(self) -> int:
-        return self.groups[-1][1]
-
-    @cached_property
-    def positions(self) -> Tensor:
-        """The place of each token in its text, int64 [1, N]."""
-        starts = np.repeat(np.cumsum(self.sorted) - self.sorted, self.sorted)
-        return self._put(np.arange(len(starts)) - starts)[None]
-
-    @cached_property
-    def _sources(self) -> np.ndarray:
-        """Where each token of the sorted stream is in the given one."""
-        shifts = (np.cumsum(self.lengths) - self.lengths)[self.order] - (np.cumsum(self.sorted) - self.sorted)
-        return np.arange(self.sorted.sum()) + np.repeat(shifts, self.sorted)
-
-    def sort(self, tokens: Tensor) -> Tensor:
-        """From the order of the caller to that of the stream, [N, ...]."""
-        return tokens if self.is_sorted else tokens[self._put(self._sources)]
-
-    def unsort(self, tokens: Tensor) -> Tensor:
-        """The other way round, [N, ...]."""
-        return tokens if self.is_sorted else tokens[self._put(np.argsort(self._sources))]
-
-    def unsort_texts(self, texts: Tensor) -> Tensor:
-        """The same for one vector per text, [B, ...]."""
-        return texts if self.is_sorted else texts[self._put(np.argsort(self.order))]
-
-    def split(self, states: Tensor) -> list[Tensor]:
-        """[N, ...] to one [texts, length, ...] per group: views, not copies."""
-        return [part.unflatten(0, group) for part, group in zip(states.split(self.sizes), self.groups, strict=True)]
-
-    def _put(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
-
-
 _stream: ContextVar[Stream | None] = ContextVar('stream', default=None)
-
-
-class Group(nn.ModuleList):
-    """Parts of a backbone that belong together but have no module of their own. Is never called itself."""
-
-
-def find_layers(backbone: nn.Module) -> nn.ModuleList:
-    """The stack of layers that a backbone consists of: its ModuleList with most weights.
-
-    :raises ValueError: there is none.
-    """
-    lists = [module for module in backbone.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    if not lists:
-        raise ValueError(f'{type(backbone).__name__} has no list of layers')
-    return max(lists, key=lambda module: sum(weight.numel() for weight in module.parameters()))
-
-
-def layer_groups(backbone: PreTrainedModel) -> list[nn.Module]:
-    """The embeddings, then each layer; what comes after a layer belongs to its group. Poolers are left out.
-
-    Where a part belongs is seen from when a forward calls it. Weights that are read without a call of their module,
-    as some tables of relative positions are, come first.
-    """
-    layers = find_layers(backbone)
-    known = {id(weight) for weight in layers.parameters()}
-    if isinstance(pooler := getattr(backbone, 'pooler', None), nn.Module):
-        known |= {id(weight) for weight in pooler.parameters()}
-    others = []
-    for module in backbone.modules():
-        own = [weight for weight in module.parameters(recurse=False) if id(weight) not in known]
-        if own:
-            others.append(nn.ParameterList(own) if any(module.children()) else module)
-            known |= {id(weight) for weight in own}
-    before = _layers_before(backbone, layers, others)
-    groups: list[list[nn.Module]] = [[], *([layer] for layer in layers)]
-    for module in others:
-        groups[before.get(module, 0)].append(module)
-    return [_join(parts, backbone) for parts in groups if parts]
-
-
-def _layers_before(
-    backbone: PreTrainedModel, layers: nn.ModuleList, modules: Sequence[nn.Module]
-) -> dict[nn.Module, int]:
-    """How many layers a forward calls before each of the modules, for those that it calls."""
-    begun, calls = 0, dict[nn.Module, int]()
-
-    def count(*_: object) -> None:
-        nonlocal begun
-        begun = min(begun + 1, len(layers))  # shared layers are called many times
-
-    def note(module: nn.Module, *_: object) -> None:
-        calls.setdefault(module, begun)
-
-    hooks = [layer.register_forward_pre_hook(count) for layer in layers]
-    hooks += [module.register_forward_pre_hook(note) for module in modules if module is not backbone]
-    try:
-        with _evaluating(backbone):
-            ids = torch.ones(1, 3, dtype=torch.int64, device=backbone.device)
-            backbone(input_ids=ids, attention_mask=torch.ones_like(ids))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return calls
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Without dropout, gradients and mixed precision; afterwards each part is as it was."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad(), torch.autocast(next(module.parameters()).device.type, enabled=False):
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-def _join(parts: list[nn.Module], backbone: nn.Module) -> nn.Module:
-    """The module that holds just the weights of the parts, if there is one."""
-    if len(parts) == 1:
-        return parts[0]
-    weights = {id(weight) for part in parts for weight in part.parameters()}
-    for module in backbone.modules():
-        if {id(weight) for weight in module.parameters()} == weights:
-            return module
-    return Group(parts)
-
-
-def attend(
-    stream: Stream,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    dropout: float = 0.0,
-    scale: float | None = None,
-    causal: bool = False,
-    window: int | None = None,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """Attention of each text to itself.
-
-    :param query: [1, H, N, D]; `key` and `value` may have fewer heads, each for several of the query's.
-    :param window: tokens see those less than this far away; None is all.
-    :param bias: is added to the scores, [1, H, T, T] with T the longest text's length or more.
-    :return: [1, N, H, D].
-    """
-    shared = key.shape[1] != query.shape[1]
-    parts = []
-    groups = (stream.split(states[0].transpose(0, 1)) for states in (query, key, value))
-    for queries, keys, values in zip(*groups, strict=True):
-        length = queries.shape[1]
-        mask = _mask(length, causal, window, bias, query)
-        part = nn.functional.scaled_dot_product_attention(
-            queries.transpose(1, 2),
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
-            attn_mask=mask,
-            dropout_p=dropout,
-            is_causal=causal and mask is None,
-            scale=scale,
-            enable_gqa=shared,
-        )
-        parts.append(part.transpose(1, 2).flatten(0, 1))
-    return torch.cat(parts).unsqueeze(0)
-
-
-def _mask(length: int, causal: bool, window: int | None, bias: Tensor | None, like: Tensor) -> Tensor | None:
-    """What is added to the scores of texts of one length, or which of them count; None where that is all."""
-    near = window is not None and window < length
-    if bias is None and not near:
-        return None
-    visible = None
-    if causal or near:
-        places = torch.arange(length, device=like.device)
-        distance = places[:, None] - places
-        visible = distance >= (0 if causal else -length)
-        if window is not None:
-            visible &= distance.abs() < window
-    if bias is None:
-        return visible
-    bias = bias[..., :length, :length].to(like.dtype)
-    return bias if visible is None else bias.masked_fill(~visible, -torch.inf)
 
 
 def _attention(
@@ -370,7 +162,7 @@ class PackedBackbone:
         padding = config.pad_token_id or 0
         choices = torch.randint(1, config.vocab_size, mask.shape, generator=torch.Generator().manual_seed(0))
         tokens = torch.where(mask, (choices.to(device) + padding) % config.vocab_size, padding)
-        with _evaluating(self.backbone):
+        with evaluating(self.backbone):
             try:
                 expected = self.backbone(input_ids=tokens, attention_mask=mask.long()).last_hidden_state[mask]
                 found = run(tokens[mask], lengths)
@@ -489,12 +281,3 @@ _REPLACEMENTS: dict[str, dict[str, Callable[..., Any]]] = {
     'MPNetEncoder': {'compute_position_bias': _bias_of_mpnet},
     'MPNetSelfAttention': {'forward': _attention_of_mpnet},
 }
-
-
-def pool_stream(hidden: Tensor, stream: Stream, pooling: str, options: Mapping[str, float]) -> Tensor:
-    """One vector per text, [B, D], in the order of the stream.
-
-    :param hidden: [N, D].
-    :param pooling: as :func:`finetuner.inference.layers.pool` knows them.
-    """
-    return torch.cat([pool(group, None, pooling, options) for group in stream.split(hidden)])

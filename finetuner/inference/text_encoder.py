@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from finetuner.inference.encoder import Encoder
+from finetuner.inference.layer_groups import layer_groups
 from finetuner.inference.layers import Dense, pool
 from finetuner.inference.layout import Layout, check_pooling, find_weights, read_layout, write_json
-from finetuner.inference.packing import OFFSET_POSITIONS, PackedBackbone, Stream, layer_groups, pool_stream
+from finetuner.inference.packing import OFFSET_POSITIONS, PackedBackbone
 from finetuner.inference.preprocessing import Modality
 from finetuner.inference.pretrained import HUB_IDS, resolve
+from finetuner.inference.streams import Stream, pool_stream
 from finetuner.inference.tokenization import TextTokenizer
 
 # files of a hub repository that are fetched; no pickled weights, no code
