@@ -70,3 +70,63 @@ def tiny_artifact(tiny_model, tmp_path_factory):
         metrics=metrics,
         target=tmp_path_factory.mktemp('artifact') / 'tiny-run.zip',
     )
+
+
+@pytest.fixture(scope='session')
+def tiny_clip(tmp_path_factory):
+    """The directory of a transformers CLIPModel with random weights: images of 32 pixels, 16 tokens, 24 dimensions."""
+    import torch
+    from open_clip.tokenizer import bytes_to_unicode
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+    letters = list(bytes_to_unicode().values())
+    pieces = [
+        *letters,
+        *(f'{letter}</w>' for letter in letters),
+        're',
+        'red</w>',
+        'ap',
+        '<|startoftext|>',
+        '<|endoftext|>',
+    ]
+    merges = [('r', 'e'), ('re', 'd</w>'), ('a', 'p')]
+    tokenizer = CLIPTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=merges)
+    sizes = {'num_hidden_layers': 2, 'num_attention_heads': 2, 'intermediate_size': 48}
+    config = CLIPConfig(
+        text_config={
+            **sizes,
+            'hidden_size': 32,
+            'vocab_size': len(pieces),
+            'max_position_embeddings': 16,
+            'eos_token_id': len(pieces) - 1,
+            'bos_token_id': len(pieces) - 2,
+        },
+        vision_config={**sizes, 'hidden_size': 40, 'image_size': 32, 'patch_size': 8},
+        projection_dim=24,
+    )
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp('clip') / 'model'
+    CLIPModel(config).save_pretrained(directory)
+    images = CLIPImageProcessor(size={'shortest_edge': 32}, crop_size={'height': 32, 'width': 32})
+    CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope='session')
+def tiny_open_clip(tmp_path_factory):
+    """The directory of an open_clip CLIP with random weights: images of 32 pixels, 16 tokens, 32 dimensions."""
+    import json
+
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    vision = {'image_size': 32, 'layers': 2, 'width': 64, 'head_width': 32, 'patch_size': 8}
+    text = {'context_length': 16, 'vocab_size': 49408, 'width': 32, 'heads': 2, 'layers': 2}
+    config = {'embed_dim': 32, 'vision_cfg': vision, 'text_cfg': text}
+    directory = tmp_path_factory.mktemp('open-clip') / 'model'
+    directory.mkdir()
+    (directory / 'open_clip_config.json').write_text(json.dumps({'model_cfg': config, 'preprocess_cfg': {}}))
+    torch.manual_seed(0)
+    save_file(open_clip.CLIP(**config).state_dict(), directory / 'open_clip_model.safetensors')
+    return directory

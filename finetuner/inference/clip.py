@@ -45,12 +45,13 @@ _HUB_PATTERNS = ['*.json', '*.safetensors', '*.txt', '*.model']
 
 @dataclass(frozen=True)
 class LogitScale:
-    """How a model turns similarities into logits: `scale * similarity + bias`.
+    """How a model turns cosines into logits: `exp(logarithm) * cosine + bias`.
 
+    :param logarithm: `logit_scale` of the libraries and of CLIPLoss.
     :param bias: None for models that were trained with a softmax, which it would not change.
     """
 
-    scale: float
+    logarithm: float
     bias: float | None = None
 
 
@@ -63,7 +64,8 @@ def load_clip(
         written `local-dir:…`; a folder of models that :func:`save_clip` wrote; `<architecture>::<pretrained>` of
         open_clip, `pretrained` a tag or a file; a hub id, which may be written `hf-hub:…`; a documented short name.
     :param options: `pretrained`: False starts from weights at random. `weights`: a file to start from, for
-        architectures of open_clip. `normalize`: scale embeddings to L2 norm 1 (default as saved, else False).
+        architectures of open_clip. `augment`: train with random crops of the images, half of them mirrored.
+        `normalize`: scale embeddings to L2 norm 1 (default as saved, else False).
     :param max_length: the longest text in tokens; None is the longest that the model can take, or as saved.
     :return: `clip-text` and `clip-vision`, which share one model.
     :raises ValueError: the model is not to be found, unsafe (pickled weights, code of its own) or not supported, or an
@@ -72,7 +74,7 @@ def load_clip(
     known = dict(options or {})
     pretrained, weights = bool(known.pop('pretrained', True)), known.pop('weights', None)
     normalize = known.pop('normalize', None)
-    known.pop('augment', None)  # is the training's
+    augment = bool(known.pop('augment', False))
     if known:
         raise ValueError(f'model_options: {", ".join(map(repr, sorted(known)))} is not an option of a CLIP model')
     location = _locate(str(directory_or_name))
@@ -80,7 +82,9 @@ def load_clip(
     if folder is not None:
         location = folder / SHARED
     whole = _open(location, pretrained, weights)
-    encoders = {name: _make(name, whole, folder and folder / name, max_length, normalize) for name in (TEXT, VISION)}
+    encoders = {
+        name: _make(name, whole, folder and folder / name, max_length, normalize, augment) for name in (TEXT, VISION)
+    }
     dims = {encoder.backbone_dim for encoder in encoders.values()}
     if len(dims) > 1:
         raise ValueError(f'{directory_or_name} gives texts and images embeddings of different lengths: {dims}')
@@ -97,7 +101,7 @@ def load_clip_encoder(directory: str | Path) -> ClipEncoder:
     shared = directory.parent / SHARED
     if name is None or not shared.is_dir():
         raise ValueError(f'{directory} needs the weights in {shared}, which is not there')
-    encoder = _make(name, _open(shared, True, None), directory, None, None)
+    encoder = _make(name, _open(shared, True, None), directory)
     encoder.whole = None
     return encoder
 
@@ -138,19 +142,17 @@ def clip_logit_scale(encoders: Mapping[str, Encoder]) -> LogitScale:
     """
     whole = _both(encoders)[0].check_whole()
     bias = whole.logit_bias
-    return LogitScale(whole.logit_scale.exp().item(), None if bias is None else bias.item())
+    return LogitScale(whole.logit_scale.item(), None if bias is None else bias.item())
 
 
 @torch.no_grad()
 def set_clip_logit_scale(encoders: Mapping[str, Encoder], value: LogitScale) -> None:
     """Give the model what its loss has learned, so that it is saved with it. A model without a bias ignores one.
 
-    :raises ValueError: the encoders are not the two of one model, or the scale is not positive.
+    :raises ValueError: the encoders are not the two of one model.
     """
     whole = _both(encoders)[0].check_whole()
-    if not value.scale > 0:
-        raise ValueError(f'the scale of logits is {value.scale}: it must be positive')
-    whole.logit_scale.fill_(torch.tensor(value.scale, dtype=torch.float64).log().item())
+    whole.logit_scale.fill_(value.logarithm)
     if whole.logit_bias is not None and value.bias is not None:
         whole.logit_bias.fill_(value.bias)
 
@@ -236,7 +238,12 @@ def _open(location: Path | str, pretrained: bool, weights: str | Path | None) ->
 
 
 def _make(
-    name: str, whole: ClipModel, directory: Path | None, max_length: int | None, normalize: bool | None
+    name: str,
+    whole: ClipModel,
+    directory: Path | None,
+    max_length: int | None = None,
+    normalize: bool | None = None,
+    augment: bool = False,
 ) -> ClipEncoder:
     """:param directory: where the encoder was saved, if it was."""
     description = read_description(directory) if directory else {}
@@ -248,4 +255,4 @@ def _make(
         return ClipTextEncoder(whole.text_tower(), whole, texts, head, normalize).eval()
     settings = ImageSettings.from_dict(description['preprocess']) if description else None
     images = whole.image_preprocessor() if settings is None else ImagePreprocessor(settings)
-    return ClipVisionEncoder(whole.vision_tower(), whole, images, head, normalize).eval()
+    return ClipVisionEncoder(whole.vision_tower(), whole, images, head, normalize, augment).eval()

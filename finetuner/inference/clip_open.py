@@ -25,9 +25,11 @@ from transformers.modeling_outputs import BaseModelOutput
 from finetuner.inference.clip_encoders import ClipModel, Tower
 from finetuner.inference.clip_tokens import LITERALS, ClipTextPreprocessor, simple_tokenizer
 from finetuner.inference.images import ImagePreprocessor, ImageSettings
+from finetuner.inference.layer_groups import layer_groups
 from finetuner.inference.layout import read_json, write_json
-from finetuner.inference.packing import layer_groups
+from finetuner.inference.stages import Stage, run
 from finetuner.inference.text_encoder import quiet
+from finetuner.inference.timm_models import TimmBackbone
 
 CONFIG_FILE = 'open_clip_config.json'
 WEIGHTS_FILE = 'open_clip_model.safetensors'
@@ -110,7 +112,7 @@ class OpenClip(ClipModel):
     def vision_tower(self) -> Tower:
         visual = self.model.visual
         if isinstance(visual, TimmModel):
-            return Tower(visual.trunk, [], visual.head, self.config['embed_dim'])
+            return _TimmTower(visual, self.settings, self.config['embed_dim'])
         if isinstance(visual, ModifiedResNet):
             layers = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
             return Tower(_ResNetStart(visual), layers, visual.attnpool, visual.output_dim)
@@ -245,6 +247,27 @@ class _PooledEnd(nn.Module):
         return self.projection(pooled)
 
 
+class _TimmTower(Tower):
+    """A model of timm and a projection of open_clip."""
+
+    def __init__(self, visual: TimmModel, settings: ImageSettings, dim: int):
+        super().__init__(visual.trunk, [], visual.head, dim)
+        self._settings = settings
+        # a tuple, so that torch does not take them for further submodules; None until they are asked for
+        self._stages: tuple[Stage, ...] | None = None
+
+    def groups(self) -> list[nn.Module]:
+        if self._stages is None:
+            self._stages = tuple(_timm_stages(self.start, self._settings))
+        for stage in self._stages:
+            stage.refresh()
+        parts = [*(self._stages or [self.start]), self.end]
+        return [part for part in parts if any(True for _ in part.parameters())]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.end(run(self._stages, inputs) if self._stages else self.start(inputs))
+
+
 class _VisionStart(nn.Module):
     def __init__(self, visual: VisionTransformer):
         super().__init__()
@@ -310,6 +333,23 @@ def _load_tokenizer(config: dict[str, Any], directory: str | None) -> Any:
     if not tokenizer.is_fast:
         raise ValueError(f'{type(tokenizer).__name__} has no fast version (tokenizer.json), which is needed')
     return tokenizer
+
+
+def _timm_stages(trunk: Any, settings: ImageSettings) -> list[Stage]:
+    """A model of timm as a chain; none where it is not one, or its pooling is open_clip's."""
+    modes = {module: module.training for module in trunk.modules()}
+    try:
+        backbone = TimmBackbone(trunk.eval(), settings)
+        stages = backbone.stages(backbone.default_pooling, {})
+        with torch.no_grad():
+            pixels = torch.linspace(-2, 2, 3 * settings.size[0] * settings.size[1]).view(1, 3, *settings.size)
+            pixels = pixels.to(next(trunk.parameters()).device)
+            return stages if torch.allclose(run(stages, pixels), trunk(pixels), rtol=1e-4, atol=1e-5) else []
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+        return []
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def _reads_padding(model: Any) -> bool:

@@ -24,7 +24,8 @@ class Preprocessor(Protocol):
     ======== ========================================= ==========================================================
     """
 
-    modality: Modality
+    @property
+    def modality(self) -> Modality: ...
 
     @property
     def digest(self) -> str:
