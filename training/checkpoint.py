@@ -94,9 +94,10 @@ def load_checkpoint(path: Path, state: TrainingState, callbacks: Sequence[Callba
     _check_same('training', record['identity'], _identity(state))
     tensors = read_tensors(path / TENSORS)
     restore_weights(state.task, {name[5:]: tensor for name, tensor in tensors.items() if name.startswith('task.')})
-    for parts, kind in ((state.optimizers, 'optimizers'), (state.schedulers, 'schedulers')):
-        for part, values in zip(parts, _unpack(record[kind], tensors), strict=True):
-            part.load_state_dict(values)
+    for optimizer, values in zip(state.optimizers, _unpack(record['optimizers'], tensors), strict=True):
+        optimizer.load_state_dict(values)
+    for scheduler, values in zip(state.schedulers, _unpack(record['schedulers'], tensors), strict=True):
+        scheduler.load_state_dict(values)
     if state.scaler is not None:
         state.scaler.load_state_dict(_unpack(record['scaler'], tensors))
     for name in POSITION:
@@ -159,14 +160,6 @@ def restore_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if tensor.shape != tensors[name].shape:
             raise ValueError(f'{name} has the shape {list(tensors[name].shape)}, not {list(tensor.shape)}')
         tensor.copy_(tensors[name])
-
-
-@torch.no_grad()
-def share_weights(module: nn.Module) -> None:
-    """Give all processes of a training the weights of the first."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for tensor in weights(module).values():
-            torch.distributed.broadcast(tensor, 0)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:

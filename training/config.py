@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from finetuner.excepts import ParameterError
-from training.callbacks.options import CallbackConfig, EvaluationOptions
+from training.callbacks.options import CallbackConfig, EvaluationOptions, check_callbacks, evaluation_options
 from training.lora import LoRAOptions
 from training.losses import has_class_weights, make_objective, unknown_name
 from training.losses.objective import Shape
@@ -104,19 +103,6 @@ class FitConfig(BaseModel):
         except ValidationError as error:
             raise ParameterError('; '.join(_sentence(dict(found)) for found in error.errors())) from error
 
-    @field_validator('callbacks', mode='before')
-    @classmethod
-    def _callbacks(cls, value: Any) -> Any:
-        """Callbacks come as objects from Python and as {name, options} from the wire."""
-        if not isinstance(value, (list, tuple)):
-            return value
-        return [
-            {'name': type(item).__name__, 'options': dataclasses.asdict(item)}
-            if dataclasses.is_dataclass(item) and not isinstance(item, type)
-            else item
-            for item in value
-        ]
-
     @field_validator('model_options', 'loss_options', 'miner_options', 'optimizer_options', 'loss_optimizer_options')
     @classmethod
     def _integers(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -149,6 +135,8 @@ class FitConfig(BaseModel):
             raise ValueError(unknown_name('scheduler', self.scheduler, SCHEDULERS))
         if self.scheduler is None and self.scheduler_options:
             raise ValueError('scheduler_options are given without a scheduler')
+        has_val_loss = bool(self.val_split or self.eval_data)
+        check_callbacks(self.callbacks or [], has_val_loss=has_val_loss, has_metrics=bool(self.evaluations))
         if self.lora and self.freeze is True:
             raise ValueError('lora trains adapters in the backbone, and freeze=True freezes it: give one of them')
         return self
@@ -180,7 +168,7 @@ class FitConfig(BaseModel):
     @property
     def evaluations(self) -> list[EvaluationOptions]:
         """What to evaluate before and after."""
-        return [callback.options for callback in self.callbacks or [] if callback.name == 'EvaluationCallback']
+        return evaluation_options(self.callbacks or [])
 
     @property
     def data(self) -> list[str]:

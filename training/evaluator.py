@@ -6,17 +6,21 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from finetuner.inference.encoder import Encoder
 from training.callbacks.options import EvaluationOptions
-from training.data import Column, Examples, Store
-from training.embed import Embedder, FeatureEmbedder, embed_all
+from training.data import Column, Examples
+from training.embed import Embedder, embed_all
 from training.evaluation import retrieval_metrics, search
 from training.progress import Reporter
 from training.task import Task
+
+if TYPE_CHECKING:
+    from training.config import FitConfig
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +53,14 @@ class Side:
     :param column: of the examples.
     :param rows: of the examples, int64 [N].
     :param labels: of the items, int [N]; None if there are none.
+    :param embedder: of all items of the encoder.
     """
 
     examples: Examples
     column: int
     rows: np.ndarray
     labels: np.ndarray | None
+    embedder: Embedder
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -70,20 +76,20 @@ class Side:
 class Corpora:
     """The embeddings of sides, each computed once for every state of the weights however many evaluations read them.
 
+    :param embedders: of a data set, what embeds the items of each encoder.
     :param directory: for embeddings that are too many to hold in memory.
-    :param embedder: makes what embeds the items of a store, default the encoder itself.
     """
 
     def __init__(
         self,
         encoders: Mapping[str, Encoder],
+        embedders: Callable[[Examples], Mapping[str, Embedder]],
         directory: Path,
         device: torch.device,
         report: Reporter,
-        embedder: Callable[[str, Store], Embedder] | None = None,
     ):
         self.encoders, self.directory, self.device, self.report = encoders, directory, device, report
-        self._embedder = embedder or (lambda name, store: FeatureEmbedder(encoders[name], store.features))
+        self._embedders = embedders
         self._sides: dict[tuple[int, int], Side] = {}
         self._kept: dict[int, np.ndarray] = {}
         self._version: tuple[int, int] | None = None
@@ -99,7 +105,8 @@ class Corpora:
                 _, first = np.unique(np.stack([keys, labels.astype(np.uint64)]), axis=1, return_index=True)
                 rows = np.sort(first)
                 labels = labels[rows]
-            self._sides[key] = Side(examples, column, rows, labels)
+            embedder = self._embedders(examples)[examples.columns[column].encoder]
+            self._sides[key] = Side(examples, column, rows, labels, embedder)
         return self._sides[key]
 
     def embeddings(self, side: Side, task: Task, version: int, batch_size: int) -> np.ndarray:
@@ -115,7 +122,7 @@ class Corpora:
             encoder = self.encoders[source.encoder]
             number = list(self._sides.values()).index(side)
             self._kept[id(side)] = embed_all(
-                self._embedder(source.encoder, source.store),
+                side.embedder,
                 encoder,
                 source.items(side.rows),
                 self.device,
@@ -132,6 +139,25 @@ def item_size(encoder: Encoder) -> int:
     if encoder.modality == 'text':
         return int(getattr(encoder, 'max_length', None) or VECTORS_AT_ONCE)
     return VECTORS_AT_ONCE if encoder.modality == 'tensor' else 1
+
+
+def make_evaluators(config: FitConfig, examples_of: Callable[[str], Examples], corpora: Corpora) -> list[Evaluator]:
+    """One for every EvaluationCallback, in their order.
+
+    Without `callbacks`, labelled `eval_data` search the training data, and the first items of pairs the second.
+    """
+    wanted = config.evaluations
+    if config.callbacks is None and config.eval_data is not None:
+        held_out = examples_of(config.eval_data)
+        if held_out.labels is not None:
+            searched = config.train_data if held_out.classes and examples_of(config.train_data).classes else None
+            wanted = [EvaluationOptions(query_data=config.eval_data, index_data=searched, gather_examples=True)]
+    evaluators = []
+    for options in wanted:
+        query = examples_of(options.query_data)
+        index = query if options.index_data is None else examples_of(options.index_data)
+        evaluators.append(Evaluator(options, query, index, corpora))
+    return evaluators
 
 
 class Evaluator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from finetuner.data import CSVOptions, read_data
 from finetuner.excepts import ParameterError
 from finetuner.models import task_of
 from registry.shards import DatasetReader, write_shard
-from training.callbacks import Callback
+from training.callbacks.options import describe_callback
 from training.config import FitConfig
 from training.interruption import Interruption
 from training.pipeline import FitResult, run_fit
@@ -55,7 +54,9 @@ def fit(
         if data is None:
             return None
         for name, source in sources.items():  # one data set for several purposes is prepared once
-            if source is data or (isinstance(data, str | Path) and isinstance(source, str | Path) and name == str(data)):
+            if source is data or (
+                isinstance(data, str | Path) and isinstance(source, str | Path) and name == str(data)
+            ):
                 return name
         name = str(data) if isinstance(data, str | Path) else role
         sources[name] = data
@@ -63,18 +64,21 @@ def fit(
 
     names = {'train_data': name_of(train_data, 'train_data'), 'eval_data': name_of(eval_data, 'eval_data')}
     described = []
-    for number, callback in enumerate(item for item in callbacks or [] if not isinstance(item, Callback)):
-        options = {field.name: getattr(callback, field.name) for field in dataclasses.fields(callback)}
-        for part in ('query_data', 'index_data'):
-            if part in options:
+    for number, callback in enumerate(map(describe_callback, callbacks or [])):
+        if isinstance(callback, dict):
+            options = dict(callback.get('options') or {})
+            for part in options.keys() & {'query_data', 'index_data'}:
                 options[part] = name_of(options[part], f'callbacks[{number}].{part}')
-        described.append({'name': type(callback).__name__, 'options': options})
+            callback = callback | {'options': options}
+        described.append(callback)
     config = FitConfig.from_arguments(model=model, callbacks=described or None, **names, **arguments)
     artifact = None
     if config.model_artifact is not None:
         artifact = Path(config.model_artifact).expanduser()
         if not artifact.exists():
-            raise ParameterError(f'model_artifact: there is no file or folder {artifact} (working folder: {Path.cwd()})')
+            raise ParameterError(
+                f'model_artifact: there is no file or folder {artifact} (working folder: {Path.cwd()})'
+            )
     for source in sources.values():  # a file that is not there is told now, not after the model has been loaded
         read_data(source, csv_options, task=task_of(model))
 
@@ -90,7 +94,6 @@ def fit(
         Path(directory).absolute(),
         report,
         artifact=artifact,
-        callbacks=[callback for callback in callbacks or [] if isinstance(callback, Callback)],
         resume=resume,
         interruption=interruption,
     )

@@ -56,9 +56,11 @@ def train(
     interruption = interruption or Interruption()
     per_batch = (config.scheduler_options or SchedulerOptions()).scheduler_step == 'batch'
     parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
-    seen, start, first_step = 0, time.perf_counter(), state.global_step
+    seen = 0
     with reporting_exceptions(state, callbacks):
         notify(callbacks, 'on_fit_begin', state)
+        state.stop = agreed(state.stop, accelerator)
+        start, first_step = time.perf_counter(), state.global_step
         for epoch in range(max(state.epoch, 1), config.epochs + 1):
             done = state.step if epoch == state.epoch else 0  # of an epoch that an earlier process began
             if state.stop or done >= len(sampler):
@@ -183,7 +185,7 @@ def reporting_exceptions(state: TrainingState, callbacks: Sequence[Callback]) ->
     """Callbacks learn why a training ended early."""
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
         for callback in callbacks:
             callback.on_exception(state, error)
         raise

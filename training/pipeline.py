@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -18,12 +19,13 @@ from finetuner.inference.encoder import Encoder
 from registry.shards import DatasetReader
 from training.backbone import for_export, load_for_training
 from training.batch_size import find_batch_size
-from training.callbacks import Callback, make_callbacks
-from training.checkpoint import resume_from
+from training.callbacks.making import make_callbacks
+from training.checkpoint import data_identity
 from training.config import FitConfig
 from training.data import SCRATCH, Examples, learnable, mismatch, open_examples, prepare
+from training.embed import Embedder
 from training.embedders import make_budgets, make_embedders
-from training.evaluator import Matches, Metrics, evaluate_all, make_evaluators
+from training.evaluator import Corpora, Metrics, make_evaluators
 from training.export import build_artifact, check_size
 from training.interruption import Interruption
 from training.loop import set_up_optimizers, train
@@ -47,7 +49,8 @@ class FitResult:
 
     :param artifact: the zip.
     :param metrics: {'before': {name: value}, 'after': ...}; both empty without an evaluation.
-    :param examples: {'before': {query: [nearest match, ...]}, 'after': ...}; both empty if not gathered.
+    :param examples: {'before': {query: [nearest match, ...]}, 'after': ...}; both empty if not gathered. If they are,
+        'relevant before' and 'relevant after' tell in the same way which of these matches are right.
     :param samples: how many examples were trained on, repetitions counted.
     :param seconds: wall time by stage.
     :param history: losses, learning rate and what callbacks measured, at the end of every epoch.
@@ -55,7 +58,7 @@ class FitResult:
 
     artifact: Path
     metrics: dict[str, Metrics]
-    examples: dict[str, Matches]
+    examples: dict[str, dict[str, list[Any]]]
     samples: int
     seconds: dict[str, float]
     history: list[dict[str, float]] = field(default_factory=list)
@@ -72,7 +75,6 @@ def run_fit(
     report: Callable[[Progress], None] | None = None,
     *,
     artifact: Path | None = None,
-    callbacks: Sequence[Callback] = (),
     resume: bool = False,
     interruption: Interruption | None = None,
 ) -> FitResult:
@@ -84,15 +86,12 @@ def run_fit(
     :param directory: where the artifact and checkpoints go, and meanwhile the files that are needed on the way.
     :param report: is called with the progress, at most about twice a second.
     :param artifact: the zip or folder of `config.model_artifact`.
-    :param callbacks: further callbacks, after those of the config.
     :param resume: go on from the last checkpoint in `directory`, if there is one.
     :param interruption: lets SIGTERM end the process between two batches.
     :raises ValueError: the model or the data cannot be used; the message says why.
     """
     reporter = Reporter(report)
     name = check_name('artifact', config.run_name or directory.name)
-    metrics: dict[str, Metrics] = {'before': {}, 'after': {}}
-    examples: dict[str, Matches] = {'before': {}, 'after': {}}
     accelerator = make_accelerator(config)
     work = directory / SCRATCH
     with reproducible(config.seed), scratch(work, accelerator):
@@ -105,6 +104,10 @@ def run_fit(
         def examples_of(data: str) -> Examples:
             return prepare_examples(data, open_data, encoders, work, reporter, accelerator)
 
+        @functools.cache
+        def embedders_of(examples: Examples) -> Mapping[str, Embedder]:
+            return make_embedders(config, examples, encoders, accelerator, reporter)
+
         training_set = examples_of(config.train_data)
         if not learnable(config.shape, training_set):
             raise DataError(mismatch(config.loss, config.shape, training_set))
@@ -113,40 +116,32 @@ def run_fit(
         logger.info('Training data: %s', describe(training_set, rows))
 
         task = make_task(config, encoders, training_set).to(accelerator.device)
-        embedders = make_embedders(config, training_set, encoders, accelerator, reporter)
+        embedders = embedders_of(training_set)
         budgets = make_budgets(config, encoders, embedders, accelerator.device)
         batch_size = config.batch_size or find_batch_size(task, training_set, embedders, accelerator.device)
         sampler = make_sampler(config, rows, training_set, batch_size)
         step = Step(task, training_set, embedders, accelerator, budgets)
         validate = make_validation(config, step, held_out, eval_set, batch_size)
-        evaluators = make_evaluators(config, examples_of, encoders, work, accelerator.device, reporter)
+        corpora = Corpora(encoders, embedders_of, work, accelerator.device, reporter)
+        evaluators = make_evaluators(config, examples_of, corpora)
 
         state = TrainingState(task, config, directory, reporter, is_main=accelerator.is_main_process)
+        state.scaler = accelerator.scaler
+        state.identity = {'data': data_identity(training_set), 'batch_size': batch_size}
         set_up_optimizers(state, sampler, accelerator)
-        everyone = [*make_callbacks(config, evaluators), *callbacks] if state.is_main else []
-        if resume:
-            resume_from(state, everyone, accelerator)
-        if state.is_main:
-            with reporter.stage('Evaluating before'):
-                metrics['before'], examples['before'] = evaluate_all(evaluators)
+        everyone = make_callbacks(config.callbacks, evaluators, resume=resume, is_main=state.is_main)
         with reporter.stage('Training'):
-            samples = train(state, step, sampler, everyone, accelerator, validate, interruption)
+            samples = train(state, step, sampler, [everyone], accelerator, validate, interruption)
         zipped = directory / f'{name}.zip'
         if state.is_main:
-            with reporter.stage('Evaluating after'):
-                metrics['after'], examples['after'] = evaluate_all(evaluators)
-            for key, after in metrics['after'].items():
-                before = metrics['before'][key]
-                logger.info("Metric: '%s' before fine-tuning: %.5f after fine-tuning: %.5f", key, before, after)
             with reporter.stage('Building the artifact'):
                 settings = config.model_dump(mode='json') | {'batch_size': batch_size}
-                aside = build_artifact(
-                    for_export(encoders), name=name, config=settings, metrics=metrics, target=work / zipped.name
-                )
+                metrics, target = everyone.metrics, work / zipped.name
+                aside = build_artifact(for_export(encoders), name=name, config=settings, metrics=metrics, target=target)
                 aside.replace(zipped)
             logger.info('Artifact %s of %.1f MB', zipped, zipped.stat().st_size / 1e6)
         accelerator.wait_for_everyone()
-    return FitResult(zipped, metrics, examples, samples, reporter.seconds, state.history)
+    return FitResult(zipped, everyone.metrics, everyone.examples, samples, reporter.seconds, state.history)
 
 
 def make_task(config: FitConfig, encoders: Mapping[str, Encoder], examples: Examples) -> Task:

@@ -12,8 +12,8 @@ class Callback:
     """Takes part in a training: override the events that matter. What an event raises ends the training.
 
     An event may read the whole state, put figures into `state.metrics`, change the weights, and set `state.stop` to end
-    the training. On several devices every process has callbacks of its own, with the same weights: write files where
-    `state.is_main` only, and decide from what all processes see alike.
+    the training. Of a training on several devices only the first process calls callbacks: they see whole losses and
+    metrics there, but weights that they change in the middle of a training are not those of the other processes.
 
     A callback that remembers something from one epoch to the next returns it from `state_dict`, so that a training that
     goes on from a checkpoint goes on with it.

@@ -8,7 +8,7 @@ from typing import Any
 
 from training.callbacks.base import Callback
 from training.callbacks.monitoring import Mode, Monitor
-from training.checkpoint import read_tensors, restore_weights, share_weights, weights, write_tensors
+from training.checkpoint import read_tensors, restore_weights, weights, write_tensors
 from training.state import TrainingState
 
 logger = logging.getLogger(__name__)
@@ -33,17 +33,14 @@ class BestModelCheckpoint(Callback):
         if not self.monitor.is_better(value, self.best):
             return
         self.best, self.epoch = value, state.epoch
-        if state.is_main:
-            write_tensors(self._file(state), weights(state.task), {'epoch': str(state.epoch), 'value': repr(value)})
+        write_tensors(self._file(state), weights(state.task), {'epoch': str(state.epoch), 'value': repr(value)})
 
     def on_fit_end(self, state: TrainingState) -> None:
         if self.best is None:
             logger.warning('No epoch has a %s: the weights stay as they are', self.monitor.figure)
             return
         if self.epoch != state.epoch or state.step != state.steps_per_epoch:
-            if state.is_main:
-                restore_weights(state.task, read_tensors(self._file(state)))
-            share_weights(state.task)
+            restore_weights(state.task, read_tensors(self._file(state)))
         logger.info('The best epoch is %d: %s is %.5f', self.epoch, self.monitor.figure, self.best)
 
     def state_dict(self) -> dict[str, Any]:

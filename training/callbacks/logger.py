@@ -41,10 +41,9 @@ class Logger(Callback):
         """End the run of the tracker."""
 
     def on_fit_begin(self, state: TrainingState) -> None:
-        if state.is_main:
-            self.open(state, state.config.model_dump(mode='json'))
-            self._open = True
-            self._log(state)
+        self.open(state, state.config.model_dump(mode='json'))
+        self._open = True
+        self._log(state)
 
     def on_batch_end(self, state: TrainingState) -> None:
         self._log(state)

@@ -104,12 +104,18 @@ class Callbacks(Callback):
 
 
 def make_callbacks(
-    callbacks: Sequence[Any], evaluators: Sequence[Evaluator] = (), *, resume: bool = False
+    callbacks: Sequence[Any] | None,
+    evaluators: Sequence[Evaluator] = (),
+    *,
+    resume: bool = False,
+    is_main: bool = True,
 ) -> Callbacks:
     """
     :param callbacks: as `FitConfig` holds them; see `training.callbacks.options.CallbackConfig`.
-    :param evaluators: one for each EvaluationCallback among them, in their order, and perhaps further ones.
+    :param evaluators: what measures, for each EvaluationCallback among them or by default.
     :param resume: go on from a checkpoint, if there is one and TrainingCheckpoint among the callbacks.
+    :param is_main: False in all processes but the first of a training on several devices, which call no callbacks but
+        go on from the same checkpoint.
     """
     members: list[Callback] = []
     makers: dict[str, Callable[..., Callback]] = {
@@ -120,11 +126,13 @@ def make_callbacks(
         'WandBLogger': lambda token, wandb_args: WandBLogger(token and token.get_secret_value(), wandb_args),
         'MLFlowLogger': MLFlowLogger,
     }
-    for callback in callbacks:
+    for callback in callbacks or ():
         if isinstance(callback, Callback):
             members.append(callback)
         elif callback.name in makers:
             members.append(makers[callback.name](**dict(callback.options)))
+    if not is_main:
+        return Callbacks([member for member in members if isinstance(member, TrainingCheckpoint)])
     watched = any(_reads_metrics(member) for member in members)
     for evaluator, prefix in zip(evaluators, prefixes(evaluators), strict=True):
         members.append(EvaluationCallback(evaluator, prefix, evaluator.options.steps_per_interval, watched))

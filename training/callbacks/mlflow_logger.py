@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import Any
 
 from finetuner import settings
@@ -35,22 +36,21 @@ class MLFlowLogger(Logger):
             return
         found = self._client.get_experiment_by_name(self.experiment)
         number = found.experiment_id if found else self._client.create_experiment(self.experiment)
-        self.run_id = self._client.create_run(number, run_name=config.get('run_name')).info.run_id
+        run_id = self._client.create_run(number, run_name=config.get('run_name')).info.run_id
         given = {name: value for name, value in config.items() if value is not None}
         texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
-        self._client.log_batch(self.run_id, params=[Param(name, text[:MAX_VALUE]) for name, text in texts.items()])
+        self._client.log_batch(run_id, params=[Param(name, text[:MAX_VALUE]) for name, text in texts.items()])
+        self.run_id = run_id
 
     def send(self, figures: dict[str, float], step: int) -> None:
-        import time
-
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         metrics = [Metric(name, value, now, step) for name, value in figures.items()]
-        self._client.log_batch(self.run_id, metrics=metrics)
+        self._client.log_batch(str(self.run_id), metrics=metrics)
 
     def close(self, failed: bool) -> None:
-        self._client.set_terminated(self.run_id, 'FAILED' if failed else 'FINISHED')
+        self._client.set_terminated(str(self.run_id), 'FAILED' if failed else 'FINISHED')
 
 
 def _local_store() -> str:

@@ -14,6 +14,7 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     SecretStr,
+    TypeAdapter,
     ValidationError,
     field_validator,
 )
@@ -195,32 +196,45 @@ class MLFlowConfig(NamedConfig):
     options: MLFlowOptions
 
 
-_KNOWN = {
-    config.model_fields['name'].default: config
-    for config in (
-        EvaluationConfig,
-        BestModelConfig,
-        TrainingCheckpointConfig,
-        EarlyStoppingConfig,
-        WiSEFTConfig,
-        WandBConfig,
-        MLFlowConfig,
-    )
+Named = (
+    EvaluationConfig
+    | BestModelConfig
+    | TrainingCheckpointConfig
+    | EarlyStoppingConfig
+    | WiSEFTConfig
+    | WandBConfig
+    | MLFlowConfig
+)
+_NAMED: TypeAdapter[Named] = TypeAdapter(Annotated[Named, Field(discriminator='name')])
+_OPTIONS: dict[str, type[Options]] = {
+    'EvaluationCallback': EvaluationOptions,
+    'BestModelCheckpoint': BestModelOptions,
+    'TrainingCheckpoint': TrainingCheckpointOptions,
+    'EarlyStopping': EarlyStoppingOptions,
+    'WiSEFTCallback': WiSEFTOptions,
+    'WandBLogger': WandBOptions,
+    'MLFlowLogger': MLFlowOptions,
 }
 _ONCE = ('BestModelCheckpoint', 'TrainingCheckpoint', 'WiSEFTCallback')
 
 
-def read_callback(item: Any) -> Any:
-    """A callback as it may be given: an object of `finetuner.callback`, its `{name, options}` that came over the wire,
-    or an object of a subclass of :class:`Callback`, which is passed through.
+def describe_callback(item: Any) -> Any:
+    """An object of `finetuner.callback` as `{name, options}`, as it comes over the wire; anything else as it is."""
+    if isinstance(item, Callback) or isinstance(item, type) or not dataclasses.is_dataclass(item):
+        return item
+    options = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+    return {'name': type(item).__name__, 'options': options}
 
-    :raises ValueError: it is none of these, or its name or an option is unknown or has no valid value.
+
+def read_callback(item: Any) -> Any:
+    """A callback as it may be given, checked: an object of `finetuner.callback` or its `{name, options}`. An object of
+    a subclass of :class:`Callback` is passed through.
+
+    :raises ValueError: it is no callback, or its name or an option is unknown or has no valid value.
     """
+    item = describe_callback(item)
     if isinstance(item, Callback | NamedConfig):
         return item
-    if dataclasses.is_dataclass(item) and not isinstance(item, type):
-        options = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
-        item = {'name': type(item).__name__, 'options': options}
     if not isinstance(item, dict) or not isinstance(item.get('name'), str):
         kind = f'the class {item.__name__}' if isinstance(item, type) else f'a {type(item).__name__}'
         raise ValueError(
@@ -228,23 +242,23 @@ def read_callback(item: Any) -> Any:
             'of training.callbacks.Callback'
         )
     name, options = item['name'], item.get('options') or {}
-    if name not in _KNOWN:
-        raise ValueError(unknown_name('callback', name, _KNOWN))
+    if name not in _OPTIONS:
+        raise ValueError(unknown_name('callback', name, _OPTIONS))
     for key in item.keys() - {'name', 'options'}:
         raise ValueError(f'{name}: {key!r} is neither its name nor its options')
-    known = _KNOWN[name].model_fields['options'].annotation.model_fields
+    known = _OPTIONS[name].model_fields
     for option in options:
         if option not in known:
             raise ValueError(unknown_name(f'option of {name}', option, known))
     try:
         given = {option: value for option, value in options.items() if value is not None}
-        return _KNOWN[name].model_validate({'name': name, 'options': given})
+        return _NAMED.validate_python({'name': name, 'options': given})
     except ValidationError as error:
         raise ValueError('; '.join(_sentence(name, dict(found)) for found in error.errors())) from None
 
 
 def _sentence(name: str, found: dict[str, Any]) -> str:
-    place = '.'.join(str(part) for part in found['loc'][1:])
+    place = '.'.join(str(part) for part in found['loc'][2:])  # the callback and 'options' are known
     if found['type'] == 'missing':
         return f'{name} needs {place or "options"}'
     if found['type'] == 'value_error':
@@ -259,14 +273,7 @@ def _describe(callback: Any) -> dict[str, Any]:
 
 
 CallbackConfig = Annotated[
-    EvaluationConfig
-    | BestModelConfig
-    | TrainingCheckpointConfig
-    | EarlyStoppingConfig
-    | WiSEFTConfig
-    | WandBConfig
-    | MLFlowConfig
-    | Callback,
+    Named | Callback,
     PlainValidator(read_callback),
     PlainSerializer(_describe),
 ]

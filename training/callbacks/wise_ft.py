@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from training.callbacks.base import Callback
-from training.checkpoint import share_weights, weights, write_tensors
+from training.checkpoint import weights, write_tensors
 from training.state import TrainingState
 
 LORA = 'lora_'  # in the names of the adapters that peft adds
@@ -28,18 +28,15 @@ class WiSEFTCallback(Callback):
         self.alpha = alpha
 
     def on_fit_begin(self, state: TrainingState) -> None:
-        if state.is_main:
-            write_tensors(self._file(state), weights(state.task))
+        write_tensors(self._file(state), weights(state.task))
 
     @torch.no_grad()
     def on_fit_end(self, state: TrainingState) -> None:
-        if state.is_main:
-            with safe_open(self._file(state), 'pt') as before:
-                for name, after in weights(state.task).items():
-                    if after.is_floating_point():
-                        after.copy_(self._mean(name, before.get_tensor(name).to(after.device), after))
-            self._file(state).unlink()
-        share_weights(state.task)
+        with safe_open(self._file(state), 'pt') as before:
+            for name, after in weights(state.task).items():
+                if after.is_floating_point():
+                    after.copy_(self._mean(name, before.get_tensor(name).to(after.device), after))
+        self._file(state).unlink()
 
     def _mean(self, name: str, before: Tensor, after: Tensor) -> Tensor:
         if LORA in name:
