@@ -1,5 +1,6 @@
 """What models learn from: files, data sets and documents, read row by row in constant memory."""
 
-from finetuner.data.csv_file import CSVOptions, read_csv
+from finetuner.data.options import CSVOptions
+from finetuner.data.reading import read_csv, read_data
 
-__all__ = ['CSVOptions', 'read_csv']
+__all__ = ['CSVOptions', 'read_csv', 'read_data']

@@ -1,153 +1,105 @@
-"""Reading training data from CSV files: row by row, in constant memory, with errors that name the place."""
+"""Reading CSV files: row by row, in constant memory, with errors that name the place."""
 
 from __future__ import annotations
 
 import codecs
 import csv
-import hashlib
 import io
 import itertools
-import random
-import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from finetuner.data.options import CSVOptions
+from finetuner.data.table import (
+    IGNORED_NAMES,
+    KIND_ROWS,
+    LABEL_NAMES,
+    PUNCTUATION,
+    SAMPLE_ROWS,
+    SCORE_NAMES,
+    Layout,
+    Row,
+    Table,
+    drain,
+    find_layout,
+    is_number,
+    look_ahead,
+)
 from finetuner.excepts import DataError
-
-if TYPE_CHECKING:
-    from finetuner.documents import Document
 
 DELIMITERS = ',\t;|'  # the first wins a tie
 SNIFFED_CHARACTERS = 64 * 1024
-SNIFFED_ROWS = 10_000
 MAX_CELL = 16 << 20  # characters
-HEADER_NAMES = frozenset({
-    'text', 'sentence', 'utterance', 'query', 'question', 'content', 'document', 'title', 'description', 'message',
-    'body', 'phrase', 'input', 'label', 'labels', 'category', 'class', 'intent', 'target', 'topic', 'tag', 'group',
-    'finetuner_label',
+HEADER_NAMES = LABEL_NAMES | SCORE_NAMES | (IGNORED_NAMES - {''}) | frozenset({
+    'text', 'sentence', 'utterance', 'query', 'question', 'answer', 'content', 'document', 'title', 'description',
+    'message', 'body', 'phrase', 'input', 'caption', 'passage', 'anchor', 'positive', 'negative', 'image', 'mesh',
+    'uri', 'url', 'path', 'file', 'filename',
 })  # fmt: skip
-SENTENCE_MARKS = re.compile(r'[.?!,;"\n]')
-
-Row = tuple[int, list[str]]  # the line at which the row begins, its cells
+NUMBERS = {2: 'two', 3: 'three', 4: 'four'}
 
 
-@dataclass
-class CSVOptions:
-    """How to read a CSV file.
+def open_csv(file: TextIO, options: CSVOptions, name: str, folder: Path | None = None) -> tuple[Table, Layout]:
+    """The rows of a CSV file that is open, and what their columns are. A row of another width than most is an error.
 
-    :param size: stop after so many rows; None reads all.
-    :param sampling_rate: keep each row with this probability, 0 to 1; None keeps all.
-    :param dialect: 'auto' finds the delimiter among comma, tab, semicolon and bar (comma if in doubt); else the name of
-        a dialect of Python's `csv` ('excel', 'excel-tab', 'unix'), or a `csv.Dialect`.
-    :param encoding: of the file. A byte order mark at its start is skipped.
-    :param is_labeled: None and True read two columns as content and label.
-    :param header: whether the first row names the columns. None finds out: it does if its cells look like names (at
-        most three words each, no punctuation, no number), its label occurs in no other of the first 10,000 rows, and
-        a cell is a usual name ('text', 'label', 'category', ...) or the labels of those rows occur twice on average.
-    :param seed: of the sampling.
-    :raises DataError: an option has no valid value.
+    :raises DataError: the file is empty, or its columns fit no shape; while reading, a row is malformed.
     """
-
-    size: int | None = None
-    sampling_rate: float | None = None
-    dialect: str | csv.Dialect | type[csv.Dialect] = 'auto'
-    encoding: str = 'utf-8'
-    is_labeled: bool | None = None
-    _: KW_ONLY
-    header: bool | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.size is not None:
-            if self.size != int(self.size) or self.size < 1:
-                raise DataError(f'CSVOptions.size is {self.size}: give a whole number from 1, or None for all rows')
-            self.size = int(self.size)
-        if self.sampling_rate is not None and not 0 <= self.sampling_rate <= 1:
-            raise DataError(f'CSVOptions.sampling_rate is {self.sampling_rate}: it must lie between 0 and 1')
-        if isinstance(self.dialect, str) and self.dialect not in ('auto', *csv.list_dialects()):
-            known = ', '.join(['auto', *csv.list_dialects()])
-            raise DataError(f'CSVOptions.dialect {self.dialect!r} is unknown: choose one of {known}')
-        try:
-            codecs.lookup(self.encoding)
-        except LookupError:
-            raise DataError(f'CSVOptions.encoding {self.encoding!r} is unknown to Python') from None
-
-
-def read_csv(
-    source: str | Path | TextIO, options: CSVOptions | None = None, name: str | None = None
-) -> Iterator[Document]:
-    """Read a CSV file of two columns, content and label, as documents with `text` and `tags['finetuner_label']`.
-
-    Rows are read while the iterator is consumed. A document's id follows from its position and content, so reading a
-    file twice gives equal documents. White space around labels is removed; blank lines are skipped.
-
-    :param source: a path, or a file opened as text (which stays open).
-    :param options: how to read it; default `CSVOptions()`.
-    :param name: what errors call the source; default its path.
-    :raises DataError: at once if there is no such file; while reading for a malformed row, naming file, line, column.
-    """
-    options = options or CSVOptions()
-    if options.is_labeled is False:
-        raise DataError(
-            'CSVOptions(is_labeled=False), pairs of texts, is not supported yet: give two columns, content and label'
-        )
-    if isinstance(source, str | Path):
-        path = Path(source).expanduser()
-        if not path.is_file():
-            what = 'is a folder, not a CSV file' if path.is_dir() else 'does not exist'
-            raise DataError(f'the file {path} {what} (working folder: {Path.cwd()})')
-        return _read_path(path, options, name or str(path))
-    return _read_stream(source, options, name or str(getattr(source, 'name', '<stream>')))
-
-
-def _read_path(path: Path, options: CSVOptions, name: str) -> Iterator[Document]:
-    try:
-        with path.open(encoding=options.encoding, newline='') as file:
-            yield from _read_stream(file, options, name)
-    except UnicodeDecodeError as error:
-        raise DataError(_describe_undecodable(path, options.encoding, name, error)) from error
-
-
-def _read_stream(file: TextIO, options: CSVOptions, name: str) -> Iterator[Document]:
-    from docarray.typing import ID
-
-    from finetuner.documents import LABEL, Document
-
     rows = _parse(file, options, name)
-    ahead = list(itertools.islice(rows, 2 if options.header is not None else SNIFFED_ROWS))
+    ahead = look_ahead(rows, SAMPLE_ROWS)
     if not ahead:
         raise DataError(f'{name} is empty')
-    if options.header or (options.header is None and _is_header(ahead)):
+    width = max(Counter(len(cells) for _, cells in ahead).most_common(1)[0][0], 2 if options.columns is None else 1)
+    names = None
+    if _has_header(ahead, width, options):
+        names = [cell.strip() for cell in ahead[0][1]]
         if len(ahead) == 1:
-            raise DataError(f'{name} has a header ({", ".join(ahead[0][1])}) and no rows')
+            raise DataError(f'{name} has a header ({", ".join(names)}) and no rows')
         del ahead[0]
-
-    chance = random.Random(options.seed)
-    kept = 0
-    for position, (line, cells) in enumerate(itertools.chain(_drain(ahead), rows)):
-        text, label = _check_row(cells, line, name)
-        if options.sampling_rate is not None and chance.random() >= options.sampling_rate:
-            continue
-        identity = hashlib.blake2b(f'{position}\0{text}\0{label}'.encode('utf-8', 'surrogatepass'), digest_size=16)
-        yield Document(id=ID(identity.hexdigest()), text=text, tags={LABEL: label})
-        kept += 1
-        if kept == options.size:
-            return
+        width = len(names) if len(names) > 1 else width
+        names = names if len(names) == width else None
+    table = Table(name, names, width, iter(()), 'line', 'column', folder, is_text=True)
+    complete = [row for row in ahead if len(row[1]) == width]
+    layout = find_layout(table, options, complete)
+    table.sample = complete[:KIND_ROWS]
+    table.rows = _checked(itertools.chain(drain(ahead), rows), table, layout)
+    return table, layout
 
 
-def _drain(rows: list[Row]) -> Iterator[Row]:
-    """The rows in order, each released once it is handed out."""
-    rows.reverse()
-    while rows:
-        yield rows.pop()
+def _has_header(rows: list[Row], width: int, options: CSVOptions) -> bool:
+    if options.header is not None:
+        return options.header
+    chosen = options.chosen_columns()
+    if chosen is not None:
+        contents, label, score = chosen
+        if any(isinstance(column, str) for column in (*contents, label, score)):
+            return True
+    return _is_header(rows, width)
+
+
+def _checked(rows: Iterator[Row], table: Table, layout: Layout) -> Iterator[Row]:
+    for line, cells in rows:
+        if len(cells) != table.width:
+            columns = f'{len(cells)} column{"s" * (len(cells) != 1)}'
+            roles = [''] * table.width
+            for column in layout.contents:
+                roles[column] = 'content'
+            for role in ('label', 'score'):
+                if (column := getattr(layout, role)) is not None:
+                    roles[column] = role
+            wanted = f', {" and ".join(roles)}' if all(roles) else ''
+            raise DataError(
+                f'{table.place(line)}: {columns} where {NUMBERS.get(table.width, table.width)} are expected{wanted}. '
+                'Put text that contains the delimiter in quotes, or set CSVOptions(dialect=...). '
+                f'The row begins {",".join(map(str, cells))[:60]!r}'
+            )
+        yield line, cells
 
 
 def _parse(file: TextIO, options: CSVOptions, name: str) -> Iterator[Row]:
     """Rows with at least one filled cell."""
     csv.field_size_limit(MAX_CELL)  # of the whole process: csv knows no other
-    lines = _text_lines(file, name)
+    lines = text_lines(file, name)
     head = _take(lines, SNIFFED_CHARACTERS)
     dialect = _find_dialect(head) if options.dialect == 'auto' else options.dialect
     reader = csv.reader(itertools.chain(head, lines), dialect, strict=True)
@@ -171,7 +123,11 @@ def _parse(file: TextIO, options: CSVOptions, name: str) -> Iterator[Row]:
             yield line, cells
 
 
-def _text_lines(file: TextIO, name: str) -> Iterator[str]:
+def text_lines(file: TextIO, name: str) -> Iterator[str]:
+    """The lines of a file that is open as text, without a byte order mark.
+
+    :raises DataError: it is open in binary mode.
+    """
     for number, line in enumerate(file):
         if not isinstance(line, str):
             raise DataError(f"{name} is opened in binary mode: open it with open(path, newline='', encoding='utf-8')")
@@ -189,15 +145,17 @@ def _take(lines: Iterable[str], characters: int) -> list[str]:
 
 
 def _find_dialect(lines: list[str]) -> type[csv.Dialect]:
-    """The delimiter that cuts most rows of the sample into two cells."""
+    """The delimiter that cuts most rows of the sample into equally many cells, if in doubt into two."""
 
-    def share_of_pairs(delimiter: str) -> float:
+    def fit(delimiter: str) -> tuple[float, bool]:
         rows = [row for row in csv.reader(lines, delimiter=delimiter) if row]
         complete = rows[:-1] or rows  # a sample may end within a quoted cell
-        return sum(len(row) == 2 for row in complete) / max(len(complete), 1)
+        widths = Counter(len(row) for row in complete if len(row) > 1)
+        width, count = max(widths.items(), key=lambda item: (item[1], item[0] == 2), default=(1, 0))
+        return count / max(len(complete), 1), width == 2
 
     try:
-        best = max(DELIMITERS, key=share_of_pairs)
+        best = max(DELIMITERS, key=fit)
     except csv.Error:  # such as an open quote that swallows the sample: the strict reader names its line
         best = ','
 
@@ -207,42 +165,33 @@ def _find_dialect(lines: list[str]) -> type[csv.Dialect]:
     return Found
 
 
-def _is_header(rows: list[Row]) -> bool:
+def _is_header(rows: list[Row], width: int) -> bool:
     first = [cell.strip() for cell in rows[0][1]]
-    if len(first) != 2 or not all(_looks_like_name(cell) for cell in first):
+    if len(first) != width or not all(_looks_like_name(cell) or (not cell and width > 2) for cell in first):
         return False
-    labels = [cells[1].strip() for _, cells in rows[1:] if len(cells) == 2]
-    if first[1] in labels:
+    others = [cells for _, cells in rows[1:] if len(cells) == width]
+    last = [cells[-1].strip() for cells in others]
+    if first[-1] in last:
         return False
-    return any(cell.lower() in HEADER_NAMES for cell in first) or 0 < 2 * len(set(labels)) <= len(labels)
+    if any(_plain(cell) in HEADER_NAMES for cell in first):
+        return True
+    if width > 2:
+        return bool(last) and all(is_number(cell) for cell in last)
+    return 0 < 2 * len(set(last)) <= len(last)
+
+
+def _plain(cell: str) -> str:
+    """A name without the number that tells it from another, as in `sentence1`."""
+    return cell.lower().rstrip('0123456789').rstrip('_- ')
 
 
 def _looks_like_name(cell: str) -> bool:
-    if not cell or len(cell.split()) > 3 or SENTENCE_MARKS.search(cell):
+    if not cell or len(cell.split()) > 3 or PUNCTUATION.search(cell):
         return False
-    try:
-        float(cell)
-    except ValueError:
-        return True
-    return False
+    return not is_number(cell)
 
 
-def _check_row(cells: list[str], line: int, name: str) -> tuple[str, str]:
-    if len(cells) != 2:
-        columns = f'{len(cells)} column{"s" * (len(cells) != 1)}'
-        raise DataError(
-            f'{name}, line {line}: {columns} where two are expected, content and label. Put text that contains the '
-            f'delimiter in quotes, or set CSVOptions(dialect=...). The row begins {",".join(cells)[:60]!r}'
-        )
-    text, label = cells[0], cells[1].strip()
-    if not text.strip():
-        raise DataError(f'{name}, line {line}, column 1: the text is empty (label {label!r})')
-    if not label:
-        raise DataError(f'{name}, line {line}, column 2: the label is empty (text {text[:60]!r})')
-    return text, label
-
-
-def _describe_undecodable(path: Path, encoding: str, name: str, error: UnicodeDecodeError) -> str:
+def describe_undecodable(path: Path, encoding: str, name: str, error: UnicodeDecodeError) -> str:
     """Find the line again: the reader decodes in blocks and does not know it."""
     decoder = codecs.getincrementaldecoder(encoding)()
     line = 1
