@@ -4,7 +4,8 @@
     config.yml      the configuration of the run
     metadata.yml    format version, the models inside, size and sha256 of every other file
     metrics.yml     retrieval metrics before and after
-    models/<name>/  a sentence-transformers directory, and model.onnx beside its weights
+    models/<name>/  what the library of its backbone opens, and model.onnx beside the weights
+    models/clip/    the weights of both models clip-text and clip-vision, as their library opens them
 """
 
 from __future__ import annotations

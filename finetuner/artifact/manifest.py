@@ -16,6 +16,8 @@ METADATA = 'metadata.yml'
 CONFIG = 'config.yml'
 METRICS = 'metrics.yml'
 MAX_YAML = 8 << 20
+# models that take their weights from another folder of `models/`
+SHARED = {'clip-text': 'clip', 'clip-vision': 'clip'}
 
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,199}')
 # what means something else on Windows, control characters, halves of characters
@@ -39,6 +41,11 @@ class ModelInfo:
     task: str = 'text-to-text'
     preprocess_types: tuple[str, ...] = ('text',)
     export: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def modality(self) -> str:
+        """The kind of content that it takes: the first of `preprocess_types`."""
+        return self.preprocess_types[0]
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,10 @@ class Metadata:
         for name in models:
             if not any(path.startswith(f'models/{name}/') for path in files):
                 raise ArtifactError(f'{METADATA} lists the model {name!r} and no file of it')
+            if SHARED.get(name) in models:
+                raise ArtifactError(
+                    f'{METADATA} lists a model {SHARED[name]!r} beside {name!r}, which needs that folder'
+                )
         return cls(check_name('artifact', content.get('name')), models, files)
 
 
@@ -188,6 +199,10 @@ def _model(name: str, info: Any) -> ModelInfo:
         raise ArtifactError(f'{METADATA}: dim and max_length of the model {name!r} must be positive integers')
     if not all(isinstance(text, str) for text in (model.task, *model.preprocess_types)):
         raise ArtifactError(f'{METADATA}: task and preprocess_types of the model {name!r} must be texts')
+    if 'text' in model.preprocess_types and model.max_length is None:
+        raise ArtifactError(f'{METADATA} gives no max_length of the model {name!r}, which takes texts')
+    if not model.preprocess_types:
+        raise ArtifactError(f'{METADATA}: preprocess_types of the model {name!r} are empty')
     if not isinstance(model.export, dict):
         raise ArtifactError(f'{METADATA}: export of the model {name!r} must be a mapping')
     return model

@@ -14,6 +14,7 @@ from finetuner.artifact.manifest import (
     CONFIG,
     METADATA,
     METRICS,
+    SHARED,
     FileInfo,
     Metadata,
     ModelInfo,
@@ -40,7 +41,8 @@ def pack(
     Files are stored uncompressed (weights hardly compress) in sorted order, with one fixed time and mode, so that equal
     content gives equal bytes wherever it is packed.
 
-    :param directory: has the models in `models/<name>/`; nothing else of it is taken, and nothing in it changes.
+    :param directory: has the models in `models/<name>/`, and what several of them share in `models/clip/`, see
+        :data:`SHARED`; nothing else of it is taken, and nothing in it changes.
     :param target: the zip to write. It is replaced when the new one is complete.
     :param name: the run's name; the folder inside the zip.
     :param config: plain values.
@@ -54,6 +56,8 @@ def pack(
     sources: dict[str, Path | bytes] = {CONFIG: dump_yaml(config, CONFIG), METRICS: dump_yaml(metrics, METRICS)}
     for model in models:
         sources.update(_model_files(directory, check_name('model', model)))
+        if (shared := SHARED.get(model)) and (directory / 'models' / shared).is_dir():
+            sources.update(_model_files(directory, shared))
 
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f'.{target.name}.{secrets.token_hex(8)}')

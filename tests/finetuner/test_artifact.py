@@ -135,6 +135,51 @@ def test_several_models_need_a_selection_by_name(content, tmp_path):
         opened.select('clip-audio')
 
 
+CLIP = {
+    'clip-text': ModelInfo(dim=24, max_length=77, task='text-to-image', preprocess_types=('text',)),
+    'clip-vision': ModelInfo(dim=24, task='text-to-image', preprocess_types=('image',)),
+}
+
+
+@pytest.fixture
+def clip_artifact(content, tmp_path):
+    (content / 'models' / 'clip').mkdir()
+    (content / 'models' / 'clip' / 'model.safetensors').write_bytes(b'of both')
+    return pack(content, tmp_path / 'clip.zip', name='run', config={}, metrics={}, models=CLIP)
+
+
+def test_the_weights_that_two_models_share_are_packed_once(clip_artifact):
+    assert [path for path in files_of(clip_artifact) if 'safetensors' in path] == [
+        'run/models/clip-text/model.safetensors',
+        'run/models/clip-vision/model.safetensors',
+        'run/models/clip/model.safetensors',
+    ]
+    opened = open_artifact(clip_artifact)
+    assert set(opened.models) == {'clip-text', 'clip-vision'}
+    assert (opened.model_directory('clip-vision').parent / 'clip' / 'model.safetensors').read_bytes() == b'of both'
+    assert opened.metadata['files']['models/clip/model.safetensors']['size'] == 7
+
+
+def test_altered_weights_that_two_models_share_are_refused(clip_artifact, tmp_path):
+    with zipfile.ZipFile(clip_artifact) as archive:
+        archive.extractall(tmp_path / 'unzipped')
+    (tmp_path / 'unzipped' / 'run' / 'models' / 'clip' / 'model.safetensors').write_bytes(b'of none')
+    with pytest.raises(ArtifactError, match='models/clip/model.safetensors is not the one that was packed'):
+        open_artifact(tmp_path / 'unzipped')
+
+
+def test_what_models_take_is_known_without_loading_them(clip_artifact, content, tmp_path):
+    opened = open_artifact(clip_artifact)
+    assert opened.models == CLIP
+    assert {name: info.modality for name, info in opened.models.items()} == {
+        'clip-text': 'text',
+        'clip-vision': 'image',
+    }
+    assert opened.models['clip-vision'].max_length is None
+    with pytest.raises(ArtifactError, match="no max_length of the model 'clip-text', which takes texts"):
+        pack(content, tmp_path / 'x.zip', name='run', config={}, metrics={}, models={'clip-text': ModelInfo(dim=24)})
+
+
 def test_zips_are_unpacked_once(artifact, tmp_path):
     first = open_artifact(artifact, cache=tmp_path / 'cache')
     marker = first.directory.stat().st_ino
