@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -311,11 +312,13 @@ class _ResNetStart(nn.Sequential):
 
 
 def _create(name: str, pretrained: str | None = None, **options: Any) -> Any:
+    wanted = f'{name}::{pretrained}' if pretrained else name.removeprefix('local-dir:')
     try:
         with _quiet_log():
             return open_clip.create_model(name, pretrained=pretrained, precision='fp32', weights_only=True, **options)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f'open_clip cannot open {wanted}: its weights are pickled with more than weights') from error
     except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
-        wanted = f'{name}::{pretrained}' if pretrained else name.removeprefix('local-dir:')
         raise ValueError(f'open_clip cannot open {wanted}: {error}') from error
 
 
