@@ -69,10 +69,11 @@ _IMAGES = (
     Option('weights', 'str | None'),
     Option('augment', 'bool', False),
 )
+_PREPROCESS = Option('preprocess_options', 'dict | None')
 OPTIONS: dict[Library, tuple[Option, ...]] = {
     'transformers': _POOLING,
-    'torchvision': (*_POOLING, *_IMAGES),
-    'timm': (*_POOLING, *_IMAGES),
+    'torchvision': (*_POOLING, *_IMAGES, _PREPROCESS),
+    'timm': (*_POOLING, *_IMAGES, _PREPROCESS),
     'open_clip': _IMAGES,
     'transformers-clip': _IMAGES,
     'pointnet': (
