@@ -165,7 +165,7 @@ def _of_hub(hub_id: str) -> tuple[Library, str]:
             continue
         except (OSError, ValueError):
             break
-        library = _of_config(read_json(path)) if name == 'config.json' else 'open_clip'
+        library: Library | None = _of_config(read_json(path)) if name == 'config.json' else 'open_clip'
         return library or 'transformers', f'{_HUB}{hub_id}' if library == 'timm' else hub_id
     return 'transformers', hub_id
 

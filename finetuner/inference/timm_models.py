@@ -151,7 +151,7 @@ class TimmBackbone:
         return [module for module in self.model.modules() if isinstance(module, SelectAdaptivePool2d)]
 
     def _set_pooling(self, pooling: str, options: Mapping[str, float]) -> None:
-        if pooling == self._own_pooling() and self._pooled_by is None:
+        if self._pooled_by is not None or pooling == self.default_pooling:
             return
         self._pooled_by = _THEIRS[pooling]
         self.model.reset_classifier(0, self._pooled_by)
