@@ -28,6 +28,8 @@ IN_MEMORY_BYTES = 256 << 20
 class Embedder(Protocol):
     """Items of one store to embeddings, with gradients: from their features, or from cached hidden states."""
 
+    features: Rows
+
     def costs(self, items: np.ndarray) -> np.ndarray:
         """What each item costs in a forward: the tokens of a text, 1 for anything else. int64 [B]."""
         ...

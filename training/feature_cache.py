@@ -129,7 +129,7 @@ def weights_digest(encoder: Encoder, trained: list[nn.Module]) -> str:
         if id(tensor) not in other:
             digest.update(f'{name} {tensor.dtype} {list(tensor.shape)}'.encode())
             # as bytes: numpy has no bfloat16
-            digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
