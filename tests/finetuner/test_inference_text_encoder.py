@@ -13,13 +13,47 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
-from transformers import AutoTokenizer, BertModel, RobertaConfig, RobertaModel, T5Config, T5EncoderModel, T5Model
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    GPT2Config,
+    GPT2Model,
+    ModernBertConfig,
+    ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
+    OPTConfig,
+    OPTModel,
+    Qwen3Config,
+    Qwen3Model,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5EncoderModel,
+    T5Model,
+)
 
 from finetuner.inference.layers import pool
 from finetuner.inference.pretrained import packaged_directory, resolve
 from finetuner.inference.text_encoder import TextEncoder
 
 TEXTS = ['where is my card', '', 'My card is LOST!', 'the ' * 300, 'Überraschung, 漢字 🙂', 'a']
+
+SIZES = {
+    'vocab_size': 50300,  # what the defaults for special tokens need
+    'hidden_size': 8,
+    'num_hidden_layers': 3,
+    'num_attention_heads': 2,
+    'intermediate_size': 8,
+    'max_position_embeddings': 64,
+}
 
 
 def embed(encoder, texts=TEXTS):
@@ -65,6 +99,44 @@ def test_loads_what_sentence_transformers_wrote_and_the_other_way_round(tiny_mod
     np.testing.assert_allclose(embed(encoder), expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(embed_elsewhere(encoder.save(tmp_path / 'ours')), expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(embed(TextEncoder.load(tmp_path / 'ours')), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('pooling', ['mean', 'cls'])
+def test_a_projection_head_is_read_as_dense_layers(tiny_model, tmp_path, pooling):
+    encoder = TextEncoder.load(tiny_model, pooling=pooling)
+    assert (encoder.dim, encoder.backbone_dim) == (24, 24)
+    torch.manual_seed(1)
+    encoder.add_head(10)
+    assert encoder.dim == 10
+    expected = embed(encoder)
+    assert expected.shape == (len(TEXTS), 10)
+    encoder.save(tmp_path / 'model')
+    assert [module.__class__.__name__ for module in SentenceTransformer(str(tmp_path / 'model'), device='cpu')] == [
+        'Transformer',
+        'Pooling',
+        *['Dense'] * 3,
+        'Normalize',
+    ]
+    np.testing.assert_allclose(embed_elsewhere(tmp_path / 'model'), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(embed(TextEncoder.load(tmp_path / 'model')), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'kind', [BertForSequenceClassification, BertForTokenClassification, BertForMaskedLM, BertForPreTraining]
+)
+def test_a_model_for_another_task_loses_its_head(tiny_model, tmp_path, capfd, kind):
+    plain = BertModel.from_pretrained(tiny_model)
+    model = kind(plain.config)
+    model.bert.load_state_dict(plain.state_dict(), strict=False)
+    model.save_pretrained(tmp_path / 'model')
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / 'model')
+    capfd.readouterr()
+    encoder = TextEncoder.load(tmp_path / 'model')
+    assert isinstance(encoder.backbone, BertModel)
+    assert capfd.readouterr() == ('', '')
+    expected = embed(TextEncoder(plain, AutoTokenizer.from_pretrained(tiny_model), max_length=encoder.max_length))
+    np.testing.assert_allclose(embed(encoder), expected, rtol=0, atol=1e-6)
+    assert json.loads((encoder.save(tmp_path / 'saved') / 'config.json').read_text())['architectures'] == ['BertModel']
 
 
 @pytest.mark.parametrize('activation', [torch.nn.Tanh(), torch.nn.Identity()])
@@ -138,10 +210,67 @@ def test_pooling_and_length_can_be_overridden(tiny_model):
     encoder = TextEncoder.load(tiny_model, pooling='cls', max_length=8)
     assert (encoder.pooling, encoder.max_length) == ('cls', 8)
     assert encoder.tokenizer('the ' * 100, truncation=True)['input_ids'].__len__() == 8
-    with pytest.raises(ValueError, match="unknown pooling 'median': it is one of mean, cls, max, lasttoken"):
+    with pytest.raises(ValueError, match="unknown pooling 'median': it is one of mean, cls, max, lasttoken, gem"):
         TextEncoder.load(tiny_model, pooling='median')
     with pytest.raises(ValueError, match='max_length is 65: this model takes from 3 to 64 tokens'):
         TextEncoder.load(tiny_model, max_length=65)
+
+
+def test_gem_is_the_mean_for_one_and_the_maximum_for_large_powers():
+    tokens = torch.rand(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 1, 1]])
+    means, largest = pool(tokens, mask, 'mean'), pool(tokens, mask, 'max')
+    torch.testing.assert_close(pool(tokens, mask, 'gem', {'p': 1.0, 'eps': 1e-6}), means)
+    torch.testing.assert_close(pool(tokens, mask, 'gem', {'p': 1e5, 'eps': 1e-6}), largest, rtol=1e-4, atol=0)
+    between = pool(tokens, mask, 'gem', {'p': 3.0, 'eps': 1e-6})
+    torch.testing.assert_close(between[1], tokens[1, :2].pow(3).mean(0).pow(1 / 3))
+    assert (between > means).all() and (between < largest).all()
+
+
+def test_gem_raises_small_values_to_eps():
+    tokens = torch.tensor([[[-4.0, 0.0], [-2.0, 2.0]]])
+    pooled = pool(tokens, None, 'gem', {'p': 2.0, 'eps': 0.5})
+    torch.testing.assert_close(pooled, torch.tensor([[0.5, (0.5 * (4 + 0.25)) ** 0.5]]))
+
+
+def test_gem_has_finite_gradients_for_large_powers():
+    tokens = torch.tensor([[[1e-9, -1.0, 500.0], [1e-9, -2.0, 1.0]]], requires_grad=True)
+    pool(tokens, torch.tensor([[1, 1]]), 'gem', {'p': 50.0, 'eps': 1e-6}).sum().backward()
+    assert tokens.grad.isfinite().all()
+    assert tokens.grad[0, 0, 2] == pytest.approx(0.5 ** (1 / 50))
+
+
+@pytest.mark.parametrize('pooling', ['mean', 'cls', 'max', 'lasttoken', 'gem'])
+def test_without_padding_a_mask_makes_no_difference(pooling):
+    tokens = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(3, 5, dtype=torch.int64)
+    torch.testing.assert_close(pool(tokens, None, pooling), pool(tokens, ones, pooling))
+
+
+def test_gem_is_saved_for_us_and_refused_elsewhere(tiny_model, tmp_path):
+    encoder = TextEncoder.load(tiny_model, pooling='GeM', pooling_options={'p': 4})
+    assert (encoder.pooling, encoder.pooling_options) == ('gem', {'p': 4.0, 'eps': 1e-6})
+    saved = TextEncoder.load(encoder.save(tmp_path / 'model'))
+    assert (saved.pooling, saved.pooling_options) == ('gem', {'p': 4.0, 'eps': 1e-6})
+    np.testing.assert_array_equal(embed(saved), embed(encoder))
+    assert abs(embed(saved) - embed(TextEncoder.load(tmp_path / 'model', pooling_options={'p': 1}))).max() > 1e-3
+    assert TextEncoder.load(tmp_path / 'model', pooling='mean').pooling_options == {}
+    with pytest.raises((TypeError, ValueError), match='gem|pooling_options'):
+        SentenceTransformer(str(tmp_path / 'model'), device='cpu')
+
+
+@pytest.mark.parametrize(
+    ('pooling', 'options', 'message'),
+    [
+        ('mean', {'p': 3}, 'unknown pooling_options p of mean pooling: it takes none'),
+        ('gem', {'q': 3}, 'unknown pooling_options q of gem pooling: it takes p and eps'),
+        ('gem', {'p': 0}, 'the pooling option p is 0: it must be a positive number'),
+        ('gem', {'eps': 'small'}, "the pooling option eps is 'small': it must be a positive number"),
+    ],
+)
+def test_pooling_options_are_checked(tiny_model, pooling, options, message):
+    with pytest.raises(ValueError, match=message):
+        TextEncoder.load(tiny_model, pooling=pooling, pooling_options=options)
 
 
 @pytest.mark.parametrize('pooling', ['mean', 'cls', 'max', 'lasttoken'])
@@ -162,6 +291,85 @@ def test_gradients_reach_every_weight_but_the_unused_head(tiny_model):
     assert without == set()
     frozen = {name for name, weight in encoder.named_parameters() if not weight.requires_grad}
     assert frozen == {'backbone.pooler.dense.weight', 'backbone.pooler.dense.bias'}
+
+
+def names_of(groups, backbone):
+    """The groups by the modules that they are or consist of."""
+    names = {id(module): name for name, module in backbone.named_modules()}
+    return [names.get(id(group)) or [names[id(part)] for part in group] for group in groups]
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'first', 'last'),
+    [
+        (BertModel(BertConfig(**SIZES)), 'embeddings', 'encoder.layer.2'),
+        (
+            DistilBertModel(DistilBertConfig(dim=8, hidden_dim=8, n_layers=3, n_heads=2)),
+            'embeddings',
+            'transformer.layer.2',
+        ),
+        (
+            MPNetModel(MPNetConfig(**SIZES)),
+            [
+                'embeddings.word_embeddings',
+                'embeddings.position_embeddings',
+                'embeddings.LayerNorm',
+                'encoder.relative_attention_bias',
+            ],
+            'encoder.layer.2',
+        ),
+        (ModernBertModel(ModernBertConfig(**SIZES)), 'embeddings', ['layers.2', 'final_norm']),
+        (Qwen3Model(Qwen3Config(**SIZES, head_dim=4, num_key_value_heads=2)), 'embed_tokens', ['layers.2', 'norm']),
+        (GPT2Model(GPT2Config(n_embd=8, n_layer=3, n_head=2)), ['wte', 'wpe'], ['h.2', 'ln_f']),
+        (
+            T5EncoderModel(T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=3, num_heads=2)),
+            'shared',
+            ['encoder.block.2', 'encoder.final_layer_norm'],
+        ),
+        # the last projection is made before the layers, and called after them
+        (
+            OPTModel(
+                OPTConfig(hidden_size=8, word_embed_proj_dim=4, num_hidden_layers=3, num_attention_heads=2, ffn_dim=8)
+            ),
+            ['decoder.embed_tokens', 'decoder.embed_positions', 'decoder.project_in'],
+            ['decoder.layers.2', 'decoder.project_out', 'decoder.final_layer_norm'],
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, torch.nn.Module) else '',
+)
+def test_layer_groups_hold_each_weight_once_from_input_to_output(tiny_model, backbone, first, last):
+    encoder = TextEncoder(backbone, AutoTokenizer.from_pretrained(tiny_model))
+    groups = encoder.layer_groups()
+    assert len(groups) == 4
+    names = names_of(groups, backbone)
+    assert (names[0], names[-1]) == (first, last)
+    grouped = [id(weight) for group in groups for weight in group.parameters()]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(weight) for weight in backbone.parameters() if weight.requires_grad}
+
+
+def test_the_preprocessor_makes_the_inputs_of_the_model(tiny_model):
+    encoder = TextEncoder.load(tiny_model)
+    preprocessor = encoder.preprocessor
+    assert preprocessor.modality == encoder.modality == 'text'
+    rows = preprocessor.features(TEXTS)
+    assert {row.dtype for row in rows} == {np.dtype(np.int32)}
+    assert [len(row) for row in rows[1:4]] == [2, 7, 32]
+    inputs = preprocessor.collate(rows)
+    assert inputs.keys() >= set(encoder.input_names)
+    with torch.no_grad():
+        found = encoder(**{name: torch.from_numpy(inputs[name]) for name in encoder.input_names}).numpy()
+    np.testing.assert_allclose(found, embed(encoder), rtol=0, atol=1e-6)
+
+
+def test_a_digest_stands_for_all_settings_of_a_preprocessor(tiny_model, directory):
+    digest = TextEncoder.load(tiny_model).preprocessor.digest
+    assert TextEncoder.load(tiny_model).preprocessor.digest == digest
+    assert TextEncoder.load(tiny_model, max_length=31).preprocessor.digest != digest
+    tokenizer = json.loads((directory / 'tokenizer.json').read_text())
+    tokenizer['normalizer']['lowercase'] = False
+    (directory / 'tokenizer.json').write_text(json.dumps(tokenizer))
+    assert TextEncoder.load(directory).preprocessor.digest != digest
 
 
 def test_half_precision_weights_are_loaded_in_full(directory):
