@@ -45,10 +45,10 @@ class DatasetExecutor(Executor):
 
     @requests(on='/ingest')
     def ingest(self, docs: DocumentArray, parameters: IngestParameters, **kwargs: Any) -> DocumentArray:
-        """Append the documents of the request, or of the CSV file at `uri`, to the data set `name`: all or none."""
+        """Append the documents of the request, or of the file at `uri`, to the data set `name`: all or none."""
         account = self.registry.authenticate(parameters.secret)
         if (parameters.uri is None) == (len(docs) == 0):
-            raise DataError('send documents, or the uri of a CSV file: one of the two')
+            raise DataError('send documents, or the uri of a file: one of the two')
         documents: Any = docs
         if parameters.uri is not None:
             options = _csv_options(parameters.csv_options or {})
@@ -59,7 +59,10 @@ class DatasetExecutor(Executor):
             rows=dataset.rows,
             size=dataset.size,
             digest=dataset.digest,
+            shape=dataset.shape,
+            modalities=list(dataset.modalities),
             labelled=dataset.labelled,
+            scored=dataset.scored,
         )
 
     @requests

@@ -46,11 +46,13 @@ def _sentence(name: str, detail: Any) -> str:
 
 
 class IngestParameters(Parameters):
-    """`/ingest`: the documents of the request, or of the CSV file at `uri`, become a part of the data set `name`."""
+    """`/ingest`: the documents of the request, or of the file at `uri`, become a part of the data set `name`."""
 
     name: str
     part: int | None = Field(default=None, ge=0, description='Number of this part: sent again, it is not added again.')
-    uri: str | None = Field(default=None, description='A CSV file that the service can read, instead of documents.')
+    uri: str | None = Field(
+        default=None, description='A CSV, JSONL, Parquet or Arrow file that the service can read, instead of documents.'
+    )
     csv_options: dict[str, Any] | None = None
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 import fsspec
 
-from finetuner.data import CSVOptions, read_csv
+from finetuner.data import CSVOptions, read_data
+from finetuner.data.links import Links
+from finetuner.data.reading import COLUMNAR_SUFFIXES
 from finetuner.documents import Document
 from finetuner.excepts import DataError
 from finetuner.inference.remote import without_secrets
 
 
 def read_uri(uri: str, options: CSVOptions, roots: Sequence[Path], schemes: Sequence[str]) -> Iterator[Document]:
-    """The documents of the CSV file at `uri`, read while they are consumed.
+    """The documents of the file at `uri` (CSV, JSONL, Parquet or Arrow), read while they are consumed.
+
+    What the file names in its turn, such as images, is read under the same conditions.
 
     :param uri: an absolute path or `file://` URI below one of `roots`, or the URI of another of `schemes`.
     :param roots: folders whose files may be read. A link that leads out of them is refused.
@@ -30,18 +36,35 @@ def read_uri(uri: str, options: CSVOptions, roots: Sequence[Path], schemes: Sequ
             'its operator allows more with FINETUNER_INGEST_SCHEMES'
         )
     shown = without_secrets(uri)
+    links = Links(check=_check(roots if 'file' in schemes else []), schemes=schemes)
     try:
         if scheme == 'file':
-            yield from read_csv(_allowed_path(uri, roots), options, name=shown)
+            yield from read_data(_allowed_path(uri, roots), options, shown, links=links)
+        elif (suffix := PurePosixPath(urlsplit(uri).path).suffix.lower()) in COLUMNAR_SUFFIXES:
+            with tempfile.NamedTemporaryFile(suffix=suffix) as copy:
+                with fsspec.open(uri, 'rb') as source:
+                    shutil.copyfileobj(source, copy, 1 << 20)
+                copy.flush()
+                # paths in it begin nowhere: it lies here by chance
+                yield from read_data(Path(copy.name), options, shown, links=links.rooted())
         else:
             with fsspec.open(uri, 'rt', encoding=options.encoding, newline='') as file:
-                yield from read_csv(file, options, name=shown)
+                yield from read_data(file, options, shown, links=links.rooted())
     except DataError:
         raise
     except Exception as error:  # those of fsspec's backends have no common base
         has_secrets = shown != uri or '://' in str(error)
         reason = type(error).__name__ if has_secrets else str(error) or type(error).__name__
         raise DataError(f'{shown} cannot be read: {reason}') from None
+
+
+def _check(roots: Sequence[Path]) -> Callable[[Path], None]:
+    def check(path: Path) -> None:
+        # one answer for all that lies outside, whether it exists or not
+        if not any(path.is_relative_to(root.resolve()) for root in roots):
+            raise DataError('it names a file that is not below a folder that this service may read')
+
+    return check
 
 
 def _allowed_path(uri: str, roots: Sequence[Path]) -> Path:

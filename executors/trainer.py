@@ -26,6 +26,7 @@ from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import DataError, RegistryError, RunFailedError, RunInProgressError
 from registry import Registry, RunRecord
 from registry.records import FAILED, FINISHED
+from training.check import Role, check_data
 from training.config import FitConfig
 
 POLL = 0.5
@@ -62,10 +63,10 @@ class TrainerExecutor(Executor):
         config = FitConfig.from_arguments(**parameters.arguments)
         if parameters.check_only:
             return answer(checked=True)
-        names = _dataset_names(config)
-        for name in names:
-            self._check_dataset(account.id, name)
-        run = self._create_run(account.id, config, names)
+        roles = _datasets(config)
+        for name, role in roles:
+            self._check_dataset(account.id, config, name, role)
+        run = self._create_run(account.id, config, list(dict.fromkeys(name for name, _ in roles)))
         self.supervisor.wake()
         return DocumentArray([describe_run(run)])
 
@@ -85,16 +86,18 @@ class TrainerExecutor(Executor):
                 return run
         return create(f'{name}-{secrets.token_hex(4)}')[0]
 
-    def _check_dataset(self, account_id: str, name: str) -> None:
+    def _check_dataset(self, account_id: str, config: FitConfig, name: str, role: Role) -> None:
         dataset = self.registry.get_dataset(account_id, name)
-        if dataset.shape != 'items' or dataset.modalities != ('text',):
+        if not dataset.modalities:
             raise DataError(
-                f'the data set {name!r} holds documents that are not texts: only texts can be trained on yet'
+                f'the data set {name!r} was ingested before images and meshes were told apart: send it again'
             )
-        if not dataset.labelled:
+        if dataset.linked:
             raise DataError(
-                f"the data set {name!r} holds documents without a label: each needs tags['finetuner_label']"
+                f'the data set {name!r} names files or URLs, which this service does not open: send what is in them, '
+                'as blob'
             )
+        check_data(config, dataset, role)
 
     @requests(on='/status')
     def status(self, docs: DocumentArray, parameters: RunParameters, **kwargs: Any) -> DocumentArray:
@@ -171,9 +174,9 @@ class TrainerExecutor(Executor):
         return run
 
 
-def _dataset_names(config: FitConfig) -> list[str]:
-    evaluation = config.evaluation
-    names = [config.train_data, config.eval_data]
-    if evaluation is not None:
-        names += [evaluation.query_data, evaluation.index_data]
-    return list(dict.fromkeys(name for name in names if name is not None))
+def _datasets(config: FitConfig) -> list[tuple[str, Role]]:
+    """The names of the data sets that a run reads, and what each is for."""
+    roles: list[tuple[str | None, Role]] = [(config.train_data, 'train'), (config.eval_data, 'eval')]
+    for evaluation in config.evaluations:
+        roles += [(evaluation.query_data, 'query'), (evaluation.index_data, 'index')]
+    return [(name, role) for name, role in roles if name is not None]

@@ -11,6 +11,7 @@ from finetuner.client.names import random_name
 from finetuner.client.session import Session, current_session
 from finetuner.client.upload import Uploader
 from finetuner.data import CSVOptions
+from finetuner.models import task_of
 from finetuner.run import Run
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def fit(
     session = current_session()
     experiment_name = experiment_name or DEFAULT_EXPERIMENT
     run_name = run_name or _free_name(session)
-    uploader = Uploader(session, experiment_name, run_name, csv_options)
+    uploader = Uploader(session, experiment_name, run_name, csv_options, task_of(model))
     arguments |= {'run_name': run_name, 'experiment_name': experiment_name, 'csv_options': None}  # files are read here
 
     def describe(name_of: Callable[[Data, str], str]) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO
 
-from finetuner.data import CSVOptions, read_csv
+from finetuner.data import CSVOptions, read_data
+from finetuner.data.reading import is_data_path
 from finetuner.excepts import DataError, RegistryError
 from finetuner.run import dataset_name
 
@@ -23,40 +24,49 @@ PART_BYTES = 8 << 20  # on the wire
 class Uploader:
     """Uploads the data of one run. The same object, or the same file, is sent once and known by its first name.
 
-    :param csv_options: how CSV files are read.
+    :param csv_options: how the data is read.
+    :param task: what the model that is to learn does, such as 'text-to-image'; None if it is not known.
     """
 
-    def __init__(self, session: Session, experiment_name: str, run_name: str, csv_options: CSVOptions | None = None):
+    def __init__(
+        self,
+        session: Session,
+        experiment_name: str,
+        run_name: str,
+        csv_options: CSVOptions | None = None,
+        task: str | None = None,
+    ):
         self._session = session
         self._run = experiment_name, run_name
         self._csv_options = csv_options
+        self._task = task
         self._names: dict[Any, str] = {}
         self._kept: list[Any] = []  # so that no other object gets the id of one that was sent
 
     def name_of(self, data: Data, kind: str) -> str:
         """The name of the data set that `data` is in the service, after sending it if need be.
 
-        :param data: a path of a CSV file, a file open as text, documents, or the name of an ingested data set.
+        :param data: a path, a file open as text, a data set of the library `datasets`, documents, or the name of an
+            ingested data set.
         :param kind: what it is for: 'train', 'eval', 'query' or 'index'.
         :raises DataError: `data` is neither, a file does not exist, or a row or document is malformed.
         """
-        if isinstance(data, str) and not _is_path(data):
+        if isinstance(data, str) and not is_data_path(data):
             return data
         key = Path(data).expanduser().resolve() if isinstance(data, str | Path) else id(data)
         if key not in self._names:
             name = dataset_name(*self._run, kind)
-            total = len(data) if isinstance(data, Sized) and not isinstance(data, str) else None
+            options = self._csv_options or CSVOptions()
+            is_whole = options.size is None and options.sampling_rate is None
+            total = len(data) if is_whole and isinstance(data, Sized) and not isinstance(data, str) else None
             self._send(self._documents(data, kind), name, kind, total)
             self._kept.append(data)
             self._names[key] = name
         return self._names[key]
 
     def _documents(self, data: Data, kind: str) -> Iterable[Document]:
-        if isinstance(data, str | Path) or hasattr(data, 'read'):
-            return read_csv(cast('str | Path | TextIO', data), self._csv_options)
-        if isinstance(data, Iterable):
-            return _check_types(data, kind)
-        raise DataError(f'the {kind} data is of type {type(data).__name__}: {_ACCEPTED}')
+        is_file = isinstance(data, str | Path) or hasattr(data, 'read')
+        return read_data(data, self._csv_options, None if is_file else f'the {kind} data', self._task)
 
     def _send(self, documents: Iterable[Document], name: str, kind: str, total: int | None) -> None:
         from rich.progress import MofNCompleteColumn, TimeElapsedColumn
@@ -86,26 +96,6 @@ class Uploader:
                 f'the data set {name} holds {rows} documents where {sent} were sent now: an earlier upload differs. '
                 'Give another run_name'
             )
-
-
-_ACCEPTED = (
-    'give the path of a CSV file, a file opened as text, Documents with text and '
-    "tags['finetuner_label'], or the name of an ingested data set"
-)
-
-
-def _is_path(data: str) -> bool:
-    """Whether a string means a file, by its form alone. The names of data sets have no folder and no such ending."""
-    return '/' in data or Path(data).suffix.lower() in ('.csv', '.tsv', '.txt')
-
-
-def _check_types(documents: Iterable[Any], kind: str) -> Iterator[Document]:
-    from finetuner.documents import Document
-
-    for position, document in enumerate(documents):
-        if not isinstance(document, Document):
-            raise DataError(f'item {position} of the {kind} data is of type {type(document).__name__}: {_ACCEPTED}')
-        yield document
 
 
 def _parts(documents: Iterable[Document], kind: str) -> Iterator[tuple[int, bytes]]:

@@ -49,8 +49,8 @@ def _find(text: str | None, uri: str | None, blob: bytes | None, tensor: Any) ->
         return 'text'
     if blob is not None:
         return modality_of_bytes(blob) or modality_of_uri(uri or '')
-    if tensor is not None:
-        return 'tensor'
+    if tensor is not None:  # the URI says where it is from
+        return modality_of_uri(uri or '') or 'tensor'
     return modality_of_uri(uri or '')
 
 

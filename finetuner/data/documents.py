@@ -318,9 +318,11 @@ def _shown(value: Any) -> str:
 
 
 def check_documents(
-    documents: Iterable[Any], options: CSVOptions, name: str, links: Links, accepted: str
+    documents: Iterable[Any], options: CSVOptions, name: str, task: str | None, links: Links, accepted: str
 ) -> Iterator[Document]:
     """Documents as they are, with the files read that they name; the given ones are not changed.
+
+    :param task: of a model that reads images or meshes: a tensor is one of these, unless its document says otherwise.
 
     :raises DataError: something else is among them, or a file cannot be read. The message names the item.
     """
@@ -331,8 +333,8 @@ def check_documents(
         if not isinstance(document, Document):
             raise DataError(f'{place} is of type {type(document).__name__}: {accepted}')
         try:
-            found = _read_links(document, options, links)
-            chunks = [_read_links(chunk, options, links) for chunk in document.chunks or ()]
+            found = _complete(document, options, task, links)
+            chunks = [_complete(chunk, options, task, links) for chunk in document.chunks or ()]
         except DataError as error:
             raise DataError(f'{place} (id {document.id!r}): {error}') from error
         if any(chunks):
@@ -342,12 +344,16 @@ def check_documents(
         yield document.model_copy(update=found) if found else document
 
 
-def _read_links(content: Content, options: CSVOptions, links: Links) -> dict[str, Any]:
-    """What to change in a content so that it holds what its URI names."""
-    if not content.uri or content.blob or content.tensor is not None or content.text or not options.convert_to_blob:
+def _complete(content: Content, options: CSVOptions, task: str | None, links: Links) -> dict[str, Any]:
+    """What to change in a content so that it holds what its URI names, and says what its tensor is."""
+    if content.text or content.blob:
+        return {}
+    if content.tensor is not None:
+        kinds = {'image-to-image': 'image', 'text-to-image': 'image', 'mesh-to-mesh': 'mesh'}
+        return {'modality': kinds[task]} if task in kinds and content.modality is None else {}
+    if not content.uri or not options.convert_to_blob:
         return {}
     kind = content.modality or modality_of_uri(content.uri) or ('image' if is_url(content.uri) else None)
     if kind not in ('image', 'mesh'):
         return {}
-    found = read_link(content.uri, kind, options, links)
-    return {'uri': None, **found}
+    return {'uri': None, **read_link(content.uri, kind, options, links)}

@@ -31,6 +31,7 @@ class Links:
     :param check: is given every path before it is opened, resolved, and raises a :class:`DataError` if it may not be.
         Where there is one, relative paths need `folder`.
     :param schemes: of the URLs that may be fetched; None is all. `file` and `data` need no leave.
+    :param has_folder: False keeps `folder` as it is, whatever file names the paths.
     """
 
     def __init__(
@@ -38,12 +39,17 @@ class Links:
         folder: Path | None = None,
         check: Callable[[Path], None] | None = None,
         schemes: Collection[str] | None = None,
+        has_folder: bool = True,
     ):
-        self.folder, self.check, self.schemes = folder, check, schemes
+        self.folder, self.check, self.schemes, self.has_folder = folder, check, schemes, has_folder
 
     def at(self, folder: Path | None) -> Links:
         """The same, for paths that begin in another folder."""
-        return Links(folder, self.check, self.schemes)
+        return Links(folder, self.check, self.schemes) if self.has_folder else self
+
+    def rooted(self) -> Links:
+        """The same, for absolute paths alone: relative ones begin nowhere."""
+        return Links(None, self.check, self.schemes, has_folder=False)
 
     def read(self, uri: str, kind: str) -> bytes:
         """The content of a file.

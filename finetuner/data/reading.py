@@ -61,14 +61,15 @@ def read_data(
         return _read_path(path, options, name or str(path), task, links)
     if hasattr(source, 'read'):
         stream_name = str(getattr(source, 'name', '<stream>'))
-        opener: Opener = open_json_lines if stream_name.lower().endswith(JSON_SUFFIXES) else open_csv
+        is_json = (name or stream_name).lower().endswith(JSON_SUFFIXES)
+        opener: Opener = open_json_lines if is_json else open_csv
         folder = Path(stream_name).parent if Path(stream_name).is_file() else None
         return _read(lambda: opener(source, options, name or stream_name, folder), options, task, links)
     if hasattr(source, 'column_names') and isinstance(source, Iterable):
         return _read(lambda: open_dataset(source, options, name or 'the data set'), options, task, links)
     if isinstance(source, dict) or not isinstance(source, Iterable):
         raise DataError(f'{name or "the data"} is of type {type(source).__name__}: {ACCEPTED}')
-    return check_documents(source, options, name or 'the data', links, ACCEPTED)
+    return check_documents(source, options, name or 'the data', task, links, ACCEPTED)
 
 
 def read_csv(
