@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from finetuner.excepts import ParameterError
 from training.callbacks.options import CallbackConfig, EvaluationOptions, check_callbacks, evaluation_options
 from training.lora import LoRAOptions
-from training.losses import has_class_weights, make_objective, unknown_name
+from training.losses import check_objective, needs_positives, objective_shape, unknown_name
 from training.losses.objective import Shape
 from training.optimizers import SCHEDULERS, SchedulerOptions, check_optimizer
 
@@ -143,27 +143,18 @@ class FitConfig(BaseModel):
 
     def _check_objective(self) -> bool:
         """Whether the objective has weights."""
-        objective = make_objective(
-            self.loss,
-            self.loss_options,
-            num_classes=2,
-            embedding_size=2,
-            miner=self.miner,
-            miner_options=self.miner_options,
-        )
+        objective = check_objective(self.loss, self.loss_options, miner=self.miner, miner_options=self.miner_options)
         return any(True for _ in objective.parameters())
 
     @property
     def shape(self) -> Shape:
         """The shape of data that the loss learns from."""
-        from training.losses import objective_shape
-
-        return objective_shape(self.loss, self.loss_options)
+        return objective_shape(self.loss, self.loss_options, self.miner)
 
     @property
     def needs_classes(self) -> bool:
         """True if batches must hold several items of a class."""
-        return self.shape == 'labelled' and not has_class_weights(self.loss)
+        return self.shape == 'labelled' and needs_positives(self.loss, self.loss_options)
 
     @property
     def evaluations(self) -> list[EvaluationOptions]:

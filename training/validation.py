@@ -50,7 +50,7 @@ def make_validation(
             known = step.examples.classes
             labels = eval_set.labels_as(known)
             examples = dataclasses.replace(eval_set, labels=labels)
-            if has_class_weights(config.loss):  # there are none for other classes
+            if has_class_weights(config.loss, config.loss_options):  # there are none for other classes
                 rows = rows[labels < len(known)]
         embedders = {
             column.encoder: FeatureEmbedder(step.task.encoders[column.encoder], column.store.features)

@@ -8,6 +8,7 @@ from training.losses.factory import (
     check_objective,
     has_class_weights,
     make_objective,
+    needs_positives,
     objective_shape,
 )
 from training.losses.objective import Objective, Shape
@@ -21,6 +22,7 @@ __all__ = [
     'check_objective',
     'has_class_weights',
     'make_objective',
+    'needs_positives',
     'objective_shape',
     'unknown_name',
 ]

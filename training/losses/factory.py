@@ -124,15 +124,25 @@ def objective_shape(name: str, options: Options | None = None, miner: str | None
 
 
 def has_class_weights(name: str, options: Options | None = None) -> bool:
-    """True if the loss compares items with learned weights of their classes (ArcFaceLoss, ProxyAnchorLoss, ...), and so
-    needs no positives in a batch."""
+    """True if the loss, or one inside it, learns weights of the classes (ArcFaceLoss, ProxyAnchorLoss, ...), so that
+    it knows no others."""
+    return any(_class_weights(name, options))
+
+
+def needs_positives(name: str, options: Options | None = None) -> bool:
+    """True if the loss, or one inside it, compares the items of a batch, and so needs several of a class in each."""
+    return not all(_class_weights(name, options))
+
+
+def _class_weights(name: str, options: Options | None) -> list[bool]:
+    """For every loss that `name` stands for, whether it compares items with weights of the classes."""
     name, options = ALIASES.get(name, name), options or {}
     if name == 'MatryoshkaLoss' and 'loss' in options:
-        return has_class_weights(options['loss'], options.get('loss_options'))
+        return _class_weights(options['loss'], options.get('loss_options'))
     if name == 'MultipleLosses' and options.get('losses'):
         parts = [_part(part) for part in options['losses']]
-        return all(has_class_weights(part['loss'], part.get('loss_options')) for part in parts)
-    return name in library.LIBRARY and library.has_class_weights(name)
+        return [found for part in parts for found in _class_weights(part['loss'], part.get('loss_options'))]
+    return [name in library.LIBRARY and library.has_class_weights(name)]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ class TupletMarginLoss(MatrixForm, losses.TupletMarginLoss):
             return self.zero_losses()
         lowest = torch.finfo(distances.dtype).min
         negatives = (self.scale * distances).masked_fill(~masks.negatives, lowest).logsumexp(1)[anchors]
-        positive = torch.cos(torch.acos(distances[anchors, positives]) - self.margin)
+        # equal items are as similar as 1 and a rounding error, for which the library gives NaN
+        edge = 1 - torch.finfo(distances.dtype).eps
+        positive = torch.cos(torch.acos(distances[anchors, positives].clamp(-edge, edge)) - self.margin)
         losses = torch.logaddexp(negatives - self.scale * positive, negatives.new_zeros(()))
         return pair_losses(losses, anchors, positives)
