@@ -15,6 +15,8 @@ from typing import Any
 
 POOLINGS = ('mean', 'cls', 'max', 'lasttoken', 'gem')
 GEM_OPTIONS = {'p': 3.0, 'eps': 1e-6}
+# beside the config of the pooling: sentence-transformers, which has no such pooling, takes no other keys there
+GEM_FILE = 'gem.json'
 
 _POOLING_FLAGS = {
     'pooling_mode_cls_token': 'cls',
@@ -159,4 +161,4 @@ def _pooling(path: Path) -> tuple[str, dict[str, float]]:
     names = [modes] if isinstance(modes, str) else list(modes)
     if len(names) != 1 or names[0] not in POOLINGS:
         raise ValueError(f'{path} asks for the pooling {" + ".join(names)}: supported is one of {", ".join(POOLINGS)}')
-    return check_pooling(names[0], config.get('pooling_options'))
+    return check_pooling(names[0], _read_optional(path.with_name(GEM_FILE)) if names[0] == 'gem' else None)

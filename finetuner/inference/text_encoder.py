@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from finetuner.inference.encoder import Encoder
 from finetuner.inference.layer_groups import layer_groups
 from finetuner.inference.layers import Dense, pool
-from finetuner.inference.layout import Layout, check_pooling, find_weights, read_layout, write_json
+from finetuner.inference.layout import GEM_FILE, Layout, check_pooling, find_weights, read_layout, write_json
 from finetuner.inference.packing import OFFSET_POSITIONS, PackedBackbone
 from finetuner.inference.preprocessing import Modality
 from finetuner.inference.pretrained import HUB_IDS, resolve
@@ -241,16 +241,19 @@ class TextEncoder(Encoder):
         )
         write_json(directory / 'sentence_bert_config.json', {'max_seq_length': self.max_length, 'do_lower_case': False})
         write_json(directory / 'config_sentence_transformers.json', {'prompts': self.prompts})
-        (directory / '1_Pooling').mkdir(exist_ok=True)
-        write_json(directory / '1_Pooling' / 'config.json', self._pooling_config())
+        self._save_pooling(directory / '1_Pooling')
         return directory
 
-    def _pooling_config(self) -> dict[str, Any]:
+    def _save_pooling(self, directory: Path) -> None:
+        directory.mkdir(exist_ok=True)
         config: dict[str, Any] = {'word_embedding_dimension': self.backbone_dim}
         if self.pooling == 'gem':  # sentence-transformers has none, and says so when it reads the name
-            return config | {'pooling_mode': self.pooling, 'pooling_options': self.pooling_options}
+            write_json(directory / 'config.json', config | {'pooling_mode': self.pooling})
+            write_json(directory / GEM_FILE, self.pooling_options)
+            return
         flags = {'mean': 'mean_tokens', 'cls': 'cls_token', 'max': 'max_tokens', 'lasttoken': 'lasttoken'}
-        return config | {f'pooling_mode_{flag}': name == self.pooling for name, flag in flags.items()}
+        modes = {f'pooling_mode_{flag}': name == self.pooling for name, flag in flags.items()}
+        write_json(directory / 'config.json', config | modes)
 
 
 @contextmanager
