@@ -163,7 +163,8 @@ def _tensor(value: np.ndarray, place: str) -> np.ndarray:
         raise DataError(f'{place}: the tensor has the shape {value.shape}: there is nothing in it to learn from')
     if value.dtype.kind not in 'biuf':
         raise DataError(f'{place}: the tensor has the dtype {value.dtype.name}: give numbers')
-    array = np.ascontiguousarray(value, np.uint8 if value.dtype == np.uint8 else '<f4')
+    with np.errstate(over='ignore'):
+        array = np.ascontiguousarray(value, np.uint8 if value.dtype == np.uint8 else '<f4')
     if array.dtype != np.uint8 and not np.isfinite(array).all():
         raise DataError(f'{place}: the tensor has numbers that are not finite in float32')
     return array

@@ -286,7 +286,8 @@ def as_tensor(value: Any) -> np.ndarray:
         raise DataError(f'{_shown(value)} is no list of numbers')
     if array.ndim == 0 or array.size == 0:
         raise DataError(f'{_shown(value)} has no numbers in it')
-    array = array if array.dtype == np.uint8 else array.astype(np.float32)
+    with np.errstate(over='ignore'):
+        array = array if array.dtype == np.uint8 else array.astype(np.float32)
     if array.dtype != np.uint8 and not np.isfinite(array).all():
         raise DataError('some numbers are not finite in float32')
     return array

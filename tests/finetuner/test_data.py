@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from finetuner.data import CSVOptions, read_csv
+from finetuner.data import CSVOptions, read_csv, read_data
 from finetuner.excepts import DataError
 
 PAIRS = [
@@ -87,6 +87,7 @@ def test_comma_wins_where_the_delimiter_is_ambiguous(table):
 
 
 def test_options_are_not_changed_by_a_file(tmp_path):
+    """Upstream kept the dialect of the first file for all others."""
     options = CSVOptions()
     first = write(tmp_path / 'first.csv', as_csv(PAIRS, delimiter='\t'))
     second = write(tmp_path / 'second.csv', as_csv(PAIRS))
@@ -232,11 +233,35 @@ def test_binary_file_is_refused(table):
         rows(file)
 
 
-def test_pairs_are_refused(table):
-    write(table, 'a,b\n')
-    with pytest.raises(DataError, match='not supported yet'):
-        read_csv(table, CSVOptions(is_labeled=False))
-    assert rows(table, CSVOptions(is_labeled=True)) == [('a', 'b')]
+def test_a_file_of_one_column_or_ragged_rows_is_read_from_its_start(table):
+    """Upstream's sniffer left the file at its end, and said that it was empty."""
+    write(table, 'alone\nagain\n')
+    with pytest.raises(DataError, match='line 1: 1 column where two are expected'):
+        rows(table)
+    write(table, 'a,x\nb,x\nc,x,y,z\n')
+    with pytest.raises(DataError, match='line 3: 4 columns where two are expected, content and label'):
+        rows(table)
+
+
+@pytest.mark.parametrize('opened', [False, True])
+def test_a_file_of_any_kind_of_handle_is_parsed(table, opened):
+    """Upstream gave an open file back as it was."""
+    write(table, as_csv(PAIRS))
+    with table.open(newline='') as file:
+        documents = read_data(file if opened else table)
+        assert [document.text for document in documents] == [text for text, _ in PAIRS]
+
+
+def test_a_mistyped_path_is_no_name_of_a_data_set(tmp_path):
+    """Upstream took a path that was not there for a name in its cloud."""
+    with pytest.raises(DataError, match='trian.csv does not exist'):
+        read_data(str(tmp_path / 'trian.csv'))
+
+
+def test_options_are_not_needed(table):
+    """Upstream failed without them."""
+    write(table, as_csv(PAIRS))
+    assert len(list(read_csv(table, None))) == len(list(read_data(table, None))) == len(PAIRS)
 
 
 @pytest.mark.parametrize(
@@ -247,6 +272,10 @@ def test_pairs_are_refused(table):
         ({'sampling_rate': 1.5}, 'sampling_rate is 1.5'),
         ({'dialect': 'exel'}, "dialect 'exel' is unknown: choose one of auto, excel"),
         ({'encoding': 'utf-9'}, "encoding 'utf-9' is unknown"),
+        ({'point_cloud_size': 8}, 'point_cloud_size is 8: give a whole number from 16'),
+        ({'columns': {'contents': 'a'}}, "give a dict of 'content', 'label', 'score'"),
+        ({'columns': {'label': 'a'}}, "'content' is one column, or a list of two or three"),
+        ({'columns': {'content': 0}}, '0 is neither a name nor a number from 1'),
     ],
 )
 def test_wrong_options_are_refused_by_name(options, message):
@@ -256,3 +285,4 @@ def test_wrong_options_are_refused_by_name(options, message):
 
 def test_whole_numbers_of_json_are_taken_as_such():
     assert CSVOptions(size=3.0).size == 3
+    assert CSVOptions(columns={'content': [1.0, 'b'], 'score': 3.0}).chosen_columns() == ([1, 'b'], None, 3)
