@@ -64,7 +64,7 @@ def tiny_artifact(tiny_model, tmp_path_factory):
 
     metrics = {'before': {'average_precision': 0.5}, 'after': {'average_precision': 0.75}}
     return build_artifact(
-        TextEncoder.load(tiny_model),
+        {'model': TextEncoder.load(tiny_model)},
         name='tiny-run',
         config={'model': 'tiny', 'epochs': 2},
         metrics=metrics,

@@ -1,95 +1,179 @@
-"""From a trained encoder to files that others can load: a sentence-transformers directory, model.onnx, the artifact."""
+"""From trained encoders to files that others can load: model directories, model.onnx in each, the artifact."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir
-import onnxruntime
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import Tensor, nn
 
 from finetuner.artifact import ModelInfo, pack
+from finetuner.inference.backbones import save_encoders
+from finetuner.inference.encoder import Encoder
 from finetuner.inference.onnx_engine import MODEL_FILE, OUTPUT_NAME
-from finetuner.inference.text_encoder import TextEncoder
+from training.parity import Run, compare, onnx_run, torch_run
+from training.quantisation import reduce
+from training.samples import as_batches, is_variable, longest, random_batches, random_features
 
 TOLERANCE = 1e-4
-"""The largest difference between a coordinate of torch's embedding and onnxruntime's that an export may have."""
+"""The largest difference between a coordinate of torch's embedding and onnxruntime's, relative to its length."""
 
-_MODEL = 'model'  # the name of an artifact's only model
+Precision = Literal['fp32', 'fp16', 'int8']
+Measure = Callable[[Mapping[str, Run]], Mapping[str, float]]
+"""Finds retrieval metrics with given ways to compute embeddings, one for each encoder's name."""
+
 _ONNX_LIMIT = 2**31 - (16 << 20)  # a protobuf message ends at 2 GiB, and the graph needs some of it
 _NOISY = ('torch.onnx', 'onnxscript', 'onnx_ir', 'torch._dynamo', 'torch.export')
+_TASKS = {'text': 'text-to-text', 'image': 'image-to-image', 'mesh': 'mesh-to-mesh', 'tensor': 'any'}
+_MEASURED = 256  # samples that a reduced model is measured with, at most
+
+logger = logging.getLogger(__name__)
 
 
 def build_artifact(
-    encoder: TextEncoder, *, name: str, config: Mapping[str, Any], metrics: Mapping[str, Any], target: str | Path
+    encoders: Mapping[str, Encoder],
+    *,
+    name: str,
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    target: str | Path,
+    onnx_precision: Precision = 'fp32',
+    onnx_min_cosine: float = 0.99,
+    samples: Mapping[str, Sequence[np.ndarray]] | None = None,
+    measure: Measure | None = None,
 ) -> Path:
-    """Export an encoder and pack it.
+    """Export encoders and pack them.
 
+    An ONNX model of fewer bits whose embeddings are too far from those of fp32 is refused: the artifact gets the one of
+    fp32 then, and the log and `metadata.yml` say why.
+
+    :param encoders: by the names of the artifact's models: 'model' alone, or 'clip-text' and 'clip-vision'.
     :param name: the run's name.
     :param config: the run's configuration, plain values.
-    :param metrics: plain values; `{}` for none.
+    :param metrics: plain values; `{}` for none. What `measure` finds is compared with those in `after`.
     :param target: the zip to write.
+    :param onnx_precision: of the ONNX models; the weights beside them are float32 in any case.
+    :param onnx_min_cosine: the least that the mean cosine of embeddings to those of fp32 may be.
+    :param samples: features of real items by encoder; without, random ones.
+    :param measure: is asked about models of fewer bits.
     :return: `target`.
-    :raises RuntimeError: the ONNX model does not compute what the encoder does.
+    :raises RuntimeError: an ONNX model does not compute what the encoder does.
     :raises ArtifactError: a name or value cannot be stored.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix='.artifact-') as directory:
-        export(encoder, Path(directory) / 'models' / _MODEL)
-        models = {_MODEL: ModelInfo(dim=encoder.dim, max_length=encoder.max_length)}
-        return pack(directory, target, name=name, config=config, metrics=metrics, models=models)
+        models = Path(directory) / 'models'
+        reports = export_all(encoders, models, onnx_precision, onnx_min_cosine, samples)
+        if measure and any(report['precision'] != 'fp32' for report in reports.values()):
+            found = measure({model: onnx_run(models / model / MODEL_FILE) for model in encoders})
+            for report in reports.values():
+                report['metrics'] = _with_losses(found, metrics.get('after', {}))
+        infos = {
+            model: ModelInfo(
+                dim=encoder.dim,
+                max_length=getattr(encoder, 'max_length', None),
+                task=_TASKS[encoder.modality] if len(encoders) == 1 else 'text-to-image',
+                preprocess_types=(encoder.modality,),
+                export=reports[model],
+            )
+            for model, encoder in encoders.items()
+        }
+        return pack(directory, target, name=name, config=config, metrics=metrics, models=infos)
 
 
-def check_size(encoder: TextEncoder) -> None:
+def check_size(encoder: Encoder) -> None:
     """:raises ValueError: the encoder is too large to be exported."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())
     if size > _ONNX_LIMIT:
         raise ValueError(f'the model has {size / 1e9:.1f} GB of weights: one ONNX file holds less than 2 GB')
 
 
-def export(encoder: TextEncoder, directory: str | Path) -> Path:
-    """Write an encoder as a sentence-transformers directory with `model.onnx` beside the weights.
-
-    The ONNX model takes `input_ids`, `attention_mask` and, where the tokenizer makes them, `token_type_ids`, int64
-    [batch, length], and gives `sentence_embedding`, float32 [batch, dim], pooled and normalized as the encoder does.
+def export(encoder: Encoder, directory: str | Path, precision: Precision = 'fp32', min_cosine: float = 0.99) -> Path:
+    """Write the model directory of one encoder, with `model.onnx`.
 
     :return: `directory`.
     :raises ValueError: the ONNX model would exceed 2 GB.
     :raises RuntimeError: its embeddings differ from the encoder's by more than :data:`TOLERANCE`.
     """
-    check_size(encoder)
-    directory = encoder.save(directory)
-    with _evaluating(encoder):
-        _export_onnx(encoder, directory / MODEL_FILE)
-        difference = _measure_difference(encoder, directory / MODEL_FILE)
-    if not difference <= TOLERANCE:
-        raise RuntimeError(
-            f'the exported ONNX model is wrong: an embedding differs by {difference:.2e} from the one of torch, and '
-            f'{TOLERANCE:.0e} is allowed'
-        )
+    directory = Path(directory)
+    export_all({directory.name: encoder}, directory.parent, precision, min_cosine)
     return directory
 
 
-def _export_onnx(encoder: TextEncoder, path: Path) -> None:
+def export_all(
+    encoders: Mapping[str, Encoder],
+    directory: Path,
+    precision: Precision = 'fp32',
+    min_cosine: float = 0.99,
+    samples: Mapping[str, Sequence[np.ndarray]] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Write the model directories of encoders, `<directory>/<name>`, with `model.onnx` beside the weights.
+
+    An ONNX model takes the inputs that its encoder does, batches of any size and texts of any length, and gives
+    `sentence_embedding`, float32 [batch, dim], pooled and normalized as the encoder does.
+
+    :return: how each ONNX model was made and measured, plain values, by name.
+    """
+    for encoder in encoders.values():
+        check_size(encoder)
+    save_encoders(encoders, directory)
+    reports = {}
+    for name, encoder in encoders.items():
+        with _evaluating(encoder):
+            own = (samples or {}).get(name, ())[:_MEASURED]
+            reports[name] = _export(encoder, directory / name / MODEL_FILE, precision, min_cosine, own)
+    return reports
+
+
+def _export(
+    encoder: Encoder, path: Path, precision: Precision, min_cosine: float, samples: Sequence[np.ndarray]
+) -> dict[str, Any]:
+    _export_onnx(encoder, path)
+    batches = as_batches(encoder, samples)
+    parity = compare(torch_run(encoder), onnx_run(path), [*random_batches(encoder), *batches[:2]])
+    if not parity.difference <= TOLERANCE:
+        raise RuntimeError(
+            f'the exported ONNX model is wrong: an embedding differs by {parity.difference:.2e} of its length from the '
+            f'one of torch, and {TOLERANCE:.0e} is allowed'
+        )
+    report: dict[str, Any] = {'precision': 'fp32', 'to_torch': parity.plain()}
+    if precision == 'fp32':
+        return report
+    report['measured_on'] = f'{len(samples)} samples' if samples else 'random inputs'
+    batches = batches or as_batches(encoder, random_features(encoder, _MEASURED, length=32))
+    method, report['to_fp32'] = reduce(path, precision, batches, min_cosine)
+    if method is None:
+        report['refused'] = f'no {precision} model has a mean cosine to fp32 of {min_cosine} or more (onnx_min_cosine)'
+        logger.warning('The ONNX model stays in fp32: %s; measured: %s', report['refused'], report['to_fp32'])
+        return report
+    cosine = report['to_fp32'][method]['mean_cosine']
+    logger.info('The ONNX model is in %s (%s): its mean cosine to fp32 is %.4f', precision, method, cosine)
+    return report | {'precision': precision, 'method': method}
+
+
+def _export_onnx(encoder: Encoder, path: Path) -> None:
     names = encoder.input_names
-    inputs = _random_inputs(encoder, batch=2, length=min(8, encoder.max_length))
-    shape = {0: torch.export.Dim('batch'), 1: torch.export.Dim('length', max=encoder.max_length)}
+    inputs = encoder.preprocessor.collate(random_features(encoder, 2))
+    shape: dict[int, Any] = {0: torch.export.Dim('batch')}
+    if is_variable(encoder):
+        shape[1] = torch.export.Dim('length', max=longest(encoder))
     with _quiet():
         program = torch.onnx.export(
-            encoder,
-            kwargs={name: torch.from_numpy(inputs[name]) for name in names},
+            _ByPosition(encoder),
+            tuple(torch.from_numpy(inputs[name]) for name in names),
             input_names=names,
             output_names=[OUTPUT_NAME],
-            dynamic_shapes=dict.fromkeys(names, shape),
+            dynamic_shapes=(tuple(dict(shape) for _ in names),),
             dynamo=True,
             verbose=False,
         )
@@ -99,39 +183,38 @@ def _export_onnx(encoder: TextEncoder, path: Path) -> None:
         onnx_ir.save(program.model, path)
 
 
-def _measure_difference(encoder: TextEncoder, path: Path) -> float:
-    """The largest absolute difference over the smallest and largest inputs, with and without padding."""
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    differences = []
-    for batch, length in ((1, 1), (1, encoder.max_length), (3, 2), (5, min(23, encoder.max_length))):
-        inputs = _random_inputs(encoder, batch, length)
-        expected = encoder(**{name: torch.from_numpy(array) for name, array in inputs.items()}).numpy()
-        (found,) = session.run([OUTPUT_NAME], inputs)
-        differences.append(float(np.abs(found - expected).max()))
-    return float(np.max(differences))
+class _ByPosition(nn.Module):
+    """The exporter cannot give dynamic shapes to arguments by name of a forward that takes any."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.encoder(**dict(zip(self.encoder.input_names, inputs, strict=True)))
 
 
-def _random_inputs(encoder: TextEncoder, batch: int, length: int) -> dict[str, np.ndarray]:
-    """Token ids, int64 [batch, length], each row with one more token of padding than the one before."""
-    random = np.random.default_rng(0)
-    ids = random.integers(0, len(encoder.tokenizer), (batch, length))
-    lengths = np.maximum(length - np.arange(batch), 1)
-    mask = (np.arange(length) < lengths[:, None]).astype(np.int64)
-    ids = np.where(mask == 1, ids, encoder.tokenizer.pad_token_id or 0)
-    inputs = {'input_ids': ids, 'attention_mask': mask, 'token_type_ids': np.zeros_like(ids)}
-    return {name: inputs[name] for name in encoder.input_names}
+def _with_losses(found: Mapping[str, float], after: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Each metric with what it is less than with the weights of fp32, where that is known."""
+    return {
+        name: {'value': float(value)} | ({'loss': float(after[name] - value)} if name in after else {})
+        for name, value in found.items()
+    }
 
 
 @contextmanager
-def _evaluating(encoder: TextEncoder) -> Iterator[None]:
+def _evaluating(encoder: Encoder) -> Iterator[None]:
     """The encoder on the CPU, without dropout and gradients; afterwards as it was."""
     training, device = encoder.training, next(encoder.parameters()).device
+    modes = {module: module.training for module in encoder.modules()}
     encoder.eval().cpu()
     try:
         with torch.no_grad():
             yield
     finally:
         encoder.train(training).to(device)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @contextmanager

@@ -39,7 +39,9 @@ def encoder():
 def artifact(encoder, tmp_path_factory):
     directory = tmp_path_factory.mktemp('export')
     metrics = {'before': {'recall_at_k': 0.5}, 'after': {'recall_at_k': 0.75}}
-    path = build_artifact(encoder, name='run', config={'epochs': 1}, metrics=metrics, target=directory / 'run.zip')
+    path = build_artifact(
+        {'model': encoder}, name='run', config={'epochs': 1}, metrics=metrics, target=directory / 'run.zip'
+    )
     assert list(directory.iterdir()) == [path]
     return open_artifact(path, cache=directory / 'cache')
 
@@ -133,7 +135,7 @@ def test_other_poolings_are_in_the_onnx_model_too(tiny_model, tmp_path, pooling)
 
 def test_equal_weights_give_equal_files(tiny_model, tiny_artifact, tmp_path):
     again = build_artifact(
-        TextEncoder.load(tiny_model),
+        {'model': TextEncoder.load(tiny_model)},
         name='tiny-run',
         config={'epochs': 2, 'model': 'tiny'},
         metrics={'after': {'average_precision': 0.75}, 'before': {'average_precision': 0.5}},
@@ -154,7 +156,9 @@ def test_the_encoder_stays_as_it_was_and_nothing_is_printed(tiny_model, tmp_path
 def test_an_export_that_computes_something_else_is_refused(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(training.export, 'TOLERANCE', 0.0)
     with pytest.raises(RuntimeError, match='the exported ONNX model is wrong: an embedding differs by'):
-        build_artifact(TextEncoder.load(tiny_model), name='run', config={}, metrics={}, target=tmp_path / 'run.zip')
+        build_artifact(
+            {'model': TextEncoder.load(tiny_model)}, name='run', config={}, metrics={}, target=tmp_path / 'run.zip'
+        )
     assert not list(tmp_path.glob('run.zip*'))
 
 
