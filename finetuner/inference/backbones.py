@@ -97,6 +97,22 @@ def load_encoders(
     return {MODEL: MLPEncoder(**checked).eval()}
 
 
+def save_encoders(encoders: Mapping[str, Encoder], models_directory: str | Path) -> None:
+    """Write the encoders of a model to a folder of models, as an artifact has it.
+
+    :param encoders: one, which gets a directory of its name; or the two of a CLIP model, see
+        :func:`finetuner.inference.clip.save_clip`.
+    :raises ValueError: there are several that are not the two of one model.
+    """
+    if len(encoders) == 1:
+        for name, encoder in encoders.items():
+            encoder.save(Path(models_directory) / name)
+        return
+    from finetuner.inference.clip import save_clip
+
+    save_clip(encoders, models_directory)
+
+
 def find_library(source: str | Path) -> tuple[Library, str | Path]:
     """The library that opens a model, and the directory or the name under which it does so.
 
@@ -165,7 +181,9 @@ def _of_hub(hub_id: str) -> tuple[Library, str]:
             continue
         except (OSError, ValueError):
             break
-        library: Library | None = _of_config(read_json(path)) if name == 'config.json' else 'open_clip'
+        if name == 'open_clip_config.json':
+            return 'open_clip', hub_id
+        library = _of_config(read_json(path))
         return library or 'transformers', f'{_HUB}{hub_id}' if library == 'timm' else hub_id
     return 'transformers', hub_id
 

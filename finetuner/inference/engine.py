@@ -1,48 +1,67 @@
-"""What every engine does: check, tokenize, sort by length, run batches, put the results in the order of the request."""
+"""What every engine does: check, prepare, sort by length, run batches, put the results in the order of the request."""
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from finetuner.excepts import DataError
+from finetuner.inference.preprocessing import Modality, Preprocessor
 
 if TYPE_CHECKING:
+    from finetuner.data.links import Links
     from finetuner.documents import Content
-    from finetuner.inference.tokenization import TextTokenizer
 
 # texts that are tokenized, and sorted among each other, at once: enough for even batches, little memory
 _WINDOW = 8192
+_DOWNLOADS = 8  # files that are fetched at the same time
 
+# the fields of a document that may hold its content, the first that is set counts
+_FIELDS: dict[Modality, tuple[str, ...]] = {
+    'text': ('text',),
+    'image': ('blob', 'tensor', 'uri'),
+    'mesh': ('blob', 'tensor', 'uri'),
+    'tensor': ('tensor',),
+}
+
+Result = TypeVar('Result')
 Documents = TypeVar('Documents', bound='Sequence[Content]')
 
 
 class InferenceEngine(ABC):
     """A loaded model. Its methods may be called from several threads at once.
 
-    :param tokenizer: the model's.
+    :param preprocessor: the model's.
     :param dim: the length of an embedding.
-    :param batch_size: how many texts the model is given at once, unless a call says otherwise.
+    :param batch_size: how many items the model is given at once, unless a call says otherwise.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, dim: int, batch_size: int):
-        self.tokenizer = tokenizer
+    def __init__(self, preprocessor: Preprocessor, dim: int, batch_size: int):
+        self.preprocessor = preprocessor
         self.dim = dim
         self.batch_size = check_batch_size(batch_size)
 
     @property
-    def max_length(self) -> int:
-        """The longest text in tokens, special ones included; the rest is cut off."""
-        return self.tokenizer.max_length
+    def modality(self) -> Modality:
+        """What the model takes: `text`, `image`, `mesh` or `tensor`."""
+        return self.preprocessor.modality
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest text in tokens, special ones included; the rest is cut off. None if the model takes no texts."""
+        return getattr(self.preprocessor, 'max_length', None)
 
     @abstractmethod
     def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Embed one batch.
 
-        :param inputs: `input_ids`, `attention_mask` and `token_type_ids`, int64 [B, T].
+        :param inputs: what the preprocessor's `collate` gives.
         :return: float32 [B, dim].
         """
 
@@ -57,26 +76,47 @@ class InferenceEngine(ABC):
         :param batch_size: default the engine's.
         :param progress: is called with the number of texts done since the last call.
         :return: float32 [N, dim], in the order of `texts`.
-        :raises DataError: one of them is not a text; the message says where, and nothing has been computed.
+        :raises DataError: the model takes no texts, or one of them is not a text; the message says where, and nothing
+            has been computed.
         """
-        if isinstance(texts, str):
+        if self.modality != 'text':
+            raise DataError(f'this model does not take texts: its modality is {self.modality}')
+        return self.encode_contents(texts, batch_size, progress, name=lambda position: f'text {position}')
+
+    def encode_contents(
+        self,
+        contents: Sequence[Any],
+        batch_size: int | None = None,
+        progress: Callable[[int], object] | None = None,
+        links: Links | None = None,
+        name: Callable[[int], str] = lambda position: f'item {position}',
+    ) -> np.ndarray:
+        """Embed what the model takes.
+
+        ======== ======================================================================================
+        modality content
+        ======== ======================================================================================
+        text     str
+        image    bytes of a file, a path or URL of one, or pixels, uint8 [H, W, 3]
+        mesh     bytes of a file, a path or URL of one, or points, float [P, 3]
+        tensor   numbers [D]
+        ======== ======================================================================================
+
+        :param batch_size: default the engine's.
+        :param progress: is called with the number of items done since the last call.
+        :param links: opens paths and URLs; without one, all that this process can read.
+        :param name: what an item is called in an error, by its position.
+        :return: float32 [N, dim], in the order of `contents`.
+        :raises DataError: an item cannot be read. Of texts, nothing has been computed then.
+        """
+        if isinstance(contents, (str, bytes)):
             raise DataError('expected a list of texts, got a single one: put it into a list')
         size = self.batch_size if batch_size is None else check_batch_size(batch_size)
-        for position, text in enumerate(texts):
-            if fault := _find_fault(text):
-                raise DataError(f'text {position} {fault}')
-        embeddings = np.empty((len(texts), self.dim), np.float32)
-        window = max(_WINDOW, size)
-        for start in range(0, len(texts), window):
-            encodings = self.tokenizer.tokenize(texts[start : start + window])
-            # the longest first: if memory does not suffice, it shows at once
-            order = sorted(range(len(encodings)), key=lambda row: -len(encodings[row]))
-            for first in range(0, len(order), size):
-                rows = order[first : first + size]
-                inputs = self.tokenizer.collate([encodings[row] for row in rows])
-                embeddings[start + np.array(rows)] = self.run(inputs)
-                if progress:
-                    progress(len(rows))
+        embeddings = np.empty((len(contents), self.dim), np.float32)
+        for positions, inputs in self._batches(contents, size, links, name):
+            embeddings[positions] = self.run(inputs)
+            if progress:
+                progress(len(positions))
         return embeddings
 
     def encode(
@@ -84,21 +124,111 @@ class InferenceEngine(ABC):
         documents: Documents,
         batch_size: int | None = None,
         progress: Callable[[int], object] | None = None,
+        links: Links | None = None,
     ) -> Documents:
-        """Set the `embedding` of documents, each a row of one float32 array [N, dim], from their `text`.
+        """Set the `embedding` of documents, each a row of one float32 array [N, dim].
 
+        It is of their `text` if the model takes texts, `tensor` if it takes tensors, and otherwise `blob`, `tensor` or
+        `uri`, the first that is set.
+
+        :param links: opens URIs; without one, all that this process can read.
         :return: the same documents.
-        :raises DataError: a document has no text, or a broken one; the message names its position and id, and nothing
-            has been computed.
+        :raises DataError: a document has nothing to encode, or a broken one; the message names its position and id, and
+            no document has been changed.
         """
-        texts: list[str] = []
-        for position, document in enumerate(documents):
-            if fault := 'has no text to encode' if document.text is None else _find_fault(document.text):
-                raise DataError(f'document {position} (id {document.id!r}) {fault}')
-            texts.append(document.text or '')
-        for document, embedding in zip(documents, self.encode_texts(texts, batch_size, progress), strict=True):
+
+        def name(position: int) -> str:
+            return f'document {position} (id {documents[position].id!r})'
+
+        contents = [self._content(document, position, name) for position, document in enumerate(documents)]
+        embeddings = self.encode_contents(contents, batch_size, progress, links, name)
+        for document, embedding in zip(documents, embeddings, strict=True):
             document.embedding = embedding
         return documents
+
+    def _content(self, document: Content, position: int, name: Callable[[int], str]) -> Any:
+        fields = _FIELDS[self.modality]
+        for field in fields:
+            content = getattr(document, field)
+            if content is not None:
+                return np.asarray(content) if field == 'tensor' else content
+        among = f': set {", ".join(fields[:-1])} or {fields[-1]}' if len(fields) > 1 else ''
+        raise DataError(f'{name(position)} has no {self.modality} to encode{among}')
+
+    def _batches(
+        self, contents: Sequence[Any], size: int, links: Links | None, name: Callable[[int], str]
+    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Positions, int64 [B], and inputs of one batch after the other."""
+        if self.modality == 'text':
+            for position, text in enumerate(contents):
+                if fault := _find_fault(text):
+                    raise DataError(f'{name(position)} {fault}')
+        window = max(_WINDOW, size) if self.modality == 'text' else size
+        starts = range(0, len(contents), window)
+
+        def prepare(start: int) -> list[np.ndarray]:
+            return self._features(contents[start : start + window], start, links, name)
+
+        for start, features in zip(starts, _one_ahead(prepare, starts), strict=True):
+            # the longest first: if memory does not suffice, it shows at once
+            order = sorted(range(len(features)), key=lambda row: -len(features[row]))
+            for first in range(0, len(order), size):
+                rows = order[first : first + size]
+                yield start + np.array(rows), self.preprocessor.collate([features[row] for row in rows])
+
+    def _features(
+        self, contents: Sequence[Any], start: int, links: Links | None, name: Callable[[int], str]
+    ) -> list[np.ndarray]:
+        if self.modality in ('image', 'mesh'):
+            contents = self._opened(contents, start, links, name)
+        try:
+            return self.preprocessor.features(contents)
+        except DataError as error:
+            place = re.match(r'item (\d+) ', str(error))
+            if place is None:
+                raise
+            raise DataError(f'{name(start + int(place[1]))} {str(error)[place.end() :]}') from error
+
+    def _opened(
+        self, contents: Sequence[Any], start: int, links: Links | None, name: Callable[[int], str]
+    ) -> list[Any]:
+        """Paths and URLs as paths that may be read, or as the bytes that they lead to."""
+        opened = list(contents)
+        uris = [row for row, content in enumerate(opened) if isinstance(content, (str, Path))]
+        if not uris:
+            return opened
+        if links is None:
+            from finetuner.data.links import Links
+
+            links = Links()
+
+        def read(row: int) -> bytes | Path:
+            uri = str(opened[row])
+            try:
+                if uri.startswith('file://') or not re.match(r'data:|\w[\w+.-]*://', uri):
+                    return links.path(uri)
+                return links.read(uri, self.modality)
+            except DataError as error:
+                raise DataError(f'{name(start + row)} cannot be read: {error}') from error
+
+        with ThreadPoolExecutor(min(_DOWNLOADS, len(uris))) as pool:
+            for row, content in zip(uris, list(pool.map(read, uris)), strict=True):
+                opened[row] = content
+        return opened
+
+
+def _one_ahead(prepare: Callable[[int], Result], starts: Sequence[int]) -> Iterator[Result]:
+    """Results in order; while the caller works with one, the next is prepared in a thread."""
+    if len(starts) < 2:
+        yield from map(prepare, starts)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(prepare, starts[0])
+        for start in starts[1:]:
+            done = ahead.result()
+            ahead = pool.submit(prepare, start)
+            yield done
+        yield ahead.result()
 
 
 def _find_fault(text: object) -> str | None:

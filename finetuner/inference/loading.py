@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,13 @@ _logger = logging.getLogger(__name__)
 
 DEVICES = ('cpu', 'cuda')
 
-_INSTALL = {'onnxruntime': 'inference', 'tokenizers': 'inference', 'torch': 'torch', 'transformers': 'torch'}
+_INSTALL = {
+    'onnxruntime': 'inference',
+    'tokenizers': 'inference',
+    'PIL': 'inference',
+    'torch': 'torch',
+    'transformers': 'torch',
+}
 
 
 def load_engine(
@@ -33,16 +41,17 @@ def load_engine(
     """Load a model for inference.
 
     :param artifact: an artifact, opened or not, zipped or not; a model directory; a short name or hub id.
-    :param select_model: which model of an artifact with several; those with one ignore it.
+    :param select_model: which model of an artifact, or encoder of a pretrained model, with several; those with one
+        ignore it.
     :param is_onnx: onnxruntime or torch; None is onnxruntime where there is a `model.onnx`.
     :param device: `cpu` or `cuda`; None is `cuda` where there is one that the engine can use.
     :param device_id: which of several GPUs.
-    :param batch_size: how many texts the model is given at once.
+    :param batch_size: how many items the model is given at once.
     :param omp_num_threads: as `intra_op_num_threads`, where that is 0; None leaves the choice to the engine.
     :param intra_op_num_threads: threads that compute one operator; 0 leaves the choice to the engine.
     :param inter_op_num_threads: operators that run at the same time (onnxruntime only).
     :raises ArtifactError: the artifact is not there, damaged or unsafe.
-    :raises SelectModelRequired: the artifact has several models and none was selected.
+    :raises SelectModelRequired: there are several models and none was selected.
     :raises ValueError: an argument is wrong, or the model is not supported; the message says which.
     :raises RuntimeError: the device cannot be used.
     """
@@ -61,16 +70,20 @@ def load_engine(
         is_onnx = isinstance(source, Path) and (source / 'model.onnx').is_file()
     elif is_onnx and isinstance(source, str):
         raise ValueError(f'the pretrained model {source!r} has no ONNX model: load it with is_onnx=False')
-    engine = _engine_class(is_onnx)
     device = device or best_device(is_onnx)
-    loaded: InferenceEngine = engine(source, batch_size=batch_size, device=device, device_id=device_id, **threads)
+    options: dict[str, Any] = {'batch_size': batch_size, 'device': device, 'device_id': device_id, **threads}
+    if not is_onnx:
+        options['select_model'] = select_model
+    with named_installs():
+        engine = _engine_class(is_onnx)
+        loaded: InferenceEngine = engine(source, **options)
     _logger.info(
-        'loaded %s with %s on %s: %d dimensions, %d tokens at most, %s threads',
+        'loaded %s with %s on %s: %d dimensions, %s, %s threads',
         source,
         engine.__name__,
         device,
         loaded.dim,
-        loaded.max_length,
+        loaded.modality if loaded.max_length is None else f'{loaded.max_length} tokens at most',
         intra_op_num_threads or omp_num_threads or 'default',
     )
     return loaded
@@ -106,14 +119,20 @@ def _is_path(text: str) -> bool:
 
 
 def _engine_class(is_onnx: bool) -> Any:
+    if is_onnx:
+        from finetuner.inference.onnx_engine import ONNXRuntimeInferenceEngine
+
+        return ONNXRuntimeInferenceEngine
+    from finetuner.inference.torch_engine import TorchInferenceEngine
+
+    return TorchInferenceEngine
+
+
+@contextmanager
+def named_installs() -> Iterator[None]:
+    """Say of a library that is missing how to install it."""
     try:
-        if is_onnx:
-            from finetuner.inference.onnx_engine import ONNXRuntimeInferenceEngine
-
-            return ONNXRuntimeInferenceEngine
-        from finetuner.inference.torch_engine import TorchInferenceEngine
-
-        return TorchInferenceEngine
+        yield
     except ModuleNotFoundError as error:
         if error.name not in _INSTALL:
             raise

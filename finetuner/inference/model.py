@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from finetuner.inference.engine import InferenceEngine, check_batch_size
-from finetuner.inference.loading import best_device, load_engine
+from finetuner.inference.loading import best_device, load_engine, named_installs
 from finetuner.inference.remote import resolve_artifact
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def get_model(
 
     :param artifact: a run's artifact id, a zip, its unpacked folder, one model's folder in it, a URL, or a hub id.
     :param token: for an artifact id: default is the one of `finetuner.login`.
-    :param batch_size: how many texts the model is given at once.
-    :param select_model: which model of an artifact with several.
+    :param batch_size: how many items the model is given at once.
+    :param select_model: `clip-text` or `clip-vision`, of a CLIP model; others ignore it.
     :param device: `cpu` or `cuda`; None is `cuda` where there is one that the engine can use.
     :param logging_level: of the logger `finetuner`.
     :param is_onnx: run with onnxruntime or torch; None is onnxruntime where the artifact has an ONNX model.
@@ -60,23 +60,25 @@ def build_model(
 ) -> InferenceEngine:
     """Load a pretrained model on this machine, as it was before any fine-tuning.
 
-    :param name: a short name such as `all-minilm-l6-v2`, a hub id or a model directory.
-    :param model_options: `pooling` (mean, cls, max, lasttoken) and `max_length`, where the model's own will not do.
-    :param batch_size: how many texts the model is given at once.
-    :param select_model: has no effect: a text model is one model.
+    :param name: one of `finetuner.list_models()`, a model directory, or a name that transformers, torchvision, timm or
+        open_clip knows; see :func:`finetuner.inference.backbones.load_encoders`.
+    :param model_options: as `list_model_options()` names them, and `max_length` for models that take texts.
+    :param batch_size: how many items the model is given at once.
+    :param select_model: `clip-text` or `clip-vision`, of a CLIP model; others ignore it.
     :param device: `cpu` or `cuda`; None is `cuda` where there is one.
     :param is_onnx: must be False: pretrained models are run with torch.
+    :raises SelectModelRequired: it is a CLIP model, and none of its two was selected.
     :raises ValueError: the model is not to be found, or an option is unknown.
     """
     if is_onnx:
         raise ValueError('pretrained models are run with torch: leave is_onnx=False, or fine-tune to get an ONNX model')
-    options = model_options or {}
-    if unknown := sorted(set(options) - {'pooling', 'max_length'}):
-        raise ValueError(f'unknown model_options {", ".join(unknown)}: known are pooling and max_length')
-    from finetuner.inference.text_encoder import TextEncoder
-    from finetuner.inference.torch_engine import TorchInferenceEngine
+    options = dict(model_options or {})
+    max_length = options.pop('max_length', None)
+    with named_installs():
+        from finetuner.inference.backbones import load_encoder
+        from finetuner.inference.torch_engine import TorchInferenceEngine
 
-    encoder = TextEncoder.load(name, **options)
+        encoder = load_encoder(name, options=options, max_length=max_length, select=select_model)
     return TorchInferenceEngine(encoder, batch_size=batch_size, device=device or best_device(is_onnx=False))
 
 
@@ -85,16 +87,21 @@ def encode(model: InferenceEngine, data: DocumentArray, batch_size: int = 32) ->
 
 
 @overload
-def encode(model: InferenceEngine, data: list[str], batch_size: int = 32) -> np.ndarray: ...
+def encode(model: InferenceEngine, data: Sequence[Any] | np.ndarray, batch_size: int = 32) -> np.ndarray: ...
 
 
-def encode(model: InferenceEngine, data: DocumentArray | list[str], batch_size: int = 32) -> DocumentArray | np.ndarray:
-    """Embed documents or texts, with a progress bar if it takes more than a few batches.
+def encode(
+    model: InferenceEngine, data: DocumentArray | Sequence[Any] | np.ndarray, batch_size: int = 32
+) -> DocumentArray | np.ndarray:
+    """Embed documents or contents, with a progress bar if it takes more than a few batches.
 
     :param model: from :func:`get_model` or :func:`build_model`.
-    :param batch_size: how many texts the model is given at once.
-    :return: for documents the same documents, with `embedding` set; for texts float32 [N, D].
-    :raises DataError: a document has no text, or an item of the list is not a text.
+    :param data: documents; or a list of what the model takes: texts, or paths, URLs, bytes or arrays of images or
+        meshes. For models that take tensors, an array [N, D].
+    :param batch_size: how many items the model is given at once.
+    :return: for documents the same documents, with `embedding` set; otherwise float32 [N, D].
+    :raises DataError: an item is not what the model takes, or cannot be read; the message says which.
+    :raises ValueError: a list is given to a model that takes tensors.
     """
     if len(data) <= _FEW_BATCHES * check_batch_size(batch_size):
         return _encode(model, data, batch_size, None)
@@ -108,5 +115,10 @@ def encode(model: InferenceEngine, data: DocumentArray | list[str], batch_size: 
 
 
 def _encode(model: InferenceEngine, data: Any, batch_size: int, progress: Callable[[int], object] | None) -> Any:
-    holds_documents = hasattr(type(data), 'embeddings') or hasattr(next(iter(data), None), 'embedding')
-    return (model.encode if holds_documents else model.encode_texts)(data, batch_size, progress)
+    if hasattr(type(data), 'embeddings') or hasattr(next(iter(data), None), 'embedding'):
+        return model.encode(data, batch_size, progress)
+    if model.modality == 'text':
+        return model.encode_texts(data, batch_size, progress)
+    if model.modality == 'tensor' and not hasattr(data, 'shape'):
+        raise ValueError('MLP model does not support values from a list.')
+    return model.encode_contents(data, batch_size, progress)

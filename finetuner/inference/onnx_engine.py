@@ -1,4 +1,4 @@
-"""Inference with onnxruntime and tokenizers: needs neither torch nor transformers."""
+"""Inference with onnxruntime, and tokenizers or Pillow: needs neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ import numpy as np
 import onnxruntime
 
 from finetuner.inference.engine import InferenceEngine
-from finetuner.inference.layout import read_layout
-from finetuner.inference.tokenization import TextTokenizer
+from finetuner.inference.preprocessing import Modality
+from finetuner.inference.preprocessors import load_preprocessor
 
 MODEL_FILE = 'model.onnx'
 OUTPUT_NAME = 'sentence_embedding'
+
+_INPUTS: dict[Modality, set[str]] = {
+    'text': {'input_ids', 'attention_mask', 'token_type_ids'},
+    'image': {'pixels'},
+    'mesh': {'points'},
+    'tensor': {'tensor'},
+}
 
 
 class ONNXRuntimeInferenceEngine(InferenceEngine):
     """Runs `model.onnx` of a model directory.
 
-    :param directory: with `model.onnx`, which pools and normalizes itself, and `tokenizer.json`.
-    :param batch_size: how many texts the model is given at once.
+    :param directory: with `model.onnx`, which pools and normalizes itself, and what tells how to prepare its inputs.
+    :param batch_size: how many items the model is given at once.
     :param device: `cpu` or `cuda`. Without a CUDA build of onnxruntime, `cuda` warns and runs on the CPU.
     :param device_id: which of several GPUs.
     :param omp_num_threads: as `intra_op_num_threads`, where that is 0: onnxruntime has no OpenMP of its own.
@@ -49,7 +56,8 @@ class ONNXRuntimeInferenceEngine(InferenceEngine):
             options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
         self.session = _start(directory / MODEL_FILE, options, device, device_id)
         self._input_names = [node.name for node in self.session.get_inputs()]
-        super().__init__(TextTokenizer.load(read_layout(directory)), _dim(directory, self.session), batch_size)
+        preprocessor = load_preprocessor(directory)
+        super().__init__(preprocessor, _dim(directory, self.session, preprocessor.modality), batch_size)
 
     def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         (embeddings,) = self.session.run([OUTPUT_NAME], {name: inputs[name] for name in self._input_names})
@@ -85,10 +93,10 @@ def _start(
     return session
 
 
-def _dim(directory: Path, session: onnxruntime.InferenceSession) -> int:
+def _dim(directory: Path, session: onnxruntime.InferenceSession, modality: Modality) -> int:
     outputs = {node.name: node.shape for node in session.get_outputs()}
     inputs = {node.name for node in session.get_inputs()}
-    unknown = inputs - {'input_ids', 'attention_mask', 'token_type_ids'}
+    unknown = inputs - _INPUTS[modality]
     if OUTPUT_NAME not in outputs or unknown:
         what = f'needs the inputs {sorted(unknown)}' if unknown else f'has no output {OUTPUT_NAME!r}'
         raise ValueError(f'{directory / MODEL_FILE} {what}: load the directory with is_onnx=False')

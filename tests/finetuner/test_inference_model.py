@@ -188,7 +188,7 @@ def test_a_url_of_something_else(web, tiny_artifact):
 def test_build_model():
     model = build_model('all-minilm-l6-v2', model_options={'pooling': 'cls', 'max_length': 16}, batch_size=8)
     assert (model.encoder.pooling, model.max_length, model.batch_size, model.dim) == ('cls', 16, 8, 384)
-    with pytest.raises(ValueError, match='unknown model_options depth: known are pooling and max_length'):
+    with pytest.raises(ValueError, match="model_options: 'depth' is not an option of this model"):
         build_model('all-minilm-l6-v2', model_options={'depth': 3})
     with pytest.raises(ValueError, match='pretrained models are run with torch'):
         build_model('all-minilm-l6-v2', is_onnx=True)
