@@ -37,8 +37,6 @@ from finetuner.inference.images import ImagePreprocessor, ImageSettings
 from finetuner.inference.pretrained import HUB_IDS
 from finetuner.models import find_backbone
 
-MODEL = 'model'  # the name of an encoder that is alone
-
 _LOCAL, _HUB = 'local-dir:', 'hf-hub:'
 _HUB_PATTERNS = ['*.json', '*.safetensors', '*.txt', '*.model']
 
@@ -121,18 +119,6 @@ def save_clip(encoders: Mapping[str, Encoder], models_directory: str | Path) -> 
     whole.save(Path(models_directory) / SHARED)
     for name, encoder in ((TEXT, text), (VISION, vision)):
         encoder.save_own(Path(models_directory) / name)
-
-
-def save_encoders(encoders: Mapping[str, Encoder], models_directory: str | Path) -> None:
-    """Write the encoders of a training run to the folder `models` of an artifact.
-
-    :param encoders: `model` alone, which is written to a directory of this name; or the two of a CLIP model.
-    :raises ValueError: they are neither.
-    """
-    if set(encoders) == {MODEL}:
-        encoders[MODEL].save(Path(models_directory) / MODEL)
-    else:
-        save_clip(encoders, models_directory)
 
 
 def clip_logit_scale(encoders: Mapping[str, Encoder]) -> LogitScale:

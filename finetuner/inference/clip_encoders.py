@@ -248,3 +248,12 @@ def causal_mask(length: int, device: torch.device) -> Tensor:
     """True where a token sees another, bool [length, length]: itself and what came before."""
     positions = torch.arange(length, device=device)
     return positions[:, None] >= positions[None, :]
+
+
+def take_tokens(hidden: Tensor, positions: Tensor) -> Tensor:
+    """One token of each text, [B, D].
+
+    :param hidden: [B, T, D].
+    :param positions: int [B].
+    """
+    return hidden.gather(1, positions.long()[:, None, None].expand(-1, 1, hidden.shape[2])).squeeze(1)

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from finetuner.inference.clip_encoders import ClipModel, Tower
+from finetuner.inference.clip_encoders import ClipModel, Tower, take_tokens
 from finetuner.inference.clip_tokens import LITERALS, ClipTextPreprocessor, simple_tokenizer
 from finetuner.inference.images import ImagePreprocessor, ImageSettings
 from finetuner.inference.layer_groups import layer_groups
@@ -211,7 +211,7 @@ class _TextEnd(nn.Module):
             pooled = hidden[:, 0 if self.pool_type == 'first' else -1]
         else:
             ends = (ids if self.pool_type == 'argmax' else ids == self.eos_id).to(torch.int32).argmax(1)
-            pooled = hidden[torch.arange(len(hidden), device=hidden.device), ends]
+            pooled = take_tokens(hidden, ends)
         pooled = self.norm(pooled)
         if self.projection is None:
             return pooled
@@ -280,7 +280,7 @@ class _VisionStart(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         patches = self.conv(images).flatten(2).transpose(1, 2)
-        classes = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        classes = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         places = torch.cat([classes, patches], 1) + self.positional_embedding.to(patches.dtype)
         return self.norm(self.patch_dropout(places))
 

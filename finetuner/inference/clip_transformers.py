@@ -10,7 +10,7 @@ import transformers
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from finetuner.inference.clip_encoders import ClipModel, Tower, causal_mask
+from finetuner.inference.clip_encoders import ClipModel, Tower, causal_mask, take_tokens
 from finetuner.inference.clip_tokens import ClipTextPreprocessor
 from finetuner.inference.images import ImagePreprocessor, ImageSettings, Interpolation
 from finetuner.inference.layout import find_weights, read_json
@@ -156,8 +156,7 @@ class _EosEnd(nn.Module):
 
     def forward(self, hidden: Tensor, ids: Tensor) -> Tensor:
         ends = (ids if self.eos_id is None else ids == self.eos_id).to(torch.int32).argmax(1)
-        last = hidden[torch.arange(len(hidden), device=hidden.device), ends]
-        return self.projection(self.norm(last))
+        return self.projection(self.norm(take_tokens(hidden, ends)))
 
 
 class _LastEnd(nn.Module):

@@ -15,6 +15,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import save_file
 
+from finetuner.inference.backbones import load_encoder, load_encoders, save_encoders
 from finetuner.inference.clip import (
     LogitScale,
     clip_logit_scale,
@@ -23,7 +24,6 @@ from finetuner.inference.clip import (
     load_clip,
     load_clip_encoder,
     save_clip,
-    save_encoders,
     set_clip_logit_scale,
 )
 from finetuner.inference.clip_tokens import ClipTextPreprocessor, clean
@@ -381,6 +381,22 @@ def test_a_saved_open_clip_model_opens_in_open_clip(tiny_open_clip, tmp_path):
         pictures = model.encode_image(torch.stack([transform(Image.fromarray(image)) for image in images()]))
     torch.testing.assert_close(embed(encoders['clip-text'], TEXTS), texts, atol=1e-5, rtol=0)
     torch.testing.assert_close(embed(encoders['clip-vision'], images()), pictures, atol=1e-5, rtol=0)
+
+
+def test_the_common_loader_opens_them(clip_directory, tmp_path):
+    from finetuner.excepts import SelectModelRequired
+
+    encoders = load_encoders(clip_directory, max_length=7)
+    assert set(encoders) == {'clip-text', 'clip-vision'}
+    save_encoders(encoders, tmp_path)
+    again = load_encoders(tmp_path)
+    for name, contents in (('clip-text', TEXTS), ('clip-vision', images())):
+        expected = embed(encoders[name], contents)
+        assert torch.equal(embed(again[name], contents), expected)
+        assert torch.equal(embed(load_encoder(tmp_path / name), contents), expected)
+        assert torch.equal(embed(load_encoder(tmp_path, select=name), contents), expected)
+    with pytest.raises(SelectModelRequired, match='set select_model to one of clip-text, clip-vision'):
+        load_encoder(clip_directory)
 
 
 def test_each_side_opens_alone_with_its_head(clip_directory, tmp_path):
