@@ -79,7 +79,7 @@ def _holds(data: Facts) -> str:
 
 
 def _plural(modalities: tuple[str, ...]) -> str:
-    return ' and '.join(f'{modality}s' for modality in modalities) or 'documents'
+    return ' and '.join('meshes' if modality == 'mesh' else f'{modality}s' for modality in modalities) or 'documents'
 
 
 def _hint(config: FitConfig, data: Facts) -> str:

@@ -1,3 +1,4 @@
+import json
 import secrets
 import threading
 import traceback
@@ -5,6 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from executors.sources import read_uri
@@ -129,3 +132,71 @@ def test_a_malformed_row_is_named_by_the_uri_and_line(root):
     (root / 'bad.csv').write_text('a shirt,clothes\nalone\n')
     with pytest.raises(DataError, match=r'bad\.csv.*2'):
         read(root / 'bad.csv', root)
+
+
+@pytest.mark.parametrize('suffix', ['jsonl', 'parquet', 'arrow'])
+def test_reads_other_files_too(root, suffix):
+    path = root / f'data.{suffix}'
+    table = pa.table({'text': ['a shirt', 'an apple'], 'label': ['clothes', 'food']})
+    if suffix == 'jsonl':
+        path.write_text(''.join(json.dumps(row) + '\n' for row in table.to_pylist()))
+    elif suffix == 'parquet':
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    assert [document.text for document in read(path, root)] == ['a shirt', 'an apple']
+    with fsspec.open(f'memory://folder/data.{suffix}', 'wb') as file:
+        file.write(path.read_bytes())
+    assert [document.text for document in read(f'memory://folder/data.{suffix}', schemes=['memory'])] == [
+        'a shirt',
+        'an apple',
+    ]
+
+
+PNG = b'\x89PNG\r\n\x1a\n'
+
+
+def test_images_are_read_below_the_same_folders(root, tmp_path):
+    (root / 'pictures').mkdir()
+    (root / 'pictures' / 'a.png').write_bytes(PNG)
+    (tmp_path / 'secret.png').write_bytes(PNG)
+    (root / 'link.png').symlink_to(tmp_path / 'secret.png')
+    table = root / 'pictures.csv'
+    for uri in (
+        'pictures/a.png',
+        f'{root}/pictures/a.png',
+        f'file://{root}/pictures/a.png',
+        'pictures/../pictures/a.png',
+    ):
+        table.write_text(f'{uri},x\n{uri},x\n')
+        assert [document.blob for document in read(table, root)] == [PNG, PNG]
+    for uri in ('../secret.png', f'{tmp_path}/secret.png', 'link.png', '/etc/passwd.png', '../nothing.png'):
+        table.write_text(f'{uri},x\n{uri},x\n')
+        with pytest.raises(DataError, match=r'pictures\.csv, line 1, column 1: it names a file that is not below'):
+            read(table, root)
+    table.write_text('pictures/b.png,x\npictures/b.png,x\n')
+    with pytest.raises(DataError, match='line 1, column 1: there is no file pictures/b.png$'):
+        read(table, root)
+
+
+def test_urls_in_a_file_need_their_scheme(root):
+    with fsspec.open('memory://folder/a.png', 'wb') as file:
+        file.write(PNG)
+    (root / 'urls.csv').write_text('memory://folder/a.png,x\nmemory://folder/a.png,x\n')
+    with pytest.raises(DataError, match='memory:// URIs are not read here'):
+        read(root / 'urls.csv', root)
+    assert [document.blob for document in read(root / 'urls.csv', root, ['file', 'memory'])] == [PNG, PNG]
+
+
+@pytest.mark.parametrize('suffix', ['csv', 'parquet'])
+def test_a_remote_file_names_no_file_of_this_machine(root, suffix):
+    (root / 'a.png').write_bytes(PNG)
+    for uri in ('a.png', f'{root}/a.png', '/proc/self/environ.png'):
+        with fsspec.open(f'memory://folder/thief.{suffix}', 'wb') as file:
+            if suffix == 'csv':
+                file.write(f'{uri},x\n{uri},x\n'.encode())
+            else:
+                pq.write_table(pa.table({'image': [uri], 'label': ['x']}), file)
+        with pytest.raises(DataError, match='below a folder|there is no file'):
+            read(f'memory://folder/thief.{suffix}', root, schemes=['memory'])

@@ -95,10 +95,10 @@ def test_fit_checks_everything_at_the_door(service, tiny_model):
 
     assert "no data set 'nothing'" in refused(train_data='nothing')
     assert "no data set 'nothing'" in refused(eval_data='nothing')
-    assert "'bare' holds documents without a label" in refused(train_data='bare')
-    assert "'pictures' holds documents that are not texts" in refused(eval_data='pictures')
+    assert "labelled items, or pairs, and the data set 'bare' holds unlabelled texts" in refused(train_data='bare')
+    assert "'pictures' names files or URLs" in refused(eval_data='pictures')
     callback = {'name': 'EvaluationCallback', 'options': {'query_data': 'bare'}}
-    assert "'bare' holds documents without a label" in refused(callbacks=[callback])
+    assert "and the data set 'bare' holds unlabelled texts" in refused(callbacks=[callback])
     assert 'model is missing' in refused(model=None)
     assert "'TripletLoss'" in refused(loss='TripletLoss')
     message = refused(epochs='many', batchsize=3)
