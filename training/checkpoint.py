@@ -50,7 +50,8 @@ def save_checkpoint(state: TrainingState, callbacks: Sequence[Callback], directo
         'format': FORMAT,
         'config': _config(state),
         'identity': _identity(state),
-        'position': {name: getattr(state, name) for name in POSITION} | {'history': _history(state)},
+        'position': {name: getattr(state, name) for name in POSITION}
+        | {'loss_sum': float(state.loss_sum), 'history': _history(state)},
         'optimizers': _pack([part.state_dict() for part in state.optimizers], tensors, 'optimizers'),
         'schedulers': _pack([part.state_dict() for part in state.schedulers], tensors, 'schedulers'),
         'scaler': _pack(None if state.scaler is None else state.scaler.state_dict(), tensors, 'scaler'),

@@ -66,7 +66,7 @@ def train(
             if state.stop or done >= len(sampler):
                 continue
             state.epoch, state.step = epoch, done
-            total = torch.tensor(state.loss_sum if done else 0.0, device=accelerator.device)
+            state.loss_sum = total = torch.tensor(float(state.loss_sum) if done else 0.0, device=accelerator.device)
             train_mode(state)
             notify(callbacks, 'on_epoch_begin', state)
             for window in windows(sampler.batches(epoch), config.gradient_accumulation_steps, skip=done):
@@ -93,18 +93,19 @@ def train(
                         report(Progress('Training', state.step, len(sampler), epoch, config.epochs, mean, rate, left))
                     if config.time_limit is not None and time.perf_counter() - start > config.time_limit:
                         stop(state, f'time_limit: {config.time_limit:g} seconds have passed')
-                    if interruption.requested:
+                    ending = interruption.requested  # a signal that comes later waits until the next batch is done
+                    if ending:
                         stop(state, 'the process was asked to end')
                     state.stop = agreed(state.stop, accelerator)
-                    if state.stop:
-                        state.loss_sum = total.item()
                     notify(callbacks, 'on_batch_end', state)
-                    if interruption.requested:
+                    if ending:
                         interruption.exit()
                 if state.stop:
                     break
                 train_mode(state)  # an evaluation may have changed it
             step.reduce_buffers()
+            if state.step < len(sampler):  # the epoch is broken off, and may go on elsewhere
+                break
             for scheduler in () if per_batch else state.schedulers:
                 scheduler.step()
             if validate is not None:

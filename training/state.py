@@ -25,7 +25,7 @@ class TrainingState:
     :param global_step: batches of the training that are done.
     :param steps_per_epoch: batches of an epoch.
     :param metrics: the latest figures by name: 'train_loss', 'val_loss', 'learning_rate', those of evaluations.
-    :param loss_sum: of the epoch's batches so far, up to date when the training stops.
+    :param loss_sum: of the epoch's batches so far, on the device: reading it waits for it.
     :param stop: set to True to end the training after this batch.
     :param stop_reason: why, for the log.
     :param directory: of the run; what is put here stays after the training.
@@ -48,7 +48,7 @@ class TrainingState:
     steps_per_epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
-    loss_sum: float = 0.0
+    loss_sum: float | torch.Tensor = 0.0
     stop: bool = False
     stop_reason: str | None = None
     is_main: bool = True

@@ -220,7 +220,7 @@ _ONCE = ('BestModelCheckpoint', 'TrainingCheckpoint', 'WiSEFTCallback')
 
 def describe_callback(item: Any) -> Any:
     """An object of `finetuner.callback` as `{name, options}`, as it comes over the wire; anything else as it is."""
-    if isinstance(item, Callback) or isinstance(item, type) or not dataclasses.is_dataclass(item):
+    if isinstance(item, Callback | type) or not dataclasses.is_dataclass(item):
         return item
     options = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
     return {'name': type(item).__name__, 'options': options}
