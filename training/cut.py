@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from finetuner.inference.encoder import Encoder
 from finetuner.inference.text_encoder import TextEncoder
+from training.embed import CHUNK_COST, chunk_cuts
 from training.rows import Rows
 
 PROBES = 3  # items on which a cut is tried
@@ -45,11 +46,12 @@ class Cut(ABC):
         """The values of some items at the cut, float32 [L, *tail] each; the encoder is in evaluation."""
 
     @abstractmethod
-    def resume(self, hidden: Tensor, lengths: np.ndarray) -> Tensor:
+    def resume(self, hidden: Tensor, lengths: np.ndarray, features: Sequence[np.ndarray]) -> Tensor:
         """Go on from such values to embeddings, float32 [B, dim], with gradients.
 
         :param hidden: those of all items one after the other, float32 [sum of the lengths, *tail].
         :param lengths: int64 [B].
+        :param features: of the same items; they are not looked at where values are all that the rest needs.
         """
 
     def size(self, sample: Sequence[np.ndarray], features: Rows, costs: np.ndarray) -> int:
@@ -68,7 +70,7 @@ class PooledCut(Cut):
         pooled = self.encoder.pooled(**_inputs(self.encoder, features, device))
         return list(pooled.float().cpu().numpy()[:, None])
 
-    def resume(self, hidden: Tensor, lengths: np.ndarray) -> Tensor:
+    def resume(self, hidden: Tensor, lengths: np.ndarray, features: Sequence[np.ndarray]) -> Tensor:
         return self.encoder.finish(hidden)
 
 
@@ -83,7 +85,7 @@ class PackedCut(Cut):
         hidden = self.encoder.packed_hidden(tokens, torch.from_numpy(lengths).to(device), self.depth)
         return np.split(hidden.float().cpu().numpy(), np.cumsum(lengths)[:-1])
 
-    def resume(self, hidden: Tensor, lengths: np.ndarray) -> Tensor:
+    def resume(self, hidden: Tensor, lengths: np.ndarray, features: Sequence[np.ndarray]) -> Tensor:
         return self.encoder.packed_from(hidden, torch.from_numpy(lengths).to(hidden.device), self.depth)
 
     def size(self, sample: Sequence[np.ndarray], features: Rows, costs: np.ndarray) -> int:
@@ -103,30 +105,23 @@ class HookedCut(Cut):
         self.blank = np.zeros_like(features[0])
         self.is_tuple = False
         self.shapes: list[torch.Size] = []
-        self._probe(features.take(np.arange(min(PROBES, len(features)))), device)
+        # shortest and longest: a difference in length is where texts go wrong
+        order = np.argsort(features.lengths(np.arange(len(features))), kind='stable')
+        self._probe(features.take(order[np.linspace(0, len(order) - 1, min(PROBES, len(order))).astype(int)]), device)
 
     def compute(self, features: Sequence[np.ndarray], device: torch.device) -> list[np.ndarray]:
-        given: list[Any] = []
-        handle = self.groups[-1].register_forward_hook(lambda _, inputs, output: given.append(output))
-        try:
-            self.encoder.pooled(**_inputs(self.encoder, features, device))
-        finally:
-            handle.remove()
-        if len(given) != 1:
-            raise CannotCut(f'a layer was called {len(given)} times')
-        self.is_tuple = isinstance(given[0], (tuple, list))
-        parts = list(given[0]) if self.is_tuple else given
+        output = self._run(features, device)
+        self.is_tuple = isinstance(output, (tuple, list))
+        parts = list(output) if self.is_tuple else [output]
         for part in parts:
-            if not isinstance(part, Tensor) or not part.is_floating_point() or len(part) != len(features):
-                raise CannotCut('a layer gives something else than numbers for every item')
+            _check(part, len(features))
         shapes = [part.shape[1:] for part in parts]
         if self.shapes not in (shapes, []):
             raise CannotCut('items differ in shape')
         self.shapes = shapes
-        flat = torch.cat([part.float().flatten(1) for part in parts], 1)
-        return list(flat.cpu().numpy()[:, None])
+        return list(torch.cat([part.float().flatten(1) for part in parts], 1).cpu().numpy()[:, None])
 
-    def resume(self, hidden: Tensor, lengths: np.ndarray) -> Tensor:
+    def resume(self, hidden: Tensor, lengths: np.ndarray, features: Sequence[np.ndarray]) -> Tensor:
         parts = hidden.split([shape.numel() for shape in self.shapes], 1)
         values = [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
         inputs = _inputs(self.encoder, [self.blank], hidden.device)
@@ -134,12 +129,24 @@ class HookedCut(Cut):
         with self._replaced(tuple(values) if self.is_tuple else values[0]):
             return self.encoder.finish(self.encoder.pooled(**inputs))
 
+    def _run(self, features: Sequence[np.ndarray], device: torch.device) -> Any:
+        """What the last frozen group gives."""
+        given: list[Any] = []
+        handle = self.groups[-1].register_forward_hook(lambda _, inputs, output: given.append(output))
+        try:
+            self.encoder.pooled(**_inputs(self.encoder, features, device))
+        finally:
+            handle.remove()
+        if len(given) != 1:
+            raise CannotCut(f'layer group {self.depth} is called {len(given)} times')
+        return given[0]
+
     @contextmanager
     def _replaced(self, value: Any) -> Iterator[None]:
         """Frozen groups that compute nothing."""
         try:
             for group in self.groups:
-                group.forward = lambda given, *_, **__: given
+                group.forward = lambda *given, **named: (*given, *named.values())[0]
             self.groups[-1].forward = lambda *_, **__: value
             yield
         finally:
@@ -150,14 +157,53 @@ class HookedCut(Cut):
     def _probe(self, features: list[np.ndarray], device: torch.device) -> None:
         """:raises CannotCut: the encoder, resumed, gives something else than the whole one."""
         try:
-            hidden = torch.from_numpy(np.concatenate(self.compute(features, device))).to(device)
-            resumed = self.resume(hidden, np.ones(len(features), np.int64))
+            rows = self.compute(features, device)
+            hidden = torch.from_numpy(np.concatenate(rows)).to(device)
+            resumed = self.resume(hidden, np.array([len(row) for row in rows]), features)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise CannotCut(f'the model cannot be resumed behind layer group {self.depth}: {error}') from error
         whole = self.encoder(**_inputs(self.encoder, features, device))
         atol = 1e-4 * float(whole.abs().mean())
         if resumed.shape != whole.shape or not torch.allclose(resumed, whole, rtol=1e-3, atol=atol):
             raise CannotCut(f'the model does not go by its layer groups behind number {self.depth}')
+
+
+class PaddedCut(HookedCut):
+    """The same for texts that are not packed: the hidden states of all tokens, padded again to go on.
+
+    The rest of the model sees the real token ids: where a text ends is often read from them.
+    """
+
+    def compute(self, features: Sequence[np.ndarray], device: torch.device) -> list[np.ndarray]:
+        hidden = self._run(features, device)
+        _check(hidden, len(features))
+        if hidden.ndim != 3:
+            raise CannotCut('a layer gives no vector for every token')
+        hidden = hidden.float().cpu().numpy()
+        return [row[:length] for row, length in zip(hidden, self._lengths(features), strict=True)]
+
+    def resume(self, hidden: Tensor, lengths: np.ndarray, features: Sequence[np.ndarray]) -> Tensor:
+        states = hidden.split(lengths.tolist())
+        order = np.argsort(lengths, kind='stable')
+        parts = []
+        for chunk in np.split(order, chunk_cuts(lengths[order], CHUNK_COST[hidden.device.type])):
+            inputs = _inputs(self.encoder, [features[place] for place in chunk], hidden.device)
+            with self._replaced(nn.utils.rnn.pad_sequence([states[place] for place in chunk], batch_first=True)):
+                parts.append(self.encoder.pooled(**inputs))
+        back = torch.from_numpy(np.argsort(order)).to(hidden.device)
+        return self.encoder.finish(torch.cat(parts)[back])
+
+    def size(self, sample: Sequence[np.ndarray], features: Rows, costs: np.ndarray) -> int:
+        longest = int(costs.argmax())
+        each = sample[0].nbytes // len(sample[0])
+        fixed = self._lengths(features.take(np.array([longest, int(costs.argmin())])))
+        return each * (int(costs.sum()) if fixed[0] != fixed[1] else fixed[0] * len(costs))
+
+    def _lengths(self, features: Sequence[np.ndarray]) -> list[int]:
+        """Tokens of each text; all of the padding too where models read it, which then is the same for all texts."""
+        shortest = min(features, key=len)
+        padded = self.encoder.preprocessor.collate([shortest])['input_ids'].shape[1]
+        return [len(row) for row in features] if padded == len(shortest) else [padded] * len(features)
 
 
 def make_cut(encoder: Encoder, depth: int, features: Rows, device: torch.device) -> Cut:
@@ -168,13 +214,16 @@ def make_cut(encoder: Encoder, depth: int, features: Rows, device: torch.device)
     head = {id(parameter) for parameter in encoder.head.parameters()}
     if not any(parameter.requires_grad and id(parameter) not in head for parameter in encoder.parameters()):
         return PooledCut(encoder, depth)
-    if isinstance(encoder, TextEncoder):
-        if not encoder.can_split:
-            raise CannotCut(f'a {encoder.backbone.config.model_type} cannot be resumed between its layers')
+    if isinstance(encoder, TextEncoder) and encoder.can_split:
         return PackedCut(encoder, depth)
-    return HookedCut(encoder, depth, features, device)
+    return (PaddedCut if encoder.modality == 'text' else HookedCut)(encoder, depth, features, device)
 
 
 def _inputs(encoder: Encoder, features: Sequence[np.ndarray], device: torch.device) -> dict[str, Tensor]:
     inputs = encoder.preprocessor.collate(features)
     return {name: torch.from_numpy(inputs[name]).to(device) for name in encoder.input_names}
+
+
+def _check(output: Any, count: int) -> None:
+    if not isinstance(output, Tensor) or not output.is_floating_point() or len(output) != count:
+        raise CannotCut('a layer gives something else than numbers for every item')

@@ -38,10 +38,11 @@ class FeatureCache:
     """Embeds items from cached hidden states, or from cached pooled vectors where the whole backbone is frozen.
 
     :param features: what is cached of every item: hidden states of a text's tokens [T, D], or one row.
+    :param inputs: the features that this was made of.
     """
 
-    def __init__(self, encoder: Encoder, cut: Cut, features: Rows):
-        self.encoder, self.cut, self.features = encoder, cut, features
+    def __init__(self, cut: Cut, features: Rows, inputs: Rows):
+        self.cut, self.features, self.inputs = cut, features, inputs
 
     @classmethod
     def open_or_fill(
@@ -84,7 +85,7 @@ class FeatureCache:
             return None
         stored = np.fromfile(rows.directory / KEYS, np.uint64)
         order = np.argsort(stored)
-        return cls(encoder, cut, rows.select(order[np.searchsorted(stored[order], keys)]))
+        return cls(cut, rows.select(order[np.searchsorted(stored[order], keys)]), features)
 
     def costs(self, items: np.ndarray) -> np.ndarray:
         """What each item costs in a forward: the tokens of a text, 1 for anything else. int64 [B]."""
@@ -93,7 +94,7 @@ class FeatureCache:
     def embed(self, items: np.ndarray, device: torch.device) -> Tensor:
         """float32 [B, dim], in the order of `items`, with the gradients of the layers that are trained."""
         hidden = torch.from_numpy(self.features.concatenated(items)).to(device, non_blocking=True)
-        return self.cut.resume(hidden, self.features.lengths(items))
+        return self.cut.resume(hidden, self.features.lengths(items), self.inputs.take(items))
 
 
 def computes(groups: list[nn.Module]) -> bool:

@@ -46,7 +46,8 @@ class SparseAdam(torch.optim.SparseAdam):
         state['step'] += 1
         assert parameter.grad is not None
         gradient = -parameter.grad if group['maximize'] else parameter.grad
-        rows = gradient.reshape(len(gradient) if gradient.ndim else 1, -1).any(1).nonzero().squeeze(1)
+        by_row = gradient.reshape(len(gradient) if gradient.ndim else 1, -1)
+        rows = torch.linalg.vector_norm(by_row, ord=1, dim=1).nonzero().squeeze(1)
         if not len(rows):
             return
         parts = [gradient, state['exp_avg'], state['exp_avg_sq'], parameter]

@@ -10,8 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from finetuner.inference.clip import load_clip
 from finetuner.inference.encoder import Encoder
+from finetuner.inference.image_encoder import ImageEncoder
 from finetuner.inference.mlp_encoder import MLPEncoder
+from finetuner.inference.point_encoder import PointEncoder
+from finetuner.inference.text_encoder import TextEncoder
 from training.embed import FeatureEmbedder
 from training.feature_cache import FeatureCache
 from training.freezing import freeze, keep_frozen
@@ -173,6 +177,50 @@ def test_vectors_have_the_same_gradients(tmp_path):
         writer.append(list(np.random.default_rng(0).random((8, 4), np.float32)))
     freeze(encoder, 2)
     check_parity(encoder, Rows(tmp_path / 'vectors'))
+
+
+@pytest.mark.parametrize('library', ['tiny_clip', 'tiny_open_clip'])
+@pytest.mark.parametrize('depth', [2, True])
+def test_both_sides_of_a_clip_model(library, depth, request, tmp_path):
+    encoders = load_clip(request.getfixturevalue(library))
+    contents = {
+        'clip-text': ['red apples', 'a pear', 'plums', 'red red red red', 'five', 'a plum, a pear', 'x', 'y z'],
+        'clip-vision': list(np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)),
+    }
+    for name, encoder in encoders.items():
+        features = encoder.preprocessor.features(contents[name])
+        with RowsWriter(tmp_path / name, features[0].dtype, features[0].shape[1:]) as writer:
+            writer.append(features)
+        encoder.add_head(5)
+        freeze(encoder, depth)
+        check_parity(encoder, Rows(tmp_path / name))
+
+
+def test_models_of_other_libraries(images, tmp_path):
+    torch.manual_seed(0)
+    for name in ('squeezenet1_1', 'timm/vit_tiny_patch16_224'):
+        encoder = ImageEncoder.load(name, pretrained=False, preprocess_options={'size': 32})
+        with RowsWriter(tmp_path / 'small', np.uint8, (32, 3)) as writer:
+            writer.append(list(np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)))
+        freeze(encoder, 3)
+        check_parity(encoder, Rows(tmp_path / 'small'))
+
+
+def test_clouds_of_points(tmp_path):
+    encoder = PointEncoder(64, width=1 / 16)
+    with RowsWriter(tmp_path / 'points', np.float32, (3,)) as writer:
+        writer.append(list(np.random.default_rng(0).random((8, 64, 3), np.float32)))
+    freeze(encoder, 2)
+    check_parity(encoder, Rows(tmp_path / 'points'))
+
+
+def test_texts_that_cannot_be_packed(tokens, word_model):
+    """They are cached between layers too where the rest goes by hidden states alone."""
+    encoder = TextEncoder.load(word_model)
+    encoder.__class__ = type('Padded', (TextEncoder,), {'can_pack': False, 'can_split': False})
+    freeze(encoder, 2)
+    cache = check_parity(encoder, tokens)
+    assert cache.costs(np.arange(8)).tolist() == tokens.lengths(np.arange(8)).tolist()
 
 
 def test_adapters_above_the_frozen_layers(encoder, tokens):
