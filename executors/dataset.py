@@ -1,8 +1,6 @@
 """DatasetExecutor: takes training data in."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jina import Executor, requests
@@ -11,7 +9,7 @@ from executors.answers import answer
 from executors.endpoints import unknown_endpoint
 from executors.lifetime import end_with_parent
 from executors.parameters import IngestParameters
-from executors.sources import read_uri
+from executors.sources import allowed_roots, allowed_schemes, read_uri
 from finetuner.data import CSVOptions
 from finetuner.documents import DocumentArray
 from finetuner.excepts import DataError, ParameterError
@@ -32,12 +30,8 @@ class DatasetExecutor(Executor):
     ) -> None:
         super().__init__(**kwargs)
         end_with_parent()
-        if ingest_roots is None:
-            ingest_roots = os.environ.get('FINETUNER_INGEST_ROOTS', '').split(os.pathsep)
-        if ingest_schemes is None:
-            ingest_schemes = os.environ.get('FINETUNER_INGEST_SCHEMES', 'file').split(',')
-        self.roots = [Path(root).expanduser().absolute() for root in ingest_roots if root]
-        self.schemes = [scheme.strip().lower() for scheme in ingest_schemes if scheme.strip()]
+        self.roots = allowed_roots(ingest_roots)
+        self.schemes = allowed_schemes(ingest_schemes)
         self.registry = Registry.open()
 
     def close(self) -> None:

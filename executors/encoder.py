@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from jina import Executor, requests
@@ -10,6 +11,7 @@ from executors.artifacts import find_artifact
 from executors.endpoints import unknown_endpoint
 from executors.lifetime import end_with_parent
 from executors.parameters import EncodeParameters
+from executors.sources import allowed_links, allowed_roots, allowed_schemes
 from finetuner.documents import DocumentArray
 from finetuner.excepts import ParameterError
 from finetuner.inference import load_engine
@@ -35,6 +37,10 @@ class FinetunerExecutor(Executor):
     :param inter_op_num_threads: operators that run at the same time, 0 for the engine's choice.
     :param logging_level: the least level that is logged.
     :param is_onnx: onnxruntime (True) or torch (False), default onnxruntime where the artifact has an ONNX model.
+    :param ingest_roots: folders whose files documents may name by `uri`, default `FINETUNER_INGEST_ROOTS` (separated by
+        ':') or none. Images and meshes can always be sent as `blob`, `tensor` or in a `data:` URI.
+    :param ingest_schemes: schemes of the URIs that are read, default `FINETUNER_INGEST_SCHEMES` (separated by commas)
+        or 'file'.
     :param require_token: whether every request must carry a token of this service, default `FINETUNER_REQUIRE_TOKEN` or
         no.
     :param refuse_unknown: whether a request for another endpoint is an error. In a Flow with other executors and Jina's
@@ -56,6 +62,8 @@ class FinetunerExecutor(Executor):
         inter_op_num_threads: int = 0,
         logging_level: str = 'INFO',
         is_onnx: bool | None = None,
+        ingest_roots: Sequence[str] | None = None,
+        ingest_schemes: Sequence[str] | None = None,
         require_token: bool | None = None,
         refuse_unknown: bool = True,
         **kwargs: Any,
@@ -63,6 +71,7 @@ class FinetunerExecutor(Executor):
         super().__init__(**kwargs)
         end_with_parent()
         self._set_level(logging_level)
+        self.links = allowed_links(allowed_roots(ingest_roots), allowed_schemes(ingest_schemes))
         if not refuse_unknown:
             del self.requests['/default']
         if require_token is None:
@@ -104,7 +113,7 @@ class FinetunerExecutor(Executor):
         """The same documents with embeddings."""
         if self.registry is not None:
             self.registry.authenticate(parameters.secret)
-        self.engine.encode(docs)
+        self.engine.encode(docs, links=self.links)
         self.logger.debug(f'embedded {len(docs)} documents')
         return docs
 

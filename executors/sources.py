@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +37,7 @@ def read_uri(uri: str, options: CSVOptions, roots: Sequence[Path], schemes: Sequ
             'its operator allows more with FINETUNER_INGEST_SCHEMES'
         )
     shown = without_secrets(uri)
-    links = Links(check=_check(roots if 'file' in schemes else []), schemes=schemes)
+    links = allowed_links(roots, schemes)
     try:
         if scheme == 'file':
             yield from read_data(_allowed_path(uri, roots), options, shown, links=links)
@@ -56,6 +57,31 @@ def read_uri(uri: str, options: CSVOptions, roots: Sequence[Path], schemes: Sequ
         has_secrets = shown != uri or '://' in str(error)
         reason = type(error).__name__ if has_secrets else str(error) or type(error).__name__
         raise DataError(f'{shown} cannot be read: {reason}') from None
+
+
+def allowed_roots(names: Sequence[str] | None) -> list[Path]:
+    """The folders whose files clients may name.
+
+    :param names: None are those of `FINETUNER_INGEST_ROOTS`.
+    """
+    if names is None:
+        names = os.environ.get('FINETUNER_INGEST_ROOTS', '').split(os.pathsep)
+    return [Path(name).expanduser().absolute() for name in names if name]
+
+
+def allowed_schemes(names: Sequence[str] | None) -> list[str]:
+    """The schemes of the URIs that clients may name, in lower case.
+
+    :param names: None are those of `FINETUNER_INGEST_SCHEMES`, by default 'file'.
+    """
+    if names is None:
+        names = os.environ.get('FINETUNER_INGEST_SCHEMES', 'file').split(',')
+    return [name.strip().lower() for name in names if name.strip()]
+
+
+def allowed_links(roots: Sequence[Path], schemes: Sequence[str]) -> Links:
+    """What opens the URIs that clients name in documents and data: below the roots, and of these schemes."""
+    return Links(check=_check(roots if 'file' in schemes else []), schemes=schemes)
 
 
 def _check(roots: Sequence[Path]) -> Callable[[Path], None]:
