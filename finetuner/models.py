@@ -64,11 +64,10 @@ _POOLING = (
     Option('pooling', 'str | None', alias='pooler'),
     Option('pooling_options', 'dict | None', alias='pooler_options'),
 )
-_IMAGES = (
-    Option('pretrained', 'bool', True),
-    Option('weights', 'str | None'),
-    Option('augment', 'bool', False),
-)
+_START = (Option('pretrained', 'bool', True), Option('weights', 'str | None'))
+_AUGMENT = Option('augment', 'bool', False)
+_IMAGES = (*_POOLING, *_START, _AUGMENT, Option('preprocess_options', 'dict | None'))
+_CLIP = (*_START, _AUGMENT, Option('normalize', 'bool | None'))
 _PREPROCESS = Option('preprocess_options', 'dict | None')
 OPTIONS: dict[Library, tuple[Option, ...]] = {
     'transformers': _POOLING,
@@ -79,7 +78,7 @@ OPTIONS: dict[Library, tuple[Option, ...]] = {
     'pointnet': (
         Option('point_cloud_size', 'int', 2048),
         Option('width', 'float', 1.0),
-        Option('augment', 'bool', False),
+        _AUGMENT,
         Option('up_axis', 'str', 'y'),
     ),
     'mlp': (

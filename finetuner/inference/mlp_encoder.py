@@ -9,7 +9,7 @@ from typing import ClassVar
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from finetuner.inference.description import read_description, write_description
+from finetuner.inference.description import DESCRIPTION, read_description, write_description
 from finetuner.inference.encoder import Encoder
 from finetuner.inference.head import describe_head, load_head, save_head
 from finetuner.inference.layers import Dense
@@ -68,14 +68,17 @@ class MLPEncoder(Encoder):
         """
         directory = Path(directory)
         content = read_description(directory)
-        encoder = cls(
-            content['preprocess']['input_size'],
-            content['hidden_sizes'],
-            content['bias'],
-            content['activation'],
-            content['normalize'],
-            load_head(content['head'], directory),
-        )
+        try:
+            encoder = cls(
+                content['preprocess']['input_size'],
+                content['hidden_sizes'],
+                content['bias'],
+                content['activation'],
+                content['normalize'],
+                load_head(content['head'], directory),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f'{directory / DESCRIPTION} is incomplete: {error}') from error
         encoder.layers.load_state_dict(load_file(find_weights(directory)))
         return encoder.eval()
 

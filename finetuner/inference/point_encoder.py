@@ -1,8 +1,8 @@
 """PointNet++ on clouds of points: Qi et al., 2017, with grouping at a single scale.
 
-Two things differ from the paper. The farthest points that stand for the others are found once, when a cloud is made (see
-:class:`finetuner.inference.meshes.MeshPreprocessor`), and not in every forward. And channels are normalized point by
-point (LayerNorm), so that an embedding depends on nothing else in its batch: the same in training as in use, in one
+Two things differ from the paper. The farthest points that stand for the others are found once, when a cloud is made
+(see :class:`finetuner.inference.meshes.MeshPreprocessor`), and not in every forward. And channels are normalized point
+by point (LayerNorm), so that an embedding depends on nothing else in its batch: the same in training as in use, in one
 batch or in parts.
 """
 
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from finetuner.inference.description import read_description, write_description
+from finetuner.inference.description import DESCRIPTION, read_description, write_description
 from finetuner.inference.encoder import Encoder
 from finetuner.inference.head import describe_head, load_head, save_head
 from finetuner.inference.layers import Dense
@@ -53,7 +53,7 @@ class PointEncoder(Encoder):
     ):
         super().__init__(head, normalize)
         self._preprocessor = MeshPreprocessor(point_cloud_size)
-        if not 1 / 64 <= width <= 16:
+        if not isinstance(width, (int, float)) or not 1 / 64 <= width <= 16:
             raise ValueError(f'width is {width!r}: it must be a number from 1/64 to 16')
         if up_axis not in AXES:
             raise ValueError(f'unknown up_axis {up_axis!r}: it is one of {", ".join(AXES)}')
@@ -78,14 +78,17 @@ class PointEncoder(Encoder):
         """
         directory = Path(directory)
         content = read_description(directory)
-        encoder = cls(
-            content['preprocess']['point_cloud_size'],
-            content['width'],
-            content['augment'],
-            content['up_axis'],
-            content['normalize'],
-            load_head(content['head'], directory),
-        )
+        try:
+            encoder = cls(
+                content['preprocess']['point_cloud_size'],
+                content['width'],
+                content['augment'],
+                content['up_axis'],
+                content['normalize'],
+                load_head(content['head'], directory),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f'{directory / DESCRIPTION} is incomplete: {error}') from error
         encoder.levels.load_state_dict(load_file(find_weights(directory)))
         return encoder.eval()
 
