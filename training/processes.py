@@ -32,7 +32,10 @@ def make_accelerator(config: FitConfig) -> Accelerator:
     if not cpu and ':' in config.device:
         torch.cuda.set_device(config.device)
     AcceleratorState._reset_state(reset_partial_state=True)  # a process may fit more than once
-    return Accelerator(cpu=cpu, mixed_precision='no' if config.precision == 'fp32' else config.precision)
+    accelerator = Accelerator(cpu=cpu, mixed_precision='no' if config.precision == 'fp32' else config.precision)
+    if accelerator.num_processes > 1:
+        logger.info('Training on %d processes', accelerator.num_processes)
+    return accelerator
 
 
 @contextmanager

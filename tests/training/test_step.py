@@ -145,7 +145,7 @@ def test_dropout_is_the_same_the_second_time(pairs):
         for item in (2 * row, 2 * row + 1):
             if item not in (2, 4, 6):
                 embedded[item] = encoder(tensor=torch.from_numpy(np.array(features[item]))[None])[0]
-    embedded |= {item: embedded[0] for item in (2, 4, 6)}
+    embedded |= dict.fromkeys((2, 4, 6), embedded[0])
     columns = [torch.stack([embedded[2 * row + side] for row in range(8)]) for side in (0, 1)]
     direct.task.objective(columns).backward()
     assert_equal(found, gradients(direct))
