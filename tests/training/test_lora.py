@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from finetuner.inference.clip import load_clip, save_clip
 from finetuner.inference.encoder import Encoder
+from finetuner.inference.image_encoder import ImageEncoder
 from finetuner.inference.mlp_encoder import MLPEncoder
 from training.freezing import freeze, frozen_groups, keep_frozen
 from training.lora import LoRAOptions, add_adapters, merge_adapters
@@ -118,6 +121,49 @@ def test_only_adapters_and_head_learn_and_merging_gives_the_plain_model(encoder,
     moved = {name for name, value in model.state_dict().items() if not torch.allclose(plain[name], value, atol=1e-5)}
     assert all(name.endswith('weight') or name.startswith('head.') for name in moved)  # no bias, no statistics
     merge_adapters(model)  # nothing is left to merge
+
+
+@pytest.mark.parametrize('library', ['tiny_clip', 'tiny_open_clip'])
+def test_adapters_in_both_sides_of_a_clip_model(library, request, tmp_path):
+    encoders = load_clip(request.getfixturevalue(library))
+    inputs = {
+        'clip-text': encoders['clip-text'].preprocessor.collate(
+            encoders['clip-text'].preprocessor.features(['red', 'a pear', 'plums'])
+        ),
+        'clip-vision': {'pixels': np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)},
+    }
+    tuned = {}
+    for name, encoder in encoders.items():
+        given = {key: torch.from_numpy(value) for key, value in inputs[name].items() if key in encoder.input_names}
+        before, names = encoder(**given), set(encoder.state_dict())
+        add_adapters(encoder)
+        assert len(adapters(encoder)) > 8
+        train(encoder, given)
+        tuned[name] = given, encoder(**given)
+        assert not torch.allclose(tuned[name][1], before, atol=1e-3)
+        merge_adapters(encoder)
+        assert set(encoder.state_dict()) == names
+        torch.testing.assert_close(encoder(**given), tuned[name][1], rtol=1e-4, atol=1e-5)
+    # what is saved is the whole model of the library, with the merged weights
+    save_clip(encoders, tmp_path)
+    for name, encoder in load_clip(tmp_path).items():
+        given, after = tuned[name]
+        torch.testing.assert_close(encoder(**given), after, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['squeezenet1_1', 'timm/convnext_atto'])
+def test_adapters_in_models_of_image_libraries(name):
+    torch.manual_seed(0)
+    encoder = ImageEncoder.load(name, pretrained=False, preprocess_options={'size': 32})
+    given = {'pixels': torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)}
+    before, names = encoder(**given), set(encoder.state_dict())
+    add_adapters(encoder)
+    train(encoder, given)
+    after = encoder(**given)
+    assert not torch.allclose(after, before, atol=1e-3)
+    merge_adapters(encoder)
+    assert set(encoder.state_dict()) == names
+    torch.testing.assert_close(encoder(**given), after, rtol=1e-4, atol=1e-4)
 
 
 def test_every_adapter_gets_gradients(encoder):
