@@ -29,6 +29,7 @@ class WandBLogger(Logger):
         os.environ.setdefault('WANDB_ERROR_REPORTING', 'false')
         import wandb
 
+        logging.getLogger('wandb').setLevel(logging.WARNING)
         arguments: dict[str, Any] = {'project': 'finetuner', 'name': config.get('run_name')} | self.wandb_args
         arguments['config'] = config | (arguments.get('config') or {})
         if self.run_id is not None:

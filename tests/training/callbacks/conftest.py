@@ -100,7 +100,7 @@ def make_examples(
     labels_of_all = np.repeat(labels, columns)
     vectors = (points[labels_of_all] + noise * chance.normal(size=(items * columns, WIDTH))).astype(np.float32)
     with RowsWriter(folder / name, np.float32) as writer:
-        writer.append([vector for vector in vectors])
+        writer.append(list(vectors))
     keys = np.arange(items * columns, dtype=np.uint64) + np.uint64(1000 * seed)
     store = Store(Rows(folder / name), keys)
     made = tuple(Column('model', store, position, columns) for position in range(columns))
