@@ -36,7 +36,7 @@ def main() -> None:
 @cli.command()
 def fit(
     train_data: Annotated[Path, typer.Argument(help='A CSV, JSONL or Parquet file.')],
-    eval_data: Annotated[Path | None, typer.Option(help='Held-out data; labelled, it searches the training data.')] = None,
+    eval_data: Annotated[Path | None, typer.Option(help='Held-out data, which searches the training data.')] = None,
     model: Annotated[str, typer.Option(help='A model directory, a short name or a hub id.')] = 'all-minilm-l6-v2',
     directory: Annotated[Path, typer.Option(help='Where the artifact goes.')] = Path('artifacts'),
     run_name: Annotated[str | None, typer.Option(help='The name of the artifact.', show_default='of the CSV')] = None,
@@ -77,7 +77,8 @@ def fit(
         'seed': seed,
     }
     further = _object('options', options) or {}
-    if given := sorted(further.keys() & {'train_data', 'eval_data', 'model', 'directory', 'report', 'resume', 'interruption'}):
+    own = {'train_data', 'eval_data', 'model', 'directory', 'report', 'resume', 'interruption'}
+    if given := sorted(further.keys() & own):
         raise ValueError(f'--options: {given[0]} has an option of its own')
     arguments |= further
     from training.interruption import Interruption

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from finetuner.artifact import open_artifact
 from finetuner.inference.backbones import load_encoders
+from finetuner.inference.clip import LogitScale, set_clip_logit_scale
 from finetuner.inference.encoder import Encoder
 from training.config import FitConfig
 from training.freezing import freeze
 from training.lora import add_adapters, merge_adapters
+from training.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +32,22 @@ def load_for_training(config: FitConfig, artifact: Path | None = None) -> dict[s
             freeze(encoder, config.freeze)
         if config.lora:
             add_adapters(encoder, config.lora)
+        if config.compile:
+            encoder.compile(dynamic=True)
         trained = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
         everything = sum(parameter.numel() for parameter in encoder.parameters())
         logger.info('Training %s of %s weights of the model', f'{trained:,}', f'{everything:,}')
     return encoders
 
 
-def for_export(encoders: dict[str, Encoder]) -> dict[str, Encoder]:
-    """The encoders as their libraries know them: on the CPU, in evaluation, adapters merged into the weights."""
+def for_export(task: Task) -> dict[str, Encoder]:
+    """The encoders as their libraries know them: on the CPU, in evaluation, adapters merged into the weights, and of
+    CLIP models the temperature that the loss has learned."""
+    encoders = {name: encoder.cpu().eval() for name, encoder in task.by_name.items()}
     for encoder in encoders.values():
         merge_adapters(encoder)
-        encoder.cpu().eval()
+        encoder._compiled_call_impl = None
+    scale, bias = (getattr(task.objective, name, None) for name in ('logit_scale', 'logit_bias'))
+    if len(encoders) > 1 and scale is not None:
+        set_clip_logit_scale(encoders, LogitScale(scale.item(), None if bias is None else bias.item()))
     return encoders

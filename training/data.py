@@ -109,9 +109,7 @@ class Examples:
         return np.array(renumbered, np.int32)[self.labels]
 
 
-def prepare(
-    reader: DatasetReader, encoders: Mapping[str, Encoder], directory: Path, report: Reporter
-) -> None:
+def prepare(reader: DatasetReader, encoders: Mapping[str, Encoder], directory: Path, report: Reporter) -> None:
     """Turn every content into features once, into files in `directory` for `open_examples`. Memory stays constant.
 
     :raises DataError: the contents are of a kind that the model does not read, or one cannot be read.
@@ -148,11 +146,13 @@ def match_encoders(reader: DatasetReader, encoders: Mapping[str, Encoder]) -> li
 
     :raises DataError: a column's contents are of a kind that no encoder reads.
     """
-    by_modality = {encoder.modality: name for name, encoder in encoders.items()}
+    by_modality: dict[str, str] = {encoder.modality: name for name, encoder in encoders.items()}
     for column, modality in enumerate(reader.modalities):
         if modality not in by_modality:
             where = f', column {column + 1},' if len(reader.modalities) > 1 else ''
-            raise DataError(f'{reader.name}{where} holds {modality}s, and the model reads {"s and ".join(by_modality)}s')
+            raise DataError(
+                f'{reader.name}{where} holds {modality}s, and the model reads {"s and ".join(by_modality)}s'
+            )
     return [by_modality[modality] for modality in reader.modalities]
 
 

@@ -68,7 +68,9 @@ def item_costs(encoder: Encoder, features: Rows, items: np.ndarray) -> np.ndarra
 def run(encoder: Encoder, features: list[np.ndarray], device: torch.device) -> torch.Tensor:
     """One forward of one padded batch."""
     inputs = encoder.preprocessor.collate(features)
-    return encoder(**{name: torch.from_numpy(inputs[name]).to(device, non_blocking=True) for name in encoder.input_names})
+    return encoder(
+        **{name: torch.from_numpy(inputs[name]).to(device, non_blocking=True) for name in encoder.input_names}
+    )
 
 
 def embed_sorted(encoder: Encoder, features: Rows, items: np.ndarray, device: torch.device) -> torch.Tensor:

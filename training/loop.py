@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,7 +128,7 @@ def take_step(
     """One step of all optimizers on the mean loss of some batches, which is returned."""
     config = state.config
 
-    def closure() -> torch.Tensor:
+    def closure() -> Any:
         for parameter in parameters:
             parameter.grad = None
         seed = config.seed + state.global_step
@@ -155,7 +156,7 @@ def windows(batches: Iterable[np.ndarray], size: int, skip: int = 0) -> Iterator
 
 def train_mode(state: TrainingState) -> None:
     state.task.train()
-    for encoder in state.task.encoders.values():
+    for encoder in state.task.by_name.values():
         keep_frozen(encoder)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 
 from finetuner.artifact.manifest import check_name
 from finetuner.excepts import DataError
+from finetuner.inference.clip import clip_logit_scale
 from finetuner.inference.encoder import Encoder
 from registry.shards import DatasetReader
 from training.backbone import for_export, load_for_training
@@ -27,11 +29,13 @@ from training.embed import Embedder
 from training.embedders import make_budgets, make_embedders
 from training.evaluator import Corpora, Metrics, make_evaluators
 from training.export import build_artifact, check_size
+from training.freezing import check_trainable
 from training.interruption import Interruption
 from training.loop import set_up_optimizers, train
 from training.losses import make_objective
 from training.processes import make_accelerator, reproducible, scratch
 from training.progress import Progress, Reporter
+from training.reduced import make_measure, sample_features
 from training.samplers import make_sampler
 from training.state import TrainingState
 from training.step import Step
@@ -136,8 +140,17 @@ def run_fit(
         if state.is_main:
             with reporter.stage('Building the artifact'):
                 settings = config.model_dump(mode='json') | {'batch_size': batch_size}
-                metrics, target = everyone.metrics, work / zipped.name
-                aside = build_artifact(for_export(encoders), name=name, config=settings, metrics=metrics, target=target)
+                aside = build_artifact(
+                    for_export(task),
+                    name=name,
+                    config=settings,
+                    metrics=everyone.metrics,
+                    target=work / zipped.name,
+                    onnx_precision=config.onnx_precision,
+                    onnx_min_cosine=config.onnx_min_cosine,
+                    samples=sample_features(training_set),
+                    measure=make_measure(config, examples_of, task, work, reporter),
+                )
                 aside.replace(zipped)
             logger.info('Artifact %s of %.1f MB', zipped, zipped.stat().st_size / 1e6)
         accelerator.wait_for_everyone()
@@ -146,15 +159,21 @@ def run_fit(
 
 def make_task(config: FitConfig, encoders: Mapping[str, Encoder], examples: Examples) -> Task:
     """Encoders and objective together; the objective knows the width of the embeddings and the number of classes."""
+    options, scale = config.loss_options or {}, clip_logit_scale(encoders) if len(encoders) > 1 else None
+    if config.loss == 'SigLIPLoss' and scale is not None and scale.bias is not None:
+        options = {'scale': math.exp(scale.logarithm), 'bias': scale.bias} | options
     objective = make_objective(
         config.loss,
-        config.loss_options,
+        options,
         num_classes=examples.class_count,
         embedding_size=next(iter(encoders.values())).dim,
         miner=config.miner,
         miner_options=config.miner_options,
+        logit_scale=None if scale is None else scale.logarithm,
     )
-    return Task(encoders, objective)
+    task = Task(encoders, objective)
+    check_trainable(task)
+    return task
 
 
 def prepare_examples(

@@ -67,9 +67,9 @@ class Step:
             loss = self._objective(columns, rows)
         if loss.requires_grad:
             self.accelerator.backward(loss * weight)
-        for leaf, mine, backward in pending:
-            if leaf.grad is not None and len(mine):
-                backward(leaf.grad[torch.from_numpy(mine)])
+        for leaf, own_items, backward in pending:
+            if leaf.grad is not None and len(own_items):
+                backward(leaf.grad[torch.from_numpy(own_items)])
         return loss.detach()
 
     @torch.no_grad()
@@ -150,7 +150,7 @@ class Step:
             return self.embedders[name].embed(items, self.accelerator.device).float()
 
     def _dim(self, name: str) -> int:
-        return self.task.encoders[name].dim
+        return self.task.by_name[name].dim
 
     def _share(self, name: str, items: np.ndarray) -> list[np.ndarray]:
         """Which items each process embeds, as positions: as many of like cost for each."""

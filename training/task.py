@@ -21,3 +21,8 @@ class Task(nn.Module):
         super().__init__()
         self.encoders = nn.ModuleDict(dict(encoders))
         self.objective = objective
+
+    @property
+    def by_name(self) -> dict[str, Encoder]:
+        """The encoders as what they are."""
+        return dict(self.encoders.items())  # type: ignore[arg-type]

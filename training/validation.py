@@ -53,7 +53,7 @@ def make_validation(
             if has_class_weights(config.loss, config.loss_options):  # there are none for other classes
                 rows = rows[labels < len(known)]
         embedders = {
-            column.encoder: FeatureEmbedder(step.task.encoders[column.encoder], column.store.features)
+            column.encoder: FeatureEmbedder(step.task.by_name[column.encoder], column.store.features)
             for column in eval_set.columns
         }
         step = Step(step.task, examples, embedders, step.accelerator)

@@ -64,7 +64,7 @@ class Encoder(nn.Module, ABC):
     @property
     def dim(self) -> int:
         """The length of an embedding."""
-        return self.head[-1].linear.out_features if len(self.head) else self.backbone_dim  # type: ignore[union-attr]
+        return int(self.head[-1].linear.out_features) if len(self.head) else self.backbone_dim  # type: ignore
 
     def finish(self, pooled: Tensor) -> Tensor:
         """From pooled vectors to embeddings, float32 [B, dim]: head and normalization."""
