@@ -12,8 +12,13 @@ from tokenizers import Tokenizer
 import training.export
 from finetuner.artifact import ModelInfo, open_artifact
 from finetuner.inference import load_engine
+from finetuner.inference.backbones import load_encoder, load_encoders
+from finetuner.inference.mlp_encoder import MLPEncoder
+from finetuner.inference.point_encoder import PointEncoder
 from finetuner.inference.text_encoder import TextEncoder
 from training.export import build_artifact, export
+from training.parity import compare
+from training.samples import random_features
 
 TEXTS = [
     'I lost my card yesterday, what now?',
@@ -151,6 +156,72 @@ def test_the_encoder_stays_as_it_was_and_nothing_is_printed(tiny_model, tmp_path
     assert all(module.training for module in encoder.modules())
     assert capfd.readouterr() == ('', '')
     assert not recwarn.list
+
+
+def tiny_mlp():
+    encoder = MLPEncoder(6, [5, 4], activation='tanh', l2=True)
+    encoder.add_head(3)
+    return encoder
+
+
+ENCODERS = {
+    'clip': lambda clip: load_encoders(clip),
+    'open_clip': lambda clip: load_encoders(clip),
+    'timm': lambda _: load_encoders('timm/test_vit', options={'pretrained': False, 'pooling': 'cls'}),
+    'torchvision': lambda _: load_encoders(
+        'squeezenet1_1', options={'pretrained': False, 'pooling': 'gem', 'preprocess_options': {'size': 64}}
+    ),
+    'mesh': lambda _: {'model': PointEncoder(64, width=0.125)},
+    'tensor': lambda _: {'model': tiny_mlp()},
+}
+TASKS = {'mesh': 'mesh-to-mesh', 'tensor': 'any', 'timm': 'image-to-image', 'torchvision': 'image-to-image'}
+
+
+@pytest.mark.parametrize('kind', ENCODERS)
+def test_every_kind_of_encoder_gives_an_artifact(kind, request, tmp_path):
+    torch.manual_seed(0)
+    fixture = {'clip': 'tiny_clip', 'open_clip': 'tiny_open_clip'}.get(kind)
+    encoders = ENCODERS[kind](fixture and request.getfixturevalue(fixture))
+    path = build_artifact(encoders, name='run', config={}, metrics={}, target=tmp_path / 'run.zip')
+    artifact = open_artifact(path, cache=tmp_path / 'cache')
+    assert set(artifact.models) == set(encoders)
+    for name, encoder in encoders.items():
+        info = artifact.models[name]
+        assert (info.dim, info.task) == (encoder.dim, TASKS.get(kind, 'text-to-image'))
+        assert info.preprocess_types == (encoder.modality,)
+        assert (info.max_length is None) == (encoder.modality != 'text')
+        assert info.export['precision'] == 'fp32'
+        assert info.export['to_torch']['difference'] <= 1e-4
+        assert info.export['to_torch']['cosine'] == pytest.approx(1, abs=1e-5)
+        directory = artifact.model_directory(name)
+        again = load_encoder(directory)
+        session = onnxruntime.InferenceSession(directory / 'model.onnx')
+        assert [node.name for node in session.get_inputs()] == encoder.input_names
+        for batch in (1, 2, 7):
+            inputs = encoder.preprocessor.collate(random_features(encoder, batch))
+            tensors = {name: torch.from_numpy(inputs[name]) for name in encoder.input_names}
+            with torch.no_grad():
+                expected, loaded = encoder(**tensors), again(**tensors)
+            (found,) = session.run(['sentence_embedding'], {name: inputs[name] for name in encoder.input_names})
+            assert (found.shape, found.dtype) == ((batch, encoder.dim), np.float32)
+            scale = expected.norm(dim=1).max()
+            np.testing.assert_allclose(found / scale, expected / scale, rtol=0, atol=1e-4)
+            np.testing.assert_allclose(loaded / scale, expected / scale, rtol=0, atol=1e-5)
+
+
+def test_the_tolerance_is_relative_to_the_length_of_an_embedding():
+    def run(inputs):
+        return inputs['x']
+
+    small, large = np.full((2, 4), 1.0), np.full((2, 4), 1000.0)
+    for values in (small, large):
+        parity = compare(run, lambda inputs, values=values: values * 1.001, [{'x': values}])
+        assert parity.difference == pytest.approx(0.0005)
+        assert parity.cosine == parity.mean_cosine == pytest.approx(1)
+    assert compare(run, lambda _: -small, [{'x': small}]).cosine == pytest.approx(-1)
+    broken = compare(run, lambda _: np.full((2, 4), np.nan), [{'x': small}])
+    assert not broken.difference <= 1
+    assert broken.mean_cosine == -1
 
 
 def test_an_export_that_computes_something_else_is_refused(tiny_model, tmp_path, monkeypatch):
