@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,3 +118,34 @@ def test_index_and_queries_may_be_memory_mapped(tmp_path):
     mapped = np.memmap(tmp_path / 'embeddings', np.float32, 'w+', shape=(50, 8))
     mapped[:] = np.random.default_rng(0).normal(size=(50, 8))
     assert (search(mapped, mapped, 1)[:, 0] == np.arange(50)).all()
+
+
+def test_an_index_of_a_million_rows_is_searched_in_bounded_memory(tmp_path):
+    """All distances at once would be 1.2 GB, a copy of the index 64 MB; blocks take about 40 MB."""
+    index = np.memmap(tmp_path / 'index', np.float32, 'w+', shape=(1_000_000, 16))
+    chance = np.random.default_rng(0)
+    for start in range(0, len(index), 100_000):
+        index[start : start + 100_000] = chance.normal(size=(100_000, 16))
+    rows = chance.integers(0, len(index), 300)
+    queries = index[rows] + 1e-3
+
+    def anonymous() -> int:
+        (line,) = [line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('RssAnon')]
+        return int(line.split()[1]) // 1024
+
+    peak, done = [anonymous()], threading.Event()
+    before = peak[0]
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            peak[0] = max(peak[0], anonymous())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        found = search(queries, index, 20)
+    finally:
+        done.set()
+        thread.join()
+    assert (found[:, 0] == rows).all()
+    assert peak[0] - before < 150, f'{peak[0] - before} MB'
