@@ -136,12 +136,13 @@ class DatasetReader:
 
     :param paths: its shards, in order.
     :param name: what messages call it.
-    :raises DataError: a file is not a shard, there are no rows, or not all are of one shape.
+    :param allow_links: whether contents may be known by their URI alone. A service must not open what its clients name.
+    :raises DataError: a file is not a shard, there are no rows, not all are of one shape, or there are links.
 
     Its `shape`, `modalities`, `labelled`, `scored` and `linked` are as in :class:`ShardInfo`.
     """
 
-    def __init__(self, paths: Sequence[Path], name: str):
+    def __init__(self, paths: Sequence[Path], name: str, allow_links: bool = True):
         self.name = name
         self.table = open_shards(paths)
         self._batches = [batch for batch in self.table.to_batches() if len(batch)]
@@ -154,6 +155,8 @@ class DatasetReader:
         self.labelled = self.table['label'].null_count == 0
         self.scored = self.table['score'].null_count == 0
         self.linked = any(self._has_links(batch) for batch in self._batches)
+        if self.linked and not allow_links:
+            raise DataError(f'{name} names files or URLs, which are not opened here: their bytes are needed, as blob')
 
     def __len__(self) -> int:
         return len(self.table)

@@ -62,16 +62,14 @@ def work(registry: Registry, run: RunRecord, report: Any, interruption: Interrup
     datasets = registry.get_run_datasets(run.id)
 
     def open_data(name: str, folder: Path) -> DatasetReader:
-        return DatasetReader(registry.fetch_shards(datasets[name].shards, folder), name)
+        return DatasetReader(registry.fetch_shards(datasets[name].shards, folder), name, allow_links=False)
 
     config = FitConfig.from_arguments(**run.config | {'run_name': run.name})
     artifact = None
     if config.model_artifact is not None:
         artifact = registry.artifact_file(registry.get_artifact(run.account_id, config.model_artifact))
     directory = registry.run_directory(run.id)
-    result = run_fit(
-        config, open_data, directory, report, artifact=artifact, resume=True, interruption=interruption
-    )
+    result = run_fit(config, open_data, directory, report, artifact=artifact, resume=True, interruption=interruption)
     registry.finish_run(run.id, result.artifact, result.metrics, result.examples)
     result.artifact.unlink()  # the registry has it now
     logger.info('Fine-tuning took %.1f seconds', sum(result.seconds.values()))

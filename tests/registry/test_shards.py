@@ -61,6 +61,8 @@ def test_what_lies_elsewhere_is_told(tmp_path):
     info = write(tmp_path, Document(uri='a/cat.PNG'), Document(uri='https://example.org/a.jpg?width=3'))
     assert (info.modalities, info.linked, read(tmp_path).linked) == (('image',), True, True)
     assert read(tmp_path).contents(0, 0, 2) == ['a/cat.PNG', 'https://example.org/a.jpg?width=3']
+    with pytest.raises(DataError, match='the data names files or URLs, which are not opened here'):
+        DatasetReader([tmp_path / 'shard.arrow'], 'the data', allow_links=False)
 
 
 @pytest.mark.parametrize(
