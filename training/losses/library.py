@@ -16,6 +16,7 @@ from training.losses.manifold import ManifoldLoss
 from training.losses.matrix import FORMS
 from training.losses.matrix.signal_to_noise import SNRDistance
 from training.losses.maximum_loss_miner import MaximumLossMiner
+from training.losses.nca import NCALoss
 from training.losses.options import arguments, construct, unknown_name
 
 # names of the library that are no losses, or miners, of their own
@@ -39,7 +40,7 @@ def _classes(module: Any, base: type[nn.Module]) -> dict[str, type[nn.Module]]:
     return {name: value for name, value in found.items() if issubclass(value, base) and name not in left_out}
 
 
-OURS = {cls.__name__: cls for cls in (CentroidTripletLoss, DynamicSoftMarginLoss, ManifoldLoss)} | FORMS
+OURS = {cls.__name__: cls for cls in (CentroidTripletLoss, DynamicSoftMarginLoss, ManifoldLoss, NCALoss)} | FORMS
 LIBRARY = dict(sorted((_classes(losses, losses.BaseMetricLossFunction) | OURS).items()))
 MINERS = dict(sorted((_classes(miners, miners.BaseMiner) | {'MaximumLossMiner': MaximumLossMiner}).items()))
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from pytorch_metric_learning import losses
+from pytorch_metric_learning.utils import common_functions as c_f
+from pytorch_metric_learning.utils.loss_and_miner_utils import convert_to_triplets
 from torch import Tensor
 
 from training.losses.matrix.pairs import LossDict, PairMasks, reduced
@@ -17,13 +20,17 @@ class HistogramLoss(losses.HistogramLoss):
     def compute_loss(
         self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor
     ) -> LossDict:
-        if indices_tuple is not None or ref_emb is not embeddings or labels is None:
-            return super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        masks = PairMasks.of(labels, labels)
+        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
         # the library takes the pairs from triplets: a negative pair counts if one of its items has a positive
-        paired = masks.positives.any(1)
-        positives = masks.positives.triu(1)
-        negatives = (masks.negatives & (paired[:, None] | paired)).triu(1)
+        if indices_tuple is None:
+            masks = PairMasks.of(labels, labels)
+            positives, negatives = masks.positives, masks.negatives & masks.positives.any(1, keepdim=True)
+        else:
+            anchors, near, far = convert_to_triplets(indices_tuple, labels, t_per_anchor='all')
+            positives = torch.zeros(len(labels), len(labels), dtype=torch.bool, device=labels.device)
+            negatives = torch.zeros_like(positives)
+            positives[anchors, near] = negatives[anchors, far] = True
+        positives, negatives = (positives | positives.T).triu(1), (negatives | negatives.T).triu(1)
         if not positives.any() or not negatives.any():
             return self.zero_losses()
         similarities = self.distance(embeddings)
