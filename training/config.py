@@ -11,7 +11,7 @@ from training.callbacks.options import CallbackConfig, EvaluationOptions, check_
 from training.lora import LoRAOptions
 from training.losses import check_objective, needs_positives, objective_shape, unknown_name
 from training.losses.objective import Shape
-from training.optimizers import SCHEDULERS, SchedulerOptions, check_optimizer
+from training.optimizers import SchedulerOptions, check_optimizer, check_scheduler
 
 DEFAULT_LEARNING_RATE = 5e-5
 # class weights start at random and must travel further than a pretrained model's
@@ -129,12 +129,11 @@ class FitConfig(BaseModel):
             raise ValueError("precision 'fp16' needs a GPU: use 'bf16' or 'fp32' with device 'cpu'")
         if self.precision == 'fp16' and weights:  # one gradient scale, two optimizers
             raise ValueError(f"precision 'fp16' cannot be used with {self.loss}, which has weights: use 'bf16'")
+        if self.precision == 'fp16' and 'LBFGS' in (self.optimizer, self.loss_optimizer):
+            raise ValueError("precision 'fp16' cannot be used with LBFGS, which takes gradients unscaled: use 'bf16'")
         check_optimizer(self.optimizer, self.optimizer_options)
         check_optimizer(self.loss_optimizer or self.optimizer, self.loss_optimizer_options, 'loss_optimizer')
-        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
-            raise ValueError(unknown_name('scheduler', self.scheduler, SCHEDULERS))
-        if self.scheduler is None and self.scheduler_options:
-            raise ValueError('scheduler_options are given without a scheduler')
+        check_scheduler(self.scheduler, self.scheduler_options)
         has_val_loss = bool(self.val_split or self.eval_data)
         check_callbacks(self.callbacks or [], has_val_loss=has_val_loss, has_metrics=bool(self.evaluations))
         if self.lora and self.freeze is True:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,8 +67,17 @@ class PooledCut(Cut):
         return [self.encoder.head]
 
     def compute(self, features: Sequence[np.ndarray], device: torch.device) -> list[np.ndarray]:
-        pooled = self.encoder.pooled(**_inputs(self.encoder, features, device))
-        return list(pooled.float().cpu().numpy()[:, None])
+        with _without_head(self.encoder) as encoder:
+            if isinstance(encoder, TextEncoder) and encoder.can_pack:
+                lengths = torch.tensor([len(row) for row in features], device=device)
+                pooled = encoder.packed(torch.from_numpy(np.concatenate(features).astype(np.int64)).to(device), lengths)
+            else:
+                pooled = _by_length(
+                    [len(row) for row in features],
+                    device,
+                    lambda chunk: encoder(**_inputs(encoder, [features[place] for place in chunk], device)),
+                )
+        return list(pooled.cpu().numpy()[:, None])
 
     def resume(self, hidden: Tensor, lengths: np.ndarray, features: Sequence[np.ndarray]) -> Tensor:
         return self.encoder.finish(hidden)
@@ -175,23 +184,26 @@ class PaddedCut(HookedCut):
     """
 
     def compute(self, features: Sequence[np.ndarray], device: torch.device) -> list[np.ndarray]:
-        hidden = self._run(features, device)
-        _check(hidden, len(features))
-        if hidden.ndim != 3:
-            raise CannotCut('a layer gives no vector for every token')
-        hidden = hidden.float().cpu().numpy()
-        return [row[:length] for row, length in zip(hidden, self._lengths(features), strict=True)]
+        rows: list[np.ndarray] = [np.empty(0)] * len(features)
+        lengths = self._lengths(features)
+        for chunk in _chunks(lengths, device):
+            hidden = self._run([features[place] for place in chunk], device)
+            _check(hidden, len(chunk))
+            if hidden.ndim != 3:
+                raise CannotCut('a layer gives no vector for every token')
+            for place, row in zip(chunk, hidden.float().cpu().numpy(), strict=True):
+                rows[place] = row[: lengths[place]]
+        return rows
 
     def resume(self, hidden: Tensor, lengths: np.ndarray, features: Sequence[np.ndarray]) -> Tensor:
         states = hidden.split(lengths.tolist())
-        order = np.argsort(lengths, kind='stable')
-        parts = []
-        for chunk in np.split(order, chunk_cuts(lengths[order], CHUNK_COST[hidden.device.type])):
+
+        def go_on(chunk: np.ndarray) -> Tensor:
             inputs = _inputs(self.encoder, [features[place] for place in chunk], hidden.device)
             with self._replaced(nn.utils.rnn.pad_sequence([states[place] for place in chunk], batch_first=True)):
-                parts.append(self.encoder.pooled(**inputs))
-        back = torch.from_numpy(np.argsort(order)).to(hidden.device)
-        return self.encoder.finish(torch.cat(parts)[back])
+                return self.encoder.pooled(**inputs)
+
+        return self.encoder.finish(_by_length(lengths, hidden.device, go_on))
 
     def size(self, sample: Sequence[np.ndarray], features: Rows, costs: np.ndarray) -> int:
         longest = int(costs.argmax())
@@ -222,6 +234,32 @@ def make_cut(encoder: Encoder, depth: int, features: Rows, device: torch.device)
 def _inputs(encoder: Encoder, features: Sequence[np.ndarray], device: torch.device) -> dict[str, Tensor]:
     inputs = encoder.preprocessor.collate(features)
     return {name: torch.from_numpy(inputs[name]).to(device) for name in encoder.input_names}
+
+
+def _chunks(lengths: Sequence[int] | np.ndarray, device: torch.device) -> list[np.ndarray]:
+    """Positions of items of like length, such that little is padded."""
+    order = np.argsort(lengths, kind='stable')
+    return np.split(order, chunk_cuts(np.asarray(lengths)[order], CHUNK_COST[device.type]))
+
+
+def _by_length(
+    lengths: Sequence[int] | np.ndarray, device: torch.device, run: Callable[[np.ndarray], Tensor]
+) -> Tensor:
+    """What `run` gives for chunks of items of like length, in the order of the items."""
+    chunks = _chunks(lengths, device)
+    back = torch.from_numpy(np.argsort(np.concatenate(chunks))).to(device)
+    return torch.cat([run(chunk) for chunk in chunks])[back]
+
+
+@contextmanager
+def _without_head(encoder: Encoder) -> Iterator[Encoder]:
+    """The encoder gives pooled vectors."""
+    head, normalize = encoder.head, encoder.normalize
+    encoder.head, encoder.normalize = nn.ModuleList(), False
+    try:
+        yield encoder
+    finally:
+        encoder.head, encoder.normalize = head, normalize
 
 
 def _check(output: Any, count: int) -> None:

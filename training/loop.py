@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from training.callbacks import Callback
-from training.freezing import keep_frozen
+from training.freezing import check_trainable, keep_frozen
 from training.interruption import Interruption
 from training.optimizers import SchedulerOptions, make_optimizers, make_scheduler, needs_closure
 from training.progress import Progress
@@ -24,8 +24,12 @@ from training.step import Step
 
 
 def set_up_optimizers(state: TrainingState, sampler: Sampler, accelerator: Accelerator) -> None:
-    """Make the optimizers and schedulers of a training."""
+    """Make the optimizers and schedulers of a training.
+
+    :raises ValueError: all weights are frozen.
+    """
     config = state.config
+    check_trainable(state.task)
     options = config.scheduler_options or SchedulerOptions()
     steps = config.epochs * math.ceil(len(sampler) / config.gradient_accumulation_steps)
     optimizers = make_optimizers(state.task, config)
@@ -139,8 +143,15 @@ def take_step(
         return loss
 
     if any(needs_closure(optimizer) for optimizer in state.optimizers):
-        with torch.enable_grad():
-            return torch.stack([torch.as_tensor(optimizer.step(closure)) for optimizer in state.optimizers])[0]
+        losses: list[torch.Tensor] = []
+
+        def noted() -> float:  # accelerate does not hand on what an optimizer gives
+            losses.append(closure())
+            return losses[-1].item()
+
+        for optimizer in state.optimizers:
+            optimizer.step(noted)
+        return losses[0]
     loss = closure()
     for optimizer in state.optimizers:
         optimizer.step()
