@@ -17,7 +17,7 @@ MESH_SUFFIXES = frozenset({'.obj', '.off', '.ply', '.stl', '.glb'})
 _IMAGE_STARTS = (b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'GIF87a', b'GIF89a', b'II*\0', b'MM\0*', b'P6\n', b'P5\n')
 _MESH_STARTS = (b'glTF', b'ply\n', b'ply\r\n', b'OFF', b'solid ')
 _OBJ_VERTEX = re.compile(rb'^v[ \t]+-?[0-9.]', re.MULTILINE)
-_DATA_URI = re.compile(r'data:(?P<type>[^;,]*)(?P<options>(;[^;,]*)*),', re.IGNORECASE)
+_DATA_URI = re.compile(r'data:(?P<type>[^;,\s]*)(?P<options>(;[^;,\s]*)*),', re.IGNORECASE)
 
 
 def modality_of(

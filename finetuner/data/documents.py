@@ -66,11 +66,14 @@ def make_documents(
     builder = _Builder(table, layout, kinds, options, links.at(table.folder))
     if set(kinds) != {'text'}:
         logger.info('%s: %s', table.name, ', '.join(map(str, kinds)))
-    first = [row[1][column] for row in table.sample for column in layout.contents]
-    table.sample = []
-    remote = options.convert_to_blob and any(isinstance(value, str) and is_url(value) for value in first)
+    is_remote = options.convert_to_blob and any(
+        kind != 'text' and isinstance(row[column], str) and is_url(row[column].strip())
+        for column, kind in zip(layout.contents, kinds, strict=True)
+        for _, row in table.sample
+    )
+    table.sample = []  # it may hold images
     rows = sampled(table.rows, options)
-    yield from in_order(builder, rows) if remote and set(kinds) != {'text'} else map(builder, rows)
+    yield from in_order(builder, rows) if is_remote else map(builder, rows)
 
 
 def in_order(make: Callable[[Item], Any], items: Iterable[Item]) -> Iterator[Any]:

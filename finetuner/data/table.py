@@ -96,10 +96,10 @@ def look_ahead(rows: Iterator[Row], count: int) -> list[Row]:
 
 
 def drain(rows: list[Row]) -> Iterator[Row]:
-    """The rows in order, each released once it is handed out."""
-    waiting = rows[::-1]
-    while waiting:
-        yield waiting.pop()
+    """The rows in order, each taken out of the list as it is handed out."""
+    rows.reverse()
+    while rows:
+        yield rows.pop()
 
 
 def _size(value: Any) -> int:

@@ -9,6 +9,7 @@ import json
 import os
 import threading
 import time
+import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -195,6 +196,32 @@ def test_data_uris_are_their_content(folder):
         list(read_data(table(folder, (uri, 'a'), (uri + '!', 'a'))))
 
 
+@pytest.mark.parametrize('kind', ['csv', 'parquet', 'json'])
+def test_images_are_read_in_constant_memory(folder, kind):
+    count, size = 40, 1 << 20
+    noise = np.random.default_rng(0).bytes(size)
+    if kind == 'csv':
+        (folder / 'large.png').write_bytes(picture(0) + noise)
+        path = table(folder, *(('large.png', f'kind {n % 2}') for n in range(count)))
+    elif kind == 'parquet':
+        images = [picture(0) + noise + bytes([n]) for n in range(count)]
+        path = folder / 'large.parquet'
+        pq.write_table(pa.table({'image': images, 'label': ['a'] * count}), path, row_group_size=10)
+        del images
+    else:
+        uri = 'data:image/png;base64,' + base64.b64encode(picture(0) + noise).decode()
+        path = folder / 'large.jsonl'
+        with path.open('w') as file:
+            file.writelines(json.dumps({'image': uri, 'label': n % 2}) + '\n' for n in range(count))
+    documents = read_data(path)
+    next(documents)
+    tracemalloc.start()
+    left = sum(1 for _ in documents)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert left == count - 1 and used < 20 * size
+
+
 def test_meshes_become_clouds_of_points(folder):
     path = table(folder, ('solid.off', 'a'), ('solid.off', 'b'))
     first, second = read_data(path)
@@ -336,6 +363,7 @@ def test_schemes_may_be_limited():
         ('data:model/stl;base64,AAAA', 'mesh'),
         ('data:image/gif,x', 'image'),
         ('data:,hello', None),
+        ('data: of all, the best.png', 'image'),
         ('notes.txt', None),
         ('', None),
     ],
