@@ -139,6 +139,8 @@ class PackedBackbone:
     @cached_property
     def can_pack(self) -> bool:
         """Whether a stream gets the hidden states that the padded texts get. Is tried out at the first use."""
+        if getattr(self.backbone.config, 'attention_chunk_size', None):  # too large to show in the trial
+            return False
         return self._agrees(lambda tokens, lengths: self.run(tokens, Stream(lengths)))
 
     @cached_property
@@ -211,19 +213,27 @@ class PackedBackbone:
             self._undo.callback(setattr, config, '_attn_implementation', config._attn_implementation)
             config._attn_implementation = _NAME
         for number, layer in enumerate(self.layers, 1):
-            self._replace(layer, 'forward', partial(self._run_layer, layer.forward, number))
+            self._replace(layer, 'forward', partial(self._run_layer, layer, layer.forward, number))
         for module in self.backbone.modules():
             for method, replacement in _REPLACEMENTS.get(type(module).__name__, {}).items():
                 self._replace(module, method, partial(replacement, module, getattr(module, method)))
 
     def _run_layer(
-        self, forward: Callable[..., Any], number: int, hidden_states: Tensor, *args: Any, **options: Any
+        self,
+        layer: nn.Module,
+        forward: Callable[..., Any],
+        number: int,
+        hidden_states: Tensor,
+        *args: Any,
+        **options: Any,
     ) -> Any:
         """One layer, unless the stream begins after or ends before it. `number` is that of its group."""
         stream = _stream.get()
         if stream is None:
             return forward(hidden_states, *args, **options)
         if number < stream.start:
+            if skip := _SKIPS.get(type(layer).__name__):
+                return skip(layer, stream, hidden_states, *args)
             return (hidden_states,) if self._returns_tuples else hidden_states
         if number == stream.stop:
             raise _Reached(hidden_states)
@@ -252,6 +262,15 @@ def _bias_of_t5(module: Any, compute: Callable[..., Tensor], queries: int, keys:
     return compute(queries, keys, **options) if stream is None else compute(stream.longest, stream.longest, **options)
 
 
+def _skip_t5(
+    layer: Any, stream: Stream, hidden: Tensor, mask: Tensor | None, bias: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, None]:
+    """The first layer computes the bias, and each hands it on."""
+    if bias is None:
+        bias = layer.layer[0].SelfAttention.compute_bias(stream.longest, stream.longest)
+    return hidden, bias, None
+
+
 def _bias_of_mpnet(module: Any, compute: Callable[..., Tensor], hidden: Tensor, *args: Any, **options: Any) -> Tensor:
     stream = _stream.get()
     return compute(hidden if stream is None else hidden[:, : stream.longest], *args, **options)
@@ -278,6 +297,9 @@ def _attention_of_mpnet(
 _REPLACEMENTS: dict[str, dict[str, Callable[..., Any]]] = {
     'T5Attention': {'compute_bias': _bias_of_t5},
     'MT5Attention': {'compute_bias': _bias_of_t5},
+    'UMT5Attention': {'compute_bias': _bias_of_t5},
     'MPNetEncoder': {'compute_position_bias': _bias_of_mpnet},
     'MPNetSelfAttention': {'forward': _attention_of_mpnet},
 }
+# what layers give that are not computed, where that is more than the hidden states they get
+_SKIPS: dict[str, Callable[..., Any]] = {'T5Block': _skip_t5, 'MT5Block': _skip_t5}
