@@ -17,7 +17,7 @@ from pathlib import Path
 
 import training
 from registry import Registry, RunRecord
-from registry.records import CREATED, FINISHED, STARTED
+from registry.records import CANCELLED, CREATED, FINISHED, STARTED
 from training.data import SCRATCH
 from training.worker import TAKEN
 
@@ -25,6 +25,8 @@ INTERVAL = 1.0
 """Seconds between two looks at the runs."""
 GRACE = 10.0
 """Seconds that a worker has to end after a SIGTERM."""
+CANCEL_GRACE = 60.0
+"""Seconds that a worker has to end after its run was cancelled: it finishes a batch, and writes a checkpoint."""
 
 
 class Supervisor:
@@ -74,7 +76,8 @@ class Supervisor:
             process.wait()
         for run_id, process in self._workers.items():
             try:
-                if self._registry.get_run_by_id(run_id).worker == _name(process):
+                run = self._registry.get_run_by_id(run_id)
+                if run.status == STARTED and run.worker == _name(process):
                     self._registry.fail_run(run_id, 'The service was stopped while the run was at work')
             except Exception:  # the next start finds that its worker is gone
                 self._logger.exception(f'cannot end the run {run_id}')
@@ -94,6 +97,10 @@ class Supervisor:
             if process.poll() is not None:
                 self._bury(run_id, process)
         runs = self._registry.unfinished_runs()
+        unfinished = {run.id for run in runs}
+        for run_id, process in self._workers.items():
+            if run_id not in unfinished:
+                self._hurry(run_id, process)
         busy = sum(self._check(run) for run in runs if run.status == STARTED)
         starting = sum(run.status == CREATED and run.id in self._workers for run in runs)
         free = self._max_runs - busy - starting
@@ -134,18 +141,28 @@ class Supervisor:
         """A worker of ours has ended: fail its run unless the run has ended too, or is another worker's."""
         _signal(process, signal.SIGKILL)  # what it may have left of its process group
         run = self._registry.get_run_by_id(run_id)
-        never_began = run.status == CREATED and process.returncode != TAKEN
+        resumed = run.status == CREATED and run.worker == _name(process)  # the next worker is yet to come
+        never_began = run.status == CREATED and process.returncode != TAKEN and not resumed
         if never_began or (run.status == STARTED and run.worker == _name(process)):
             reason = _describe_end(process.returncode)
             last = _last_line(self._registry.run_directory(run_id) / 'log.txt')
             self._fail(run, f'{reason}. The last line of its log: {last}' if last else reason)
         elif process.returncode == TAKEN:
             self._logger.info(f'run {run.name} of {run.experiment_name}: another worker has it')
-        elif run.status == FINISHED:
-            self._logger.info(f'run {run.name} of {run.experiment_name}: finished')
+        elif run.status in (FINISHED, CANCELLED) or resumed:
+            self._logger.info(f'run {run.name} of {run.experiment_name}: {run.status.lower()}')
         else:
             self._logger.error(f'run {run.name} of {run.experiment_name}: {run.status}: {run.details}')
         del self._workers[run_id]
+
+    def _hurry(self, run_id: str, process: subprocess.Popen[bytes]) -> None:
+        """The run of a living worker was cancelled: the worker stops by itself, or else is killed after a while."""
+        run = self._registry.get_run_by_id(run_id)
+        if run.status != CANCELLED or run.finished_at is None:
+            return
+        if (datetime.now(UTC) - run.finished_at).total_seconds() > CANCEL_GRACE:
+            _signal(process, signal.SIGKILL)
+            shutil.rmtree(self._registry.run_directory(run_id) / SCRATCH, ignore_errors=True)
 
     def _check(self, run: RunRecord) -> bool:
         """Whether a STARTED run has a living worker on this machine. Fails the run if its worker is lost."""

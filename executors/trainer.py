@@ -25,9 +25,10 @@ from finetuner.client.names import random_name
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import DataError, RegistryError, RunFailedError, RunInProgressError
 from registry import Registry, RunRecord
-from registry.records import FAILED, FINISHED
+from registry.records import CANCELLED, CREATED, FAILED, FINISHED, STARTED
 from training.check import Role, check_data
 from training.config import FitConfig
+from training.secrets import keep_secrets
 
 POLL = 0.5
 """Seconds between two looks at a log that is streamed."""
@@ -67,6 +68,8 @@ class TrainerExecutor(Executor):
         for name, role in roles:
             self._check_dataset(account.id, config, name, role)
         run = self._create_run(account.id, config, list(dict.fromkeys(name for name, _ in roles)))
+        if run.status != FINISHED:
+            keep_secrets(config, self.registry.run_directory(run.id))
         self.supervisor.wake()
         return DocumentArray([describe_run(run)])
 
@@ -103,6 +106,25 @@ class TrainerExecutor(Executor):
     def status(self, docs: DocumentArray, parameters: RunParameters, **kwargs: Any) -> DocumentArray:
         return DocumentArray([describe_run(self._find(parameters))])
 
+    @requests(on='/cancel')
+    def cancel(self, docs: DocumentArray, parameters: RunParameters, **kwargs: Any) -> DocumentArray:
+        """End a run that waits or is at work, and return it. A run that has ended stays as it is."""
+        run = self._find(parameters)
+        account = self.registry.authenticate(parameters.secret)
+        self.registry.cancel_run(run.id, f'Cancelled by the account {account.name!r}')
+        return DocumentArray([describe_run(self._find(parameters))])
+
+    @requests(on='/resume')
+    def resume(self, docs: DocumentArray, parameters: RunParameters, **kwargs: Any) -> DocumentArray:
+        """Queue a FAILED or CANCELLED run again, and return it. It goes on from its last checkpoint, if it left any."""
+        run = self._find(parameters)
+        if not self.registry.resume_run(run.id):
+            run = self._find(parameters)
+            if run.status == FINISHED:
+                raise RegistryError(f'the run {run.name!r} has finished: there is nothing to go on with')
+        self.supervisor.wake()
+        return DocumentArray([describe_run(self._find(parameters))])
+
     @requests(on='/runs')
     def runs(self, docs: DocumentArray, parameters: RunsParameters, **kwargs: Any) -> DocumentArray:
         """A page of runs, the newest first."""
@@ -128,7 +150,7 @@ class TrainerExecutor(Executor):
             text, offset = await asyncio.to_thread(read_log, path, offset)
             if text:
                 yield answer(text=text, offset=offset, status=run.status)[0]
-            elif run.status in (FINISHED, FAILED):
+            elif run.status not in (CREATED, STARTED):
                 return
             else:
                 await asyncio.sleep(POLL)
@@ -169,6 +191,8 @@ class TrainerExecutor(Executor):
         run = self._find(parameters)
         if run.status == FAILED:
             raise RunFailedError(f'the run {run.name} failed: {run.details}')
+        if run.status == CANCELLED:
+            raise RunFailedError(f'the run {run.name} was cancelled: {run.details}')
         if run.status != FINISHED:
             raise RunInProgressError(f'the run {run.name} needs to be finished first, it is {run.status}')
         return run

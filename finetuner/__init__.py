@@ -5,6 +5,7 @@ It imports none of the other rooms, and quickly: docarray, torch and onnxruntime
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ def cos_sim(a: Any, b: Any) -> float:
 
 def list_callbacks() -> dict[str, type]:
     """The callbacks that `fit` knows, by name."""
-    return {name: item for name, item in vars(callback).items() if isinstance(item, type) and name.endswith('Callback')}
+    return {name: item for name, item in vars(callback).items() if dataclasses.is_dataclass(item)}  # type: ignore[misc]
 
 
 def __getattr__(name: str) -> Any:

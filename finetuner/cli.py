@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -28,6 +28,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 RunName = Annotated[str, typer.Argument(metavar='NAME', help='The name of the run.')]
+JSON = Annotated[str | None, typer.Option(help='A JSON object.', show_default=False)]
 Experiment = Annotated[str | None, typer.Option(help='The experiment of the run.', show_default='default')]
 
 
@@ -93,20 +94,35 @@ def login(
 
 @cli.command()
 def fit(
-    train: Annotated[str, typer.Argument(metavar='TRAIN.csv', help='CSV (text, label), or the name of a data set.')],
+    train: Annotated[
+        str, typer.Argument(metavar='TRAIN', help='A CSV, JSONL or Parquet file, or the name of a data set.')
+    ],
     model: Annotated[str, typer.Option(help='What to tune: a short name, a hub id or a directory.')] = DEFAULT_MODEL,
     eval_data: Annotated[
         str | None,
-        typer.Option(help='Held-out CSV: its texts search TRAIN, before and after.', show_default=False),
+        typer.Option(help='Held-out data, which searches TRAIN before and after.', show_default=False),
     ] = None,
+    val_split: Annotated[float, typer.Option(help='Share of TRAIN to hold out for val_loss.')] = 0.0,
     epochs: Annotated[int, typer.Option(min=1, help='Passes over the data.')] = 5,
-    batch_size: Annotated[int | None, typer.Option(help='Texts in a batch.', show_default='of the service')] = None,
+    batch_size: Annotated[int | None, typer.Option(help='Items in a batch.', show_default='of the service')] = None,
     learning_rate: Annotated[float | None, typer.Option(show_default='of the service')] = None,
-    loss: Annotated[str, typer.Option(help='A loss of pytorch-metric-learning.')] = 'TripletMarginLoss',
+    loss: Annotated[str, typer.Option(help='A loss, see docs/training.md.')] = 'TripletMarginLoss',
+    loss_options: JSON = None,
     miner: Annotated[str | None, typer.Option(help='A miner of pytorch-metric-learning.')] = None,
+    miner_options: JSON = None,
+    freeze: Annotated[bool, typer.Option('--freeze', help='Train only what is beyond the backbone.')] = False,
+    output_dim: Annotated[int | None, typer.Option(help='Add a projection head.', show_default=False)] = None,
+    model_artifact: Annotated[
+        str | None, typer.Option(help='The id of an artifact to go on from.', show_default=False)
+    ] = None,
+    time_limit: Annotated[float | None, typer.Option(help='Seconds of training.', show_default=False)] = None,
     limit: Annotated[int, typer.Option(min=1, help='Matches of each query that count (k).')] = 20,
     seed: Annotated[int, typer.Option(help='Of all that is random.')] = 0,
     device: Annotated[str, typer.Option(help="'cuda' where the service has one, or 'cpu'.")] = 'cuda',
+    options: Annotated[
+        str | None,
+        typer.Option(help='A JSON object of further arguments of finetuner.fit.', show_default=False),
+    ] = None,
     name: Annotated[str | None, typer.Option(help='Of the run.', show_default='two random words')] = None,
     experiment: Experiment = None,
     follow: Annotated[bool, typer.Option('--follow/--detach', help='Wait for the run, or return at once.')] = True,
@@ -115,21 +131,36 @@ def fit(
     import finetuner
     from finetuner.callback import EvaluationCallback
 
-    callbacks = [EvaluationCallback(eval_data, train, limit=limit, gather_examples=True)] if eval_data else None
-    run = finetuner.fit(
-        model,
-        train,
-        run_name=name,
-        experiment_name=experiment,
-        loss=loss,
-        miner=miner,
-        learning_rate=learning_rate,
-        epochs=epochs,
-        batch_size=batch_size,
-        callbacks=callbacks,
-        device=device,
-        seed=seed,
-    )
+    arguments: dict[str, Any] = {
+        'run_name': name,
+        'experiment_name': experiment,
+        'val_split': val_split,
+        'loss': loss,
+        'loss_options': _object('loss-options', loss_options),
+        'miner': miner,
+        'miner_options': _object('miner-options', miner_options),
+        'learning_rate': learning_rate,
+        'epochs': epochs,
+        'batch_size': batch_size,
+        'freeze': freeze,
+        'output_dim': output_dim,
+        'model_artifact': model_artifact,
+        'time_limit': time_limit,
+        'device': device,
+        'seed': seed,
+    }
+    further = _object('options', options) or {}
+    if twice := sorted(further.keys() & (arguments.keys() | {'model', 'train_data', 'eval_data'})):
+        raise ValueError(f'--options: {twice[0]} has an option of its own')
+    callbacks = further.pop('callbacks', None)
+    evaluates = any(callback.get('name') == EvaluationCallback.__name__ for callback in callbacks or [])
+    if eval_data and not evaluates and (callbacks is not None or limit != EvaluationCallback.limit):
+        given = EvaluationCallback(eval_data, train, limit=limit, gather_examples=True)  # else it is the default
+        callbacks = [given, *(callbacks or [])]
+    try:
+        run = finetuner.fit(model, train, eval_data, callbacks=callbacks, **arguments, **further)
+    except TypeError as error:  # an argument in --options that there is not
+        raise ValueError(f'--options: {error}') from error
     state = 'is in the queue' if run.record['status'] == 'CREATED' else 'is there already'
     console.print(f'Run [bold]{escape(run.name)}[/] {state}.')
     if not follow:
@@ -142,9 +173,30 @@ def fit(
         _next('logs', run.name, *_experiment(experiment), '--follow')
         raise typer.Exit(130) from None
     console.print(f'Run [bold]{escape(run.name)}[/] has [green]finished[/]: its artifact is {run.artifact_id}.')
-    if eval_data:
+    if eval_data or evaluates:
         run.display_metrics()
     _next('pull', run.name, *_experiment(experiment))
+
+
+@cli.command()
+def cancel(name: RunName, experiment: Experiment = None) -> None:
+    """End a run that waits or is at work."""
+    import finetuner
+
+    status = finetuner.get_run(name, experiment).cancel()
+    ended = {'CANCELLED': '[magenta]cancelled[/]', 'FINISHED': 'finished already', 'FAILED': 'failed already'}
+    console.print(f'Run [bold]{escape(name)}[/] is {ended.get(status["status"], escape(status["status"]))}.')
+    _next('metrics' if status['status'] == 'FINISHED' else 'resume', name, *_experiment(experiment))
+
+
+@cli.command()
+def resume(name: RunName, experiment: Experiment = None) -> None:
+    """Have a failed or cancelled run go on, from its last checkpoint if it left one."""
+    import finetuner
+
+    finetuner.get_run(name, experiment).resume()
+    console.print(f'Run [bold]{escape(name)}[/] is in the queue.')
+    _next('logs', name, *_experiment(experiment), '--follow')
 
 
 @cli.command()
@@ -185,7 +237,7 @@ def status(name: RunName, experiment: Experiment = None) -> None:
 
     run = finetuner.get_run(name, experiment)
     console.print(runs_table([run]))
-    after = {'FINISHED': 'metrics', 'FAILED': 'logs'}.get(run.status()['status'])
+    after = {'FINISHED': 'metrics', 'FAILED': 'logs', 'CANCELLED': 'resume'}.get(run.status()['status'])
     _next(after or 'logs', name, *_experiment(experiment), *([] if after else ['--follow']))
 
 
@@ -310,6 +362,16 @@ def _write_embeddings(texts: list[str], embeddings: np.ndarray, output: Path) ->
     console.print(
         f'Wrote {len(texts)} embeddings of {embeddings.shape[1]} dimensions to [bold]{escape(str(output))}[/].'
     )
+
+
+def _object(option: str, text: str | None) -> dict[str, Any] | None:
+    try:
+        value = None if text is None else json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'--{option} is not JSON: {error}') from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f'--{option} is not a JSON object')
+    return value
 
 
 def _experiment(name: str | None) -> list[str]:

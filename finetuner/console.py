@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 console = Console()
 progress_console = Console(stderr=True)  # so that a pipe carries results only
 
+DEFAULT_LIMIT = 20  # of EvaluationCallback
 METRICS = (
     'precision_at_k',
     'recall_at_k',
@@ -32,7 +33,7 @@ METRICS = (
     'ndcg_at_k',
     'dcg_at_k',
 )
-STATUS_STYLES = {'CREATED': 'yellow', 'STARTED': 'cyan', 'FINISHED': 'green', 'FAILED': 'red'}
+STATUS_STYLES = {'CREATED': 'yellow', 'STARTED': 'cyan', 'FINISHED': 'green', 'FAILED': 'red', 'CANCELLED': 'magenta'}
 
 
 def make_progress(*columns: ProgressColumn) -> Progress:
@@ -48,28 +49,67 @@ def make_progress(*columns: ProgressColumn) -> Progress:
     )
 
 
-def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> Table:
-    """:param metrics: `{'before': {name: value}, 'after': {name: value}}`."""
+def metrics_table(metrics: Mapping[str, Mapping[str, float]], config: Mapping[str, Any] | None = None) -> Table:
+    """
+    :param metrics: `{'before': {name: value}, 'after': {name: value}}`, the metrics of several evaluations with a
+        prefix each.
+    :param config: that of the run, which tells k, the matches of each query that count.
+    """
     before, after = metrics.get('before', {}), metrics.get('after', {})
+    limits = _limits(config)
     table = Table(title='Retrieval metrics', title_justify='left')
     table.add_column('Metric')
-    for name in ('Before', 'After', 'Change'):
+    for name in (*(['k'] if limits else []), 'Before', 'After', 'Change'):
         table.add_column(name, justify='right')
-    names = {*before, *after}
-    for name in [*(name for name in METRICS if name in names), *sorted(names.difference(METRICS))]:
+    for name in sorted({*before, *after}, key=_evaluation_and_place):
         old, new = before.get(name), after.get(name)
         change = ''
         if old is not None and new is not None:
             style = 'green' if new > old else 'red' if new < old else 'dim'
             change = f'[{style}]{new - old:+.4f}[/]'
-        table.add_row(escape(name), *('' if value is None else f'{value:.4f}' for value in (old, new)), change)
+        shown = ['' if value is None else f'{value:.4f}' for value in (old, new)]
+        table.add_row(escape(name), *([_limit(name, limits)] if limits else []), *shown, change)
     return table
 
 
-def examples_table(examples: Mapping[str, Mapping[str, Sequence[str]]], k: int = 5, queries: int = 5) -> Table:
-    """Queries with their best matches; those whose matches changed come first.
+def _evaluation_and_place(name: str) -> tuple[str, int]:
+    """For sorting: the metrics of one evaluation together, in the order of METRICS."""
+    place = next((place for place, metric in enumerate(METRICS) if _ends(name, metric)), -1)
+    return (name.removesuffix(METRICS[place]), place) if place >= 0 else (name, place)
 
-    :param examples: `{'before': {query: [match, ...]}, 'after': {query: [match, ...]}}`.
+
+def _ends(name: str, metric: str) -> bool:
+    """Whether it is this metric: `ndcg_at_k` ends in `dcg_at_k`, but is another."""
+    return name == metric or name.endswith(f'_{metric}')
+
+
+def _limits(config: Mapping[str, Any] | None) -> list[tuple[str, int]]:
+    """What the names of each evaluation's metrics may begin with, and its k; the most telling first."""
+    if config is None:
+        return []
+    given = [callback for callback in config.get('callbacks') or [] if callback['name'] == 'EvaluationCallback']
+    limits: list[tuple[str, int]] = []
+    for number, callback in enumerate(given, 1):
+        options = callback.get('options') or {}
+        limit = int(options.get('limit') or DEFAULT_LIMIT)
+        limits.append((f'evaluation-{number}_', limit))
+        named = [options['name']] if options.get('name') else []
+        models = '-to-'.join(filter(None, [options.get('model'), options.get('index_model')]))
+        limits.append((''.join(f'{part}_' for part in [*named, *([models] if '-to-' in models else [])]), limit))
+    # of those that could have the same names, the first has them
+    first = dict(reversed(limits))
+    return sorted(first.items(), key=lambda item: -len(item[0])) or [('', DEFAULT_LIMIT)]
+
+
+def _limit(name: str, limits: Sequence[tuple[str, int]]) -> str:
+    return next((str(limit) for prefix, limit in limits if name.startswith(prefix)), '')
+
+
+def examples_table(examples: Mapping[str, Mapping[str, Sequence[Any]]], k: int = 5, queries: int = 5) -> Table:
+    """Queries with their best matches, the right ones marked; queries whose matches changed come first.
+
+    :param examples: `{'before': {query: [match, ...]}, 'after': {query: [match, ...]}}`, and perhaps whether each match
+        is right: `{'relevant before': {query: [bool, ...]}, 'relevant after': ...}`.
     :param k: how many matches of each query.
     :param queries: how many queries.
     """
@@ -82,7 +122,11 @@ def examples_table(examples: Mapping[str, Mapping[str, Sequence[str]]], k: int =
     for name in ('Query', 'Before', 'After'):
         table.add_column(name, ratio=1, overflow='fold')
     for query in names[:queries]:
-        table.add_row(escape(query), *(_numbered(stage.get(query, [])[:k]) for stage in (before, after)))
+        cells = []
+        for stage in ('before', 'after'):
+            relevant = examples.get(f'relevant {stage}', {}).get(query, [])
+            cells.append(_numbered(examples.get(stage, {}).get(query, [])[:k], relevant))
+        table.add_row(escape(query), *cells)
     return table
 
 
@@ -140,8 +184,13 @@ def embeddings_table(texts: Sequence[str], embeddings: np.ndarray, rows: int = 1
     return table
 
 
-def _numbered(matches: Sequence[str]) -> str:
-    return '\n'.join(f'{number}. {escape(match)}' for number, match in enumerate(matches, 1))
+def _numbered(matches: Sequence[str], relevant: Sequence[Any] = ()) -> str:
+    """One match in each line, marked if it is known whether it is right."""
+    lines = []
+    for number, match in enumerate(matches):
+        mark = '' if number >= len(relevant) else '[green]✓[/] ' if relevant[number] else '[red]✗[/] '
+        lines.append(f'{mark}{number + 1}. {escape(match)}')
+    return '\n'.join(lines)
 
 
 def _short_time(value: Any) -> str:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from finetuner.client.session import Session
 
 CREATED, STARTED, FINISHED, FAILED = 'CREATED', 'STARTED', 'FINISHED', 'FAILED'
+CANCELLED = 'CANCELLED'
+ENDED = (FINISHED, FAILED, CANCELLED)
 PREFIX = 'finetuner-dastorage'  # of the names of uploaded data sets
 KINDS = ('train', 'eval', 'query', 'index')
 MAX_NAME = 200  # the longest name of a data set
@@ -62,15 +64,33 @@ class Run:
         """The id of the tuned model, for `get_model` and for FinetunerExecutor.
 
         :raises RunInProgressError: the run is not finished.
-        :raises RunFailedError: the run failed.
+        :raises RunFailedError: the run failed or was cancelled.
         """
         self._require_finished('the artifact')
         return self._record['artifact_id']
 
     def status(self) -> dict[str, str]:
-        """`{'status': 'CREATED' | 'STARTED' | 'FINISHED' | 'FAILED', 'details': ...}`, as of now."""
+        """`{'status': 'CREATED' | 'STARTED' | 'FINISHED' | 'FAILED' | 'CANCELLED', 'details': ...}`, as of now."""
         record = self._refresh()
         return {'status': record['status'], 'details': record.get('details') or ''}
+
+    def cancel(self) -> dict[str, str]:
+        """End the run. Its worker stops within seconds, after a checkpoint if TrainingCheckpoint is among the
+        callbacks. A run that has ended stays as it is.
+
+        :return: the status that the run has now, as `status()` tells it.
+        """
+        self._record = self._session.request('/cancel', **self._key()).tags
+        return {'status': self._record['status'], 'details': self._record.get('details') or ''}
+
+    def resume(self) -> Run:
+        """Have a failed or cancelled run worked on again: from its last checkpoint, or from the beginning without one.
+
+        :return: itself.
+        :raises RegistryError: the run has finished.
+        """
+        self._record = self._session.request('/resume', **self._key()).tags
+        return self
 
     def logs(self) -> str:
         """All that the run has logged so far.
@@ -101,7 +121,7 @@ class Run:
             text, offset, status = self._logs_from(offset)
             if text:
                 yield text
-            elif status in (FINISHED, FAILED):
+            elif status in ENDED:
                 return
             else:
                 time.sleep(min(interval, 1))
@@ -130,14 +150,14 @@ class Run:
                     progress.update(task, description=f'{self.name}: the service does not answer')
                 else:
                     answered = time.monotonic()
-                    if record['status'] in (FINISHED, FAILED):
+                    if record['status'] in ENDED:
                         break
                     stage, facts = describe_progress(record)
                     done = record.get('progress') or {}
                     progress.update(task, description=f'{self.name}: {stage}', facts=facts)
                     progress.update(task, completed=done.get('step', 0), total=done.get('steps'))
                 time.sleep(interval)
-        if record['status'] == FAILED:
+        if record['status'] != FINISHED:
             raise RunFailedError(self._failure())
         return self
 
@@ -150,10 +170,14 @@ class Run:
         return self._result('/metrics', 'the metrics')
 
     def display_metrics(self) -> None:
-        """Print the metrics before and after as a table."""
+        """Print the metrics before and after as a table, or that nothing was evaluated."""
         from finetuner.console import console, metrics_table
 
-        console.print(metrics_table(self.metrics()))
+        metrics = self.metrics()
+        if not metrics.get('after'):
+            console.print(f'The run {self.name} evaluated nothing: give fit eval_data, or an EvaluationCallback.')
+            return
+        console.print(metrics_table(metrics, self.config))
 
     def example_results(self) -> dict[str, dict[str, list[str]]]:
         """`{'before': {query: [match, ...]}, 'after': {query: [match, ...]}}`, best match first.
@@ -161,13 +185,19 @@ class Run:
         :raises RunInProgressError: the run is not finished.
         :raises RunFailedError: the run failed.
         """
-        return self._result('/examples', 'the examples')
+        examples = self._result('/examples', 'the examples')
+        return {stage: examples[stage] for stage in ('before', 'after') if stage in examples}
 
     def display_examples(self, k: int = 5, queries: int = 5) -> None:
-        """Print the best `k` matches of some queries before and after. Queries whose matches changed come first."""
+        """Print the best `k` matches of some queries before and after, the right ones marked, or that none were kept.
+        Queries whose matches changed come first."""
         from finetuner.console import console, examples_table
 
-        console.print(examples_table(self.example_results(), k, queries))
+        examples = self._result('/examples', 'the examples')
+        if not examples.get('after'):
+            console.print(f'The run {self.name} kept no examples: give fit EvaluationCallback(gather_examples=True).')
+            return
+        console.print(examples_table(examples, k, queries))
 
     def save_artifact(self, directory: str = 'artifacts/') -> str:
         """Download the tuned model.
@@ -189,16 +219,18 @@ class Run:
         return {'experiment_name': self.experiment_name, 'run_name': self.name}
 
     def _require_finished(self, what: str) -> None:
-        if self._record['status'] not in (FINISHED, FAILED):
+        if self._record['status'] not in ENDED:
             self._refresh()
         status = self._record['status']
-        if status == FAILED:
+        if status in (FAILED, CANCELLED):
             raise RunFailedError(self._failure())
         if status != FINISHED:
             raise RunInProgressError(f'the run {self.name} is {status}: it needs to be finished to get {what}')
 
     def _failure(self) -> str:
         reason = (self._record.get('details') or 'no reason was given').rstrip('.')
+        if self._record['status'] == CANCELLED:
+            return f'the run {self.name} was cancelled: {reason}. Its resume() goes on'
         return f'the run {self.name} failed: {reason}. See its logs'
 
     def _result(self, endpoint: str, what: str) -> dict[str, Any]:
@@ -236,7 +268,7 @@ def dataset_name(experiment_name: str, run_name: str, kind: str) -> str:
 
     Where that could mean another run too, as the experiment has a hyphen, or is too long, it is cut and gets a hash.
 
-    :param kind: one of :data:`KINDS`.
+    :param kind: one of :data:`KINDS`, or one with a number, as in 'query-2'.
     """
     name = f'{PREFIX}-{experiment_name}-{run_name}-{kind}'
     if '-' not in experiment_name and len(name) <= MAX_NAME:

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from finetuner.excepts import ArtifactError, RunFailedError, RunInProgressError
 from registry.models import ArtifactRow, ExperimentRow, RunRow
-from registry.records import FAILED, ArtifactRecord
+from registry.records import CANCELLED, FAILED, ArtifactRecord
 
 
 def get_artifact(session: Session, account_id: str | None, artifact_id: str) -> ArtifactRecord:
@@ -44,4 +44,6 @@ def _explain(session: Session, account_id: str | None, artifact_id: str) -> None
         return
     if run.status == FAILED:
         raise RunFailedError(f'The run {run.name!r} left no artifact, it failed: {run.details}')
+    if run.status == CANCELLED:
+        raise RunFailedError(f'The run {run.name!r} left no artifact, it was cancelled: {run.details}')
     raise RunInProgressError(f'The run {run.name!r} has no artifact yet, it is {run.status}')

@@ -133,7 +133,7 @@ class RunRow(Base):
     __tablename__ = 'runs'
     __table_args__ = (
         UniqueConstraint('experiment_id', 'name'),
-        CheckConstraint("status IN ('CREATED', 'STARTED', 'FINISHED', 'FAILED')", name='status'),
+        CheckConstraint("status IN ('CREATED', 'STARTED', 'FINISHED', 'FAILED', 'CANCELLED')", name='status'),
         Index(None, 'status', 'created_at'),
     )
 

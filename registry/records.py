@@ -10,6 +10,7 @@ CREATED = 'CREATED'
 STARTED = 'STARTED'
 FINISHED = 'FINISHED'
 FAILED = 'FAILED'
+CANCELLED = 'CANCELLED'
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +97,8 @@ class Dataset(DatasetSummary):
 class RunRecord:
     """A run as it stood when it was read. All times are in UTC.
 
-    :param status: CREATED, STARTED, FINISHED or FAILED.
-    :param details: one sentence about the status; of a FAILED run, the reason.
+    :param status: CREATED, STARTED, FINISHED, FAILED or CANCELLED.
+    :param details: one sentence about the status; of a FAILED or CANCELLED run, the reason.
     :param artifact_id: handed out at creation; there is an artifact once the run is FINISHED.
     :param worker: who works on it, `host:pid`.
     :param progress: what the worker last reported.

@@ -286,6 +286,19 @@ class Registry:
         with self.database.write() as session:
             return runs.fail_run(session, run_id, reason)
 
+    def cancel_run(self, run_id: str, reason: str) -> bool:
+        """End the run as CANCELLED; its worker stops when it next gives a sign of life. False if it has ended already.
+
+        :param reason: one sentence.
+        """
+        with self.database.write() as session:
+            return runs.cancel_run(session, run_id, reason)
+
+    def resume_run(self, run_id: str) -> bool:
+        """Have a FAILED or CANCELLED run worked on again. False if it is neither."""
+        with self.database.write() as session:
+            return runs.resume_run(session, run_id)
+
     def run_directory(self, run_id: str) -> Path:
         """The folder of a run on this machine, made if it is not there; it holds `log.txt`."""
         folder = self.home / 'runs' / check_id('run', run_id)

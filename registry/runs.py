@@ -1,4 +1,4 @@
-"""Runs: CREATED → STARTED → FINISHED or FAILED.
+"""Runs: CREATED → STARTED → FINISHED, FAILED or CANCELLED; the last two can become CREATED again.
 
 Every step is one UPDATE that names the status it leaves: it is made once, whoever else tries.
 """
@@ -15,7 +15,7 @@ from registry.database import find_or_insert
 from registry.models import ArtifactRow, ExperimentRow, RunRow, now
 from registry.names import known
 from registry.plain import clean, plain
-from registry.records import CREATED, FAILED, FINISHED, STARTED, RunRecord
+from registry.records import CANCELLED, CREATED, FAILED, FINISHED, STARTED, RunRecord
 
 
 def create_run(
@@ -155,6 +155,24 @@ def finish_run(
 def fail_run(session: Session, run_id: str, reason: str) -> bool:
     """CREATED or STARTED → FAILED. False, and the first reason stays, if the run has ended already."""
     return _step(session, run_id, [CREATED, STARTED], status=FAILED, details=clean(reason), finished_at=now())
+
+
+def cancel_run(session: Session, run_id: str, reason: str) -> bool:
+    """CREATED or STARTED → CANCELLED. False if the run has ended already."""
+    return _step(session, run_id, [CREATED, STARTED], status=CANCELLED, details=clean(reason), finished_at=now())
+
+
+def resume_run(session: Session, run_id: str) -> bool:
+    """FAILED or CANCELLED → CREATED. False if the run is neither.
+
+    `worker` stays, so that the end of the last worker is not taken for that of the next.
+    """
+    values: dict[str, Any] = {
+        'details': 'Run submitted again and awaits execution',
+        'progress': {},
+        'finished_at': None,
+    }
+    return _step(session, run_id, [FAILED, CANCELLED], status=CREATED, **values)
 
 
 def not_started(run: RunRecord) -> RegistryError:

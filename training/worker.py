@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -58,6 +59,7 @@ def work(registry: Registry, run: RunRecord, report: Any, interruption: Interrup
     from registry.shards import DatasetReader
     from training.config import FitConfig
     from training.pipeline import run_fit
+    from training.secrets import forget_secrets, restore_secrets
 
     datasets = registry.get_run_datasets(run.id)
 
@@ -69,9 +71,14 @@ def work(registry: Registry, run: RunRecord, report: Any, interruption: Interrup
     if config.model_artifact is not None:
         artifact = registry.artifact_file(registry.get_artifact(run.account_id, config.model_artifact))
     directory = registry.run_directory(run.id)
+    restore_secrets(config, directory)
     result = run_fit(config, open_data, directory, report, artifact=artifact, resume=True, interruption=interruption)
     registry.finish_run(run.id, result.artifact, result.metrics, result.examples)
     result.artifact.unlink()  # the registry has it now
+    forget_secrets(directory)
+    for leftover in ('checkpoints', 'best.safetensors'):  # the run cannot go on any more
+        path = directory / leftover
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     logger.info('Fine-tuning took %.1f seconds', sum(result.seconds.values()))
 
 

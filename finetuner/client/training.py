@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from finetuner import callback
 from finetuner.client.names import random_name
 from finetuner.client.session import Session, current_session
 from finetuner.client.upload import Uploader
@@ -43,7 +44,7 @@ def fit(
     callbacks: list[Any] | None = None,
     scheduler: str | None = None,
     scheduler_options: dict[str, Any] | None = None,
-    freeze: bool = False,
+    freeze: bool | int = False,
     output_dim: int | None = None,
     device: str = 'cuda',
     num_workers: int = 4,
@@ -61,6 +62,12 @@ def fit(
     precision: str = 'fp32',
     gradient_accumulation_steps: int = 1,
     max_grad_norm: float | None = None,
+    lora: bool | dict[str, Any] = False,
+    gradient_cache: bool | str = 'auto',
+    compile: bool = False,
+    time_limit: float | None = None,
+    onnx_precision: str = 'fp32',
+    onnx_min_cosine: float = 0.99,
 ) -> Run:
     """Upload the data and start a run that tunes `model` on it. Returns as soon as the service has taken the run.
 
@@ -69,23 +76,25 @@ def fit(
 
     :param model: a short name such as 'all-minilm-l6-v2', a hub id, or a directory that the service can read.
     :param train_data: what to learn from.
-    :param eval_data: held-out data; without `callbacks`, its documents are queries that search `train_data`.
-    :param val_split: share of `train_data` to hold out.
-    :param model_artifact: id of an artifact to go on from.
+    :param eval_data: held-out data, for 'val_loss'; without `callbacks`, labelled ones are queries, too, that search
+        `train_data`, and pairs search each other.
+    :param val_split: share of `train_data` to hold out instead, for 'val_loss'.
+    :param model_artifact: id of an artifact to go on from, in place of the weights of `model`.
     :param run_name: default two random words. The same name with the same arguments is the same run.
     :param description: for people.
     :param experiment_name: a group of runs, default 'default'.
-    :param model_options: of the backbone.
-    :param loss: a loss of pytorch-metric-learning, by name.
+    :param model_options: of the backbone; `finetuner.list_model_options(model)` lists them.
+    :param loss: a loss of pytorch-metric-learning, or CLIPLoss, CosineSimilarityLoss, MultipleNegativeRankingLoss,
+        MarginMSELoss and others, by name.
     :param miner: a miner of pytorch-metric-learning, by name; None mines nothing.
     :param optimizer: a torch optimizer, by name.
     :param learning_rate: None takes the service's default.
     :param epochs: passes over the data.
-    :param batch_size: documents in a batch; None takes the service's default.
-    :param callbacks: such as `finetuner.callback.EvaluationCallback`.
+    :param batch_size: documents in a batch; None takes what the service's device has room for.
+    :param callbacks: objects of `finetuner.callback`, any number.
     :param scheduler: of the learning rate: 'linear', 'cosine', ...; None keeps it constant.
-    :param freeze: train the head only.
-    :param output_dim: width of a projection head.
+    :param freeze: True trains only what is beyond the backbone, a number freezes that many of its first layer groups.
+    :param output_dim: width of a projection head of three layers, which is added.
     :param device: 'cuda' where the service has one, or 'cpu'.
     :param num_workers: processes that load data.
     :param to_onnx: has no effect: every artifact holds an ONNX model.
@@ -100,6 +109,13 @@ def fit(
     :param precision: 'fp32', 'bf16' or 'fp16'.
     :param gradient_accumulation_steps: batches to one step of the optimizer.
     :param max_grad_norm: gradients are scaled down to this norm; None leaves them.
+    :param lora: True, or `{'r', 'alpha', 'dropout', 'target_modules'}`, trains low-rank adapters instead of the
+        backbone's weights, and merges them in the end.
+    :param gradient_cache: compute batches that do not fit into memory in parts: 'auto' where needed, True, or False.
+    :param compile: have torch compile the model; pays on GPUs.
+    :param time_limit: seconds after which the training ends with what it has learned.
+    :param onnx_precision: of the weights in model.onnx: 'fp32', 'fp16' or 'int8'.
+    :param onnx_min_cosine: the least mean cosine between embeddings of that model and of the float32 one.
     :raises DataError: the data is malformed, or a file does not exist.
     :raises ParameterError: the service refuses an argument.
     :raises RegistryError: the name is taken by another run, or a data set is unknown.
@@ -115,7 +131,7 @@ def fit(
         data = {
             'train_data': name_of(train_data, 'train'),
             'eval_data': None if eval_data is None else name_of(eval_data, 'eval'),
-            'callbacks': [_describe_callback(callback, name_of) for callback in callbacks] if callbacks else None,
+            'callbacks': _describe_callbacks(callbacks, name_of) if callbacks else None,
         }
         return {name: value for name, value in (arguments | data).items() if value is not None}
 
@@ -147,15 +163,28 @@ def _free_name(session: Session) -> str:
     return next(name for name in iter(random_name, None) if name not in taken)
 
 
-def _describe_callback(callback: Any, name_of: Callable[[Data, str], str]) -> Mapping[str, Any]:
-    """`{name, options}` of a callback, with its data by name."""
-    if not dataclasses.is_dataclass(callback) or isinstance(callback, type):
-        raise TypeError(f'{callback!r} is no callback: give objects such as finetuner.callback.EvaluationCallback(...)')
-    options = {field.name: getattr(callback, field.name) for field in dataclasses.fields(callback)}
-    for option in ('query_data', 'index_data'):
-        if options.get(option) is not None:
-            options[option] = name_of(options[option], option.removesuffix('_data'))
-    return {
-        'name': type(callback).__name__,
-        'options': {name: value for name, value in options.items() if value is not None},
-    }
+def _describe_callbacks(callbacks: Iterable[Any], name_of: Callable[[Data, str], str]) -> list[Mapping[str, Any]]:
+    """`{name, options}` of every callback, with its data by name."""
+    described: list[Mapping[str, Any]] = []
+    evaluations = 0
+    for given in callbacks:
+        name, options = _name_and_options(given)
+        evaluations += name == 'EvaluationCallback'
+        for option in ('query_data', 'index_data'):
+            if options.get(option) is not None:
+                kind = option.removesuffix('_data')
+                options[option] = name_of(options[option], kind if evaluations == 1 else f'{kind}-{evaluations}')
+        described.append({'name': name, 'options': {key: value for key, value in options.items() if value is not None}})
+    return described
+
+
+def _name_and_options(given: Any) -> tuple[str, dict[str, Any]]:
+    if isinstance(given, Mapping) and isinstance(given.get('name'), str):
+        return given['name'], dict(given.get('options') or {})
+    known = tuple(item for item in vars(callback).values() if isinstance(item, type) and dataclasses.is_dataclass(item))
+    if not isinstance(given, known):
+        raise TypeError(
+            f'{given!r} is no callback of the service: give objects such as '
+            'finetuner.callback.EvaluationCallback(...). One of a class of your own runs with training.fit'
+        )
+    return type(given).__name__, {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}

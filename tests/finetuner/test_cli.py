@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
 import socket
 
 import numpy as np
@@ -57,7 +58,20 @@ def training(service, run_record):
 def test_help_and_no_arguments_list_the_commands(finetuner):
     code, out, _ = finetuner('--help')
     assert code == 0
-    for command in ('serve', 'login', 'fit', 'runs', 'status', 'logs', 'metrics', 'examples', 'pull', 'encode'):
+    for command in (
+        'serve',
+        'login',
+        'fit',
+        'runs',
+        'status',
+        'logs',
+        'metrics',
+        'examples',
+        'pull',
+        'encode',
+        'cancel',
+        'resume',
+    ):
         assert command in out
     assert 'finetuner serve' in out
 
@@ -92,6 +106,71 @@ def test_fit_follows_the_run_and_shows_the_gain(training, finetuner, tmp_path):
     (callback,) = sent['callbacks']
     assert callback['options']['limit'] == 7 and callback['options']['gather_examples']
     assert callback['options']['index_data'] == sent['train_data'] != callback['options']['query_data']
+
+
+def test_fit_has_options_for_what_matters_and_one_for_the_rest(training, finetuner):
+    values = {
+        'val-split': 0.1, 'batch-size': 32, 'learning-rate': 1e-4, 'loss': 'ArcFaceLoss',
+        'miner': 'MultiSimilarityMiner', 'output-dim': 64, 'model-artifact': 'f' * 24, 'time-limit': 60.0, 'seed': 3, 'device': 'cpu',
+    }  # fmt: skip
+    given = [part for name, value in values.items() for part in (f'--{name}', value)]
+    further = {
+        'precision': 'bf16',
+        'lora': {'r': 4},
+        'callbacks': [{'name': 'EarlyStopping', 'options': {'patience': 1}}],
+    }
+    given += ['--loss-options', '{"margin": 20}', '--miner-options', '{"epsilon": 0.2}', '--freeze']
+    assert finetuner('fit', 'my-data', *given, '--options', json.dumps(further), '--detach')[0] == 0
+    (sent,) = training.parameters('/fit')
+    assert {name: sent[name.replace('-', '_')] for name in values} == values
+    assert (
+        sent['loss_options'] == {'margin': 20} and sent['miner_options'] == {'epsilon': 0.2} and sent['freeze'] is True
+    )
+    assert sent['precision'] == 'bf16' and sent['lora'] == {'r': 4} and sent['callbacks'] == further['callbacks']
+
+
+def test_further_callbacks_come_after_the_evaluation_of_the_held_out_data(training, finetuner):
+    further = {'callbacks': [{'name': 'BestModelCheckpoint', 'options': {'monitor': 'hit_at_k'}}]}
+    given = ('--eval-data', 'my-test', '--options', json.dumps(further), '--detach')
+    assert finetuner('fit', 'my-data', *given)[0] == 0
+    assert finetuner('fit', 'my-data', '--eval-data', 'my-test', '--detach')[0] == 0
+    first, second = training.parameters('/fit')
+    assert [callback['name'] for callback in first['callbacks']] == ['EvaluationCallback', 'BestModelCheckpoint']
+    assert first['eval_data'] == second['eval_data'] == 'my-test'
+    assert 'callbacks' not in second  # the service evaluates by itself
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ('{', '--options is not JSON'),
+        ('[1]', '--options is not a JSON object'),
+        ('{"epochs": 3}', '--options: epochs has an option of its own'),
+        ('{"epoch": 3}', "--options: .*unexpected keyword argument 'epoch'"),
+    ],
+)
+def test_what_is_wrong_in_further_options_is_told(training, finetuner, options, message):
+    code, _, err = finetuner('fit', 'my-data', '--options', options)
+    assert code == 1 and re.match(message, err)
+
+
+@pytest.mark.parametrize(
+    ('status', 'told', 'following'),
+    [('CANCELLED', 'is cancelled', 'resume'), ('FINISHED', 'is finished already', 'metrics')],
+)
+def test_cancel(training, finetuner, run_record, status, told, following):
+    training.endpoints['/cancel'] = run_record(status)
+    code, out, err = finetuner('cancel', 'brisk-heron')
+    assert code == 0 and f'Run brisk-heron {told}.' in out
+    assert err == f'Next: finetuner {following} brisk-heron\n'
+    assert training.parameters('/cancel') == [{'experiment_name': 'default', 'run_name': 'brisk-heron'}]
+
+
+def test_resume(training, finetuner, run_record):
+    training.endpoints['/resume'] = run_record('CREATED')
+    code, out, err = finetuner('resume', 'brisk-heron')
+    assert code == 0 and 'is in the queue' in out
+    assert err == 'Next: finetuner logs brisk-heron --follow\n'
 
 
 def test_fit_can_return_at_once(training, finetuner):

@@ -11,7 +11,7 @@ import pytest
 
 import finetuner
 from finetuner import settings
-from finetuner.callback import EvaluationCallback
+from finetuner.callback import EarlyStopping, EvaluationCallback, WandBLogger
 from finetuner.client import session, training, upload
 from finetuner.client.names import ADJECTIVES, NOUNS, random_name
 from finetuner.data import CSVOptions
@@ -254,7 +254,46 @@ def test_callbacks_are_described_and_their_data_uploaded(service, datasets, tmp_
     assert [len(parts[0]) for parts in datasets.values()] == [10, 2, 6]
     with pytest.raises(TypeError, match='is no callback'):
         finetuner.fit('m', 'train-set', callbacks=['EvaluationCallback'])
-    assert finetuner.list_callbacks() == {'EvaluationCallback': EvaluationCallback}
+
+
+def test_callbacks_of_old_are_all_there():
+    assert sorted(finetuner.list_callbacks()) == [
+        'BestModelCheckpoint', 'EarlyStopping', 'EvaluationCallback', 'MLFlowLogger', 'TrainingCheckpoint',
+        'WandBLogger', 'WiSEFTCallback',
+    ]  # fmt: skip
+    assert all(getattr(finetuner.callback, name) is item for name, item in finetuner.list_callbacks().items())
+
+
+def test_several_callbacks_are_sent_each_with_data_of_its_own(service, datasets):
+    callbacks = [
+        EvaluationCallback(make_documents(2), 'an-index', model='clip-text', index_model='clip-vision'),
+        EvaluationCallback(make_documents(3), make_documents(4), steps_per_interval=10, name='toys'),
+        EarlyStopping('average_precision', patience=3),
+        WandBLogger('a-token', {'project': 'p'}),
+        {'name': 'WiSEFTCallback', 'options': {'alpha': 0.5}},
+    ]
+    finetuner.fit('m', 'train-set', run_name='r', callbacks=callbacks)
+    (sent,) = service.parameters('/fit')
+    prefix = 'finetuner-dastorage-default-r'
+    assert {name: len(parts[0]) for name, parts in datasets.items()} == {
+        f'{prefix}-query': 2, f'{prefix}-query-2': 3, f'{prefix}-index-2': 4,
+    }  # fmt: skip
+    first, second, early, wandb, wise = (callback['options'] for callback in sent['callbacks'])
+    assert (first['query_data'], first['index_data']) == (f'{prefix}-query', 'an-index')
+    assert (first['model'], first['index_model']) == ('clip-text', 'clip-vision')
+    assert (second['query_data'], second['index_data']) == (f'{prefix}-query-2', f'{prefix}-index-2')
+    assert second['steps_per_interval'] == 10 and second['name'] == 'toys'
+    assert early == {'monitor': 'average_precision', 'mode': 'auto', 'patience': 3, 'min_delta': 0}
+    assert wandb == {'token': 'a-token', 'wandb_args': {'project': 'p'}} and wise == {'alpha': 0.5}
+
+
+def test_a_callback_of_ones_own_runs_here_only(service, datasets):
+    class Mine:
+        pass
+
+    with pytest.raises(TypeError, match=r'One of a class of your own runs with training.fit'):
+        finetuner.fit('m', 'train-set', callbacks=[Mine()])
+    assert not service.calls or not service.parameters('/fit')
 
 
 def test_names_of_data_sets_pass(service, datasets):

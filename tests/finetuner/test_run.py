@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 import pytest
 
@@ -78,6 +79,61 @@ def test_metrics_and_examples(get_run, service, capsys):
     shown = capsys.readouterr().out
     assert 'hit_at_k' in shown and '0.5000' in shown and '+0.2500' in shown
     assert '[red]q[/]' in shown and '1. b' in shown and '2. c' in shown and '3.' not in shown
+    assert '✓' not in shown and '✗' not in shown  # it is not known which are right
+
+
+def test_right_and_wrong_matches_are_marked(get_run, service, capsys):
+    relevance = {
+        'relevant before': {'[red]q[/]': [0.0, 1.0, 0.0]},
+        'relevant after': {'[red]q[/]': [True, False, True]},
+    }
+    service.endpoints['/examples'] = lambda *_: EXAMPLES | relevance
+    run = get_run('FINISHED')
+    assert run.example_results() == EXAMPLES
+    run.display_examples(k=3)
+    shown = capsys.readouterr().out
+    for line in ('✗ 1. a', '✓ 2. b', '✗ 3. c', '✓ 1. b', '✗ 2. c', '✓ 3. a'):
+        assert line in shown
+
+
+def test_nothing_to_show_is_told(get_run, service, capsys):
+    service.endpoints['/metrics'] = service.endpoints['/examples'] = lambda *_: {'before': {}, 'after': {}}
+    run = get_run('FINISHED')
+    run.display_metrics()
+    run.display_examples()
+    shown = ' '.join(capsys.readouterr().out.split())
+    assert 'brisk-heron evaluated nothing: give fit eval_data, or an EvaluationCallback' in shown
+    assert 'brisk-heron kept no examples: give fit EvaluationCallback(gather_examples=True)' in shown
+    assert 'Metric' not in shown
+
+
+def test_tables_of_metrics_tell_k_and_keep_evaluations_apart(get_run, service, capsys):
+    names = ['recall_at_k', 'precision_at_k', 'toys_ndcg_at_k', 'toys_precision_at_k', 'evaluation-3_dcg_at_k']
+    service.endpoints['/metrics'] = lambda *_: {stage: dict.fromkeys(names, 0.5) for stage in ('before', 'after')}
+    options = [{'limit': 7}, {'limit': 5.0, 'name': 'toys'}, {'limit': 9}]
+    callbacks = [{'name': 'EvaluationCallback', 'options': {'query_data': 'q', **given}} for given in options]
+    get_run('FINISHED', config={'callbacks': callbacks}).display_metrics()
+    rows = [re.findall(r'[\w.-]+', line)[:2] for line in capsys.readouterr().out.splitlines() if '0.5' in line]
+    assert rows == [
+        ['precision_at_k', '7'], ['recall_at_k', '7'], ['evaluation-3_dcg_at_k', '9'],
+        ['toys_precision_at_k', '5'], ['toys_ndcg_at_k', '5'],
+    ]  # fmt: skip
+    get_run('FINISHED', config={'eval_data': 'e', 'callbacks': None}).display_metrics()
+    assert ' 20 ' in capsys.readouterr().out
+
+
+def test_cancel_and_resume(get_run, service, run_record):
+    run = get_run('STARTED')
+    service.endpoints['/cancel'] = run_record('CANCELLED', details='Cancelled by the account')
+    assert run.cancel() == {'status': 'CANCELLED', 'details': 'Cancelled by the account'}
+    for result in (run.metrics, run.wait, lambda: run.artifact_id):
+        service.endpoints['/status'] = run_record('CANCELLED', details='Cancelled by the account')
+        with pytest.raises(RunFailedError, match=r'was cancelled: Cancelled by the account. Its resume\(\) goes on'):
+            result()
+    service.endpoints['/resume'] = run_record('CREATED')
+    assert run.resume() is run and run.record['status'] == 'CREATED'
+    for endpoint in ('/cancel', '/resume'):
+        assert service.parameters(endpoint) == [{'experiment_name': 'default', 'run_name': 'brisk-heron'}]
 
 
 def test_logs_are_read_to_their_end(get_run, service):

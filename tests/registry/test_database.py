@@ -7,6 +7,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CreateTable
 
 from finetuner.excepts import RegistryError
@@ -34,6 +35,35 @@ def test_constraints_are_those_of_the_models(registry):
 def test_the_first_version_is_0001():
     script = ScriptDirectory.from_config(alembic_config())
     assert script.get_base() == '0001'
+
+
+def test_runs_and_artifacts_survive_the_migration_to_cancelled_runs(tmp_path):
+    database = Database(f'sqlite:///{tmp_path / "old.db"}')
+    with database._writing.begin() as connection:
+        command.upgrade(alembic_config(connection), '0002')
+        time = '2026-01-02 03:04:05.000000'
+        for statement in (
+            f"INSERT INTO accounts VALUES ('a', 'local', '{time}')",
+            f"INSERT INTO experiments VALUES ('e', 'a', 'default', '{time}')",
+            'INSERT INTO runs (id, experiment_id, name, status, details, description, config, datasets, artifact_id, '
+            """progress, created_at) VALUES ('r', 'e', 'run', 'FINISHED', 'ö', '', '{"rate": 1e-5}', '{}', 'f', '{}', """
+            f"'{time}')",
+            'INSERT INTO artifacts (id, account_id, run_id, size, sha256, public, key, created_at) '
+            f"VALUES ('f', 'a', 'r', 9, 's', 0, 'k', '{time}')",
+        ):
+            connection.exec_driver_sql(statement)
+        before = connection.execute(text('SELECT * FROM runs')).all()
+        indexes = inspect(connection).get_indexes('runs')
+    database.migrate()
+    with database._writing.begin() as connection:
+        assert connection.execute(text('SELECT * FROM runs')).all() == before
+        assert inspect(connection).get_indexes('runs') == indexes
+        assert connection.execute(text('PRAGMA foreign_key_check')).all() == []
+        connection.execute(text("UPDATE runs SET status = 'CANCELLED'"))
+    for statement in ("UPDATE runs SET status = 'LOST'", 'DELETE FROM runs', "UPDATE artifacts SET run_id = 'x'"):
+        with pytest.raises(IntegrityError), database._writing.begin() as connection:
+            connection.execute(text(statement))
+    database.close()
 
 
 def test_the_tables_can_be_made_on_postgresql():

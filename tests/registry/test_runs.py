@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from finetuner.excepts import RegistryError
-from registry.records import CREATED, FAILED, FINISHED, STARTED
+from finetuner.excepts import RegistryError, RunFailedError
+from registry.records import CANCELLED, CREATED, FAILED, FINISHED, STARTED
 
 
 def test_a_new_run_waits_and_knows_its_artifact(registry, account):
@@ -106,6 +106,39 @@ def test_a_finished_run_stays_finished(registry, started_run, artifact_path, sto
         registry.finish_run(run.id, artifact_path, {}, {})
     assert registry.get_run_by_id(run.id).status == FINISHED
     assert stored_files() == files
+
+
+@pytest.mark.parametrize('started', [False, True])
+def test_a_cancelled_run_stays_cancelled_until_it_is_resumed(registry, account, artifact_path, started):
+    run, _ = registry.create_run(account, 'default', 'run', {})
+    assert not started or registry.start_run(run.id, 'host:1')
+    assert registry.cancel_run(run.id, 'Cancelled by somebody')
+    assert not registry.cancel_run(run.id, 'again') and not registry.fail_run(run.id, 'too late')
+    assert not registry.heartbeat(run.id) and not registry.start_run(run.id, 'host:2')
+    with pytest.raises(RegistryError, match='it is CANCELLED: Cancelled by somebody'):
+        registry.finish_run(run.id, artifact_path, {}, {})
+    cancelled = registry.get_run_by_id(run.id)
+    assert (cancelled.status, cancelled.details) == (CANCELLED, 'Cancelled by somebody')
+    assert cancelled.finished_at is not None and registry.unfinished_runs() == []
+    with pytest.raises(RunFailedError, match='left no artifact, it was cancelled: Cancelled by somebody'):
+        registry.get_artifact(account, run.artifact_id)
+
+    assert registry.resume_run(run.id)
+    assert not registry.resume_run(run.id)
+    again = registry.get_run_by_id(run.id)
+    assert (again.status, again.finished_at, again.progress) == (CREATED, None, {})
+    assert registry.create_run(account, 'default', 'run', {}) == (again, False)
+    assert registry.start_run(run.id, 'host:2')
+    registry.finish_run(run.id, artifact_path, {}, {})
+    assert not registry.resume_run(run.id) and not registry.cancel_run(run.id, 'too late')
+    assert registry.get_run_by_id(run.id).status == FINISHED
+
+
+def test_a_failed_run_can_be_resumed(registry, started_run):
+    run = started_run()
+    assert not registry.resume_run(run.id)
+    registry.fail_run(run.id, 'The service was stopped')
+    assert registry.resume_run(run.id) and registry.get_run_by_id(run.id).status == CREATED
 
 
 def test_a_run_that_was_not_started_cannot_be_finished_but_can_fail(registry, account, artifact_path):

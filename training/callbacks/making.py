@@ -31,6 +31,10 @@ class CallbackError(RuntimeError):
     """A callback failed, and with it the training; the message begins with its name."""
 
 
+class CallbackRefusal(CallbackError, ValueError):
+    """The same, for a reason that the user can mend."""
+
+
 class Callbacks(Callback):
     """Several callbacks as one.
 
@@ -99,8 +103,10 @@ class Callbacks(Callback):
             try:
                 call(member)
             except Exception as error:
-                reason = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
-                raise CallbackError(f'the callback {member.name} failed in {event}: {reason}') from error
+                what = f'the callback {member.name} failed in {event}'
+                if isinstance(error, ValueError):
+                    raise CallbackRefusal(f'{what}: {error}') from error
+                raise CallbackError(f'{what}: {type(error).__name__}: {error}') from error
 
 
 def make_callbacks(
