@@ -51,17 +51,19 @@ SHOWS = (
 def train_ours(data: Path, target: Path, settings: dict[str, Any]) -> dict[str, Any]:
     import training
     from finetuner.callback import EvaluationCallback
+    from training.callbacks import Callback
 
     cost: dict[str, float] = {}
 
-    def report(progress: Any) -> None:  # evaluation and export are no part of the comparison
-        if progress.stage == 'Preparing train_data' or progress.stage.startswith('Preparing'):
-            cost.setdefault('start', time.process_time())
-        if progress.stage == 'Training':
-            cost.setdefault('trains', time.process_time())
-            cost.update(trained=time.process_time(), peak=peak_memory())
+    class Meter(Callback):  # evaluation and export are no part of the comparison
+        def on_fit_begin(self, state: Any) -> None:
+            cost['cpu'] = -time.process_time()
 
-    checks = [
+        def on_fit_end(self, state: Any) -> None:
+            cost['cpu'] += time.process_time()
+            cost['peak'] = peak_memory()
+
+    callbacks = [Meter()] + [
         EvaluationCallback(
             str(data / 'test.csv'), limit=k, model='clip-text', index_model='clip-vision', name=f'first-{k}'
         )
@@ -71,8 +73,7 @@ def train_ours(data: Path, target: Path, settings: dict[str, Any]) -> dict[str, 
         settings['model'],
         data / 'train.csv',
         directory=target,
-        report=report,
-        callbacks=checks,
+        callbacks=callbacks,
         loss='CLIPLoss',
         sampler='random',
         optimizer='AdamW',
@@ -86,17 +87,15 @@ def train_ours(data: Path, target: Path, settings: dict[str, Any]) -> dict[str, 
         seed=SEED,
         device='cpu',
     )
-    seconds = sum(spent for stage, spent in result.seconds.items() if stage.startswith(('Training', 'Preparing')))
+    stages = ('Training', f'Preparing {data / "train.csv"}')
     found = {
         f'recall@{k}': value
         for k in CUTOFFS
         for name, value in result.metrics['after'].items()
         if f'first-{k}_hit' in name
     }
-    return {
-        'seconds': seconds,
-        'cpu': cost['trained'] - cost['trains'],
-        'peak': cost['peak'],
+    return cost | {
+        'seconds': sum(result.seconds[stage] for stage in stages),
         'pairs': result.samples,
         'model': str(result.artifact),
         'callback': found,
