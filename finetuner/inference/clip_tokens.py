@@ -58,6 +58,8 @@ class ClipTextPreprocessor:
     ):
         if cleaning not in get_args(Cleaning):
             raise ValueError(f'unknown cleaning {cleaning!r}: it is one of {", ".join(get_args(Cleaning))}')
+        if cleaning != 'none':
+            import ftfy  # noqa: F401  here, so that its absence shows when the model is loaded
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length)
         self._tokenizer = tokenizer
