@@ -98,11 +98,10 @@ def masked_losses(losses: Tensor, mask: Tensor, reducer: Any, kind: str) -> dict
     if type(reducer) not in (AvgNonZeroReducer, MeanReducer, SumReducer):
         return {'losses': losses[mask], 'indices': mask.nonzero(as_tuple=True), 'reduction_type': kind}
     losses = losses * mask
-    if type(reducer) is SumReducer:
-        return reduced(losses.sum())
-    counted = losses > 0 if type(reducer) is AvgNonZeroReducer else mask
-    # where nothing counts, all of the losses are 0
-    return reduced(torch.where(counted, losses, 0).sum() / counted.sum().clamp(min=1))
+    if type(reducer) is AvgNonZeroReducer:
+        losses = losses.relu()
+        return reduced(losses.sum() / losses.count_nonzero().clamp(min=1))
+    return reduced(losses.sum() if type(reducer) is SumReducer else losses.sum() / mask.sum().clamp(min=1))
 
 
 def over_pairs(function: Callable[[Tensor, Tensor], Tensor], anchors: Tensor, others: Tensor, width: int) -> Tensor:
