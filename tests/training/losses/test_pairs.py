@@ -96,7 +96,7 @@ def test_what_is_no_negative_is_left_out(labels, keys, ignored):
 )
 def test_clip_starts_at_the_models_scale(options, model, scale):
     objective = make_objective('CLIPLoss', options, logit_scale=model, **SIZES)
-    assert float(objective.logit_scale.exp()) == pytest.approx(scale, rel=1e-5)
+    assert objective.logit_scale.exp().item() == pytest.approx(scale, rel=1e-5)
     logits = similarities(scale)
     both = (info_nce(logits) + info_nce(transposed(logits))) / 2
     assert objective([ONE, TWO]).item() == pytest.approx(both, rel=1e-4)
