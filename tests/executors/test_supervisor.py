@@ -13,6 +13,7 @@ import psutil
 import pytest
 from sqlalchemy import update
 
+from executors import supervisor as supervisor_module
 from executors.supervisor import Supervisor
 from finetuner.documents import Document
 from registry import Registry, RunRecord
@@ -171,3 +172,55 @@ def test_a_folder_of_the_same_name_in_the_working_directory_does_no_harm(registr
     supervise()
     run = wait_for(registry, run, 'STARTED', 'FAILED')
     assert run.status == 'STARTED', run.details
+
+
+CHECKPOINT = [{'name': 'TrainingCheckpoint', 'options': {}}]
+
+
+@pytest.mark.slow
+def test_a_cancelled_run_leaves_a_checkpoint_and_goes_on_from_it(registry, supervise):
+    run = make_run(registry, 'cancelled', epochs=1_000_000, callbacks=CHECKPOINT)
+    supervise()
+    log = registry.run_directory(run.id) / 'log.txt'
+    pid = int(wait_for(registry, run, 'STARTED').worker.rpartition(':')[2])
+    wait_until(lambda: 'Checkpoint' in log.read_text())
+    assert registry.cancel_run(run.id, 'Cancelled by a test')
+    wait_until(lambda: not os.path.exists(f'/proc/{pid}'))  # noqa: PTH110
+    assert registry.get_run_by_id(run.id).details == 'Cancelled by a test'
+    folder = registry.run_directory(run.id)
+    assert len(list(folder.glob('checkpoints/step-*'))) == 1 and not (folder / 'work').exists()
+    assert 'Failed' not in log.read_text()
+
+    assert registry.resume_run(run.id)
+    assert int(wait_for(registry, run, 'STARTED').worker.rpartition(':')[2]) != pid
+    wait_until(lambda: 'Going on from step' in log.read_text())
+
+
+@pytest.mark.slow
+def test_a_run_that_is_resumed_while_its_worker_still_ends_is_not_failed(registry, supervise):
+    run = make_run(registry, 'hasty', epochs=1_000_000)
+    supervise()
+    worker = wait_for(registry, run, 'STARTED').worker
+    wait_until(lambda: 'Training data' in (registry.run_directory(run.id) / 'log.txt').read_text())
+    registry.cancel_run(run.id, 'Cancelled by a test')
+    registry.resume_run(run.id)
+    wait_until(lambda: registry.get_run_by_id(run.id).worker != worker)
+    assert registry.get_run_by_id(run.id).status == 'STARTED'
+
+
+def test_a_worker_that_does_not_heed_the_end_of_its_run_is_killed(registry, supervise, monkeypatch):
+    monkeypatch.setattr(supervisor_module, 'CANCEL_GRACE', 1.0)
+    run = make_run(registry, 'stubborn', epochs=1_000_000)
+    supervise()
+    pid = int(wait_for(registry, run, 'STARTED').worker.rpartition(':')[2])
+    os.kill(pid, signal.SIGSTOP)
+    registry.cancel_run(run.id, 'Cancelled by a test')
+    wait_until(lambda: not os.path.exists(f'/proc/{pid}'))  # noqa: PTH110
+    assert registry.get_run_by_id(run.id).status == 'CANCELLED'
+
+
+def wait_until(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -111,7 +111,8 @@ def test_fit_follows_the_run_and_shows_the_gain(training, finetuner, tmp_path):
 def test_fit_has_options_for_what_matters_and_one_for_the_rest(training, finetuner):
     values = {
         'val-split': 0.1, 'batch-size': 32, 'learning-rate': 1e-4, 'loss': 'ArcFaceLoss',
-        'miner': 'MultiSimilarityMiner', 'output-dim': 64, 'model-artifact': 'f' * 24, 'time-limit': 60.0, 'seed': 3, 'device': 'cpu',
+        'miner': 'MultiSimilarityMiner', 'output-dim': 64, 'model-artifact': 'f' * 24, 'time-limit': 60.0,
+        'seed': 3, 'device': 'cpu',
     }  # fmt: skip
     given = [part for name, value in values.items() for part in (f'--{name}', value)]
     further = {

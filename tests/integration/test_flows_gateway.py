@@ -24,6 +24,8 @@ GUARDED = {
     '/status': RUN,
     '/runs': {},
     '/logs': RUN,
+    '/cancel': RUN,
+    '/resume': RUN,
     '/metrics': RUN,
     '/examples': RUN,
     '/artifact': {'artifact_id': 'a' * 24},

@@ -46,7 +46,7 @@ def test_runs_and_artifacts_survive_the_migration_to_cancelled_runs(tmp_path):
             f"INSERT INTO accounts VALUES ('a', 'local', '{time}')",
             f"INSERT INTO experiments VALUES ('e', 'a', 'default', '{time}')",
             'INSERT INTO runs (id, experiment_id, name, status, details, description, config, datasets, artifact_id, '
-            """progress, created_at) VALUES ('r', 'e', 'run', 'FINISHED', 'ö', '', '{"rate": 1e-5}', '{}', 'f', '{}', """
+            "progress, created_at) VALUES ('r', 'e', 'run', 'FINISHED', 'ö', '', '{\"n\": 1e-5}', '{}', 'f', '{}', "
             f"'{time}')",
             'INSERT INTO artifacts (id, account_id, run_id, size, sha256, public, key, created_at) '
             f"VALUES ('f', 'a', 'r', 9, 's', 0, 'k', '{time}')",
