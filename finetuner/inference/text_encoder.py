@@ -163,12 +163,15 @@ class TextEncoder(Encoder):
     @property
     def can_pack(self) -> bool:
         """Whether :meth:`packed` gives what :meth:`forward` does. Is found out by trying, at the first use."""
-        return self._packer.can_pack
+        try:
+            return self._packer.can_pack
+        except ValueError:
+            return False
 
     @property
     def can_split(self) -> bool:
         """Whether :meth:`packed_hidden` and :meth:`packed_from` give together what :meth:`packed` does."""
-        return self._packer.can_split
+        return self.can_pack and self._packer.can_split
 
     def packed(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Embed texts without computing any padding.
