@@ -53,9 +53,9 @@ class FeatureEmbedder:
 
     def embed(self, items: np.ndarray, device: torch.device) -> torch.Tensor:
         encoder, features = self.encoder, self.features
-        if not isinstance(encoder, TextEncoder):
+        if encoder.modality != 'text':
             return run(encoder, features.take(items), device)
-        if self.pack and encoder.can_pack:
+        if self.pack and isinstance(encoder, TextEncoder) and encoder.can_pack:
             tokens = torch.from_numpy(features.concatenated(items).astype(np.int64)).to(device)
             return encoder.packed(tokens, torch.from_numpy(features.lengths(items)).to(device))
         return embed_sorted(encoder, features, items, device)

@@ -17,6 +17,7 @@ MODEL = 'model'
 """The name of an encoder that is alone."""
 
 _HUB = 'hf-hub:'
+_LOCAL = 'local-dir:'
 _CLIP: tuple[Library, ...] = ('open_clip', 'transformers-clip')
 
 
@@ -58,9 +59,10 @@ def load_encoders(
 ) -> dict[str, Encoder]:
     """Load all encoders of a model, in evaluation.
 
-    :param source: a directory: of sentence-transformers, transformers, timm, open_clip, or one that an encoder wrote,
-        or one of several such; or a name: of the table in :mod:`finetuner.models`, of torchvision, of timm
-        (`timm/<name>`), of open_clip (`<architecture>::<pretrained>`), or a hub id of any of these libraries.
+    :param source: a directory, which may be written `local-dir:…`: of sentence-transformers, transformers, timm,
+        open_clip, or one that an encoder wrote, or one of several such; or a name: of the table in
+        :mod:`finetuner.models`, of torchvision, of timm (`timm/<name>`), of open_clip (`<architecture>::<pretrained>`),
+        or a hub id of any of these libraries.
     :param pooling: as the entry of `options`, which it overrides.
     :param pooling_options: as the entry of `options`, which they override.
     :param max_length: the longest text in tokens.
@@ -119,7 +121,7 @@ def find_library(source: str | Path) -> tuple[Library, str | Path]:
     :param source: as of :func:`load_encoders`.
     :raises ValueError: it is a directory of something else, or a path where nothing is.
     """
-    directory = Path(source).expanduser()
+    directory = Path(str(source).removeprefix(_LOCAL)).expanduser()
     if str(source) and directory.is_dir():
         return _of_directory(directory)
     if isinstance(source, Path):

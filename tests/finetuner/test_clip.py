@@ -386,7 +386,7 @@ def test_a_saved_open_clip_model_opens_in_open_clip(tiny_open_clip, tmp_path):
 def test_the_common_loader_opens_them(clip_directory, tmp_path):
     from finetuner.excepts import SelectModelRequired
 
-    encoders = load_encoders(clip_directory, max_length=7)
+    encoders = load_encoders(f'local-dir:{clip_directory}', max_length=7)
     assert set(encoders) == {'clip-text', 'clip-vision'}
     save_encoders(encoders, tmp_path)
     again = load_encoders(tmp_path)

@@ -7,6 +7,7 @@ import csv
 import numpy as np
 import open_clip
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -17,6 +18,8 @@ from finetuner.callback import EvaluationCallback
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import SelectModelRequired
 from finetuner.inference.backbones import load_encoders
+from training import embed
+from training.rows import Rows, RowsWriter
 
 COLOURS = {'red': (220, 30, 30), 'green': (30, 200, 40), 'blue': (40, 40, 210), 'grey': (120, 120, 120)}
 
@@ -115,3 +118,19 @@ def test_open_clip_opens_what_was_trained(result, tiny_open_clip):
 def test_a_run_can_go_on_from_it(result):
     encoders = load_encoders(open_artifact(result.artifact).directory / 'models')
     assert set(encoders) == {'clip-text', 'clip-vision'}
+
+
+def test_texts_of_unequal_length_compute_little_padding(tiny_open_clip, tmp_path, monkeypatch):
+    monkeypatch.setitem(embed.CHUNK_COST, 'cpu', 1)
+    encoder = load_encoders(tiny_open_clip)['clip-text']
+    texts = ['red', 'a', 'blue', 'grey'] * 4 + ['a text with a few more words than the others have']
+    with RowsWriter(tmp_path / 'rows', np.int32, ()) as writer:
+        writer.append(encoder.preprocessor.features(texts))
+    rows, items = Rows(tmp_path / 'rows'), np.arange(len(texts))
+    with torch.no_grad():
+        expected = embed.run(encoder, rows.take(items), torch.device('cpu'))
+        shapes = []
+        encoder.tower.register_forward_pre_hook(lambda tower, inputs: shapes.append(tuple(inputs[0].shape)))
+        found = embed.FeatureEmbedder(encoder, rows).embed(items, torch.device('cpu'))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert shapes == [(16, 3), (1, 13)]
