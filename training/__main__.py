@@ -110,7 +110,7 @@ def fit(
     if result.examples['after']:
         console.print(examples_table(result.examples, k=3))
     if result.metrics['after']:
-        console.print(metrics_table(result.metrics))
+        console.print(metrics_table(result.metrics, arguments))
     stages = Table('Stage', 'Seconds', title='Where the time went', title_justify='left')
     for stage, seconds in result.seconds.items():
         stages.add_row(escape(stage), f'{seconds:.1f}')

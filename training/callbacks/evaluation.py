@@ -25,7 +25,8 @@ class EvaluationCallback(Callback):
         self.evaluator, self.prefix = evaluator, prefix
         self.steps_per_interval, self.every_epoch = steps_per_interval, every_epoch
         self.before = self.after = Evaluation()
-        self._evaluated = 0
+        self._evaluated = 0  # intervals
+        self._latest = 0  # the step
 
     def on_fit_begin(self, state: TrainingState) -> None:
         with state.report.stage('Evaluating before'):
@@ -38,7 +39,7 @@ class EvaluationCallback(Callback):
             self._evaluate_on_the_way(state)
 
     def on_epoch_end(self, state: TrainingState) -> None:
-        if self.every_epoch:
+        if self.every_epoch and self._latest != state.global_step:
             self._evaluate_on_the_way(state)
 
     def on_fit_end(self, state: TrainingState) -> None:
@@ -52,6 +53,7 @@ class EvaluationCallback(Callback):
         self._evaluated = state.global_step // (self.steps_per_interval or 1)
 
     def _evaluate_on_the_way(self, state: TrainingState) -> None:
+        self._latest = state.global_step
         with state.report.stage('Evaluating'):
             figures = self._evaluate(state, examples=False).metrics
         shown = ', '.join(f'{name} {value:.5f}' for name, value in figures.items())

@@ -41,7 +41,8 @@ class Logger(Callback):
         """End the run of the tracker."""
 
     def on_fit_begin(self, state: TrainingState) -> None:
-        self.open(state, state.config.model_dump(mode='json'))
+        with state.report.stage(f'Opening {self.name}'):  # its import alone takes seconds
+            self.open(state, state.config.model_dump(mode='json'))
         self._open = True
         self._log(state)
 

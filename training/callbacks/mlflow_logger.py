@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from typing import Any
@@ -30,6 +31,7 @@ class MLFlowLogger(Logger):
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
+        logging.getLogger('mlflow').setLevel(logging.WARNING)
         self._client = MlflowClient(self.tracking_uri or os.environ.get('MLFLOW_TRACKING_URI') or _local_store())
         if self.run_id is not None:
             self._client.update_run(self.run_id, 'RUNNING')
