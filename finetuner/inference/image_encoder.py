@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -198,7 +198,7 @@ def _open(directory: Path, description: Mapping[str, Any] | None) -> ImageBackbo
     return TimmBackbone.open(directory, description)
 
 
-def find_image_model(name: str) -> tuple[str, str] | None:
+def find_image_model(name: str) -> tuple[Literal['torchvision', 'timm'], str] | None:
     """The library that has an image model of a name, and the name it has there; None if neither has.
 
     :param name: see :meth:`ImageEncoder.load`.
