@@ -121,7 +121,7 @@ def weights_digest(encoder: Encoder, trained: list[nn.Module]) -> str:
     digest = hashlib.sha256()
     for name, module in encoder.named_modules():
         if id(module) not in inside:  # what no weight shows: numbers of heads, strides, pooling
-            simple = {key: value for key, value in vars(module).items() if isinstance(value, (str, int, float, tuple))}
+            simple = {key: value for key, value in vars(module).items() if _is_simple(value)}
             known = {
                 key: repr(value) for key, value in simple.items() if key not in _BEYOND and not key.startswith('_')
             }
@@ -132,6 +132,12 @@ def weights_digest(encoder: Encoder, trained: list[nn.Module]) -> str:
             # as bytes: numpy has no bfloat16
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _is_simple(value: object) -> bool:
+    # options of a pooling come as a dict
+    values = value.values() if isinstance(value, dict) else [value]
+    return all(isinstance(item, (str, int, float, tuple)) for item in values)
 
 
 @torch.no_grad()

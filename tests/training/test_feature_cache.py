@@ -17,7 +17,7 @@ from finetuner.inference.mlp_encoder import MLPEncoder
 from finetuner.inference.point_encoder import PointEncoder
 from finetuner.inference.text_encoder import TextEncoder
 from training.embed import FeatureEmbedder
-from training.feature_cache import FeatureCache
+from training.feature_cache import FeatureCache, weights_digest
 from training.freezing import freeze, keep_frozen
 from training.lora import LoRAOptions, add_adapters
 from training.progress import Reporter
@@ -370,3 +370,13 @@ def test_broken_files_are_made_anew(images, home):
     (folder,) = (home / 'cache/features').iterdir()
     (folder / 'data.float32').write_bytes(b'1234')
     torch.testing.assert_close(open_cache(model, images).embed(np.arange(8), CPU), expected)
+
+
+def test_the_key_knows_the_options_of_the_pooling():
+    keys = set()
+    for power in (2, 5):
+        torch.manual_seed(0)
+        options = {'pooling': 'gem', 'pooling_options': {'p': power}}
+        encoder = ImageEncoder.load('timm/test_resnet', pretrained=False, **options)
+        keys.add(weights_digest(encoder, [encoder.head]))
+    assert len(keys) == 2
