@@ -25,7 +25,7 @@ def test_fit_from_csv_to_artifact(word_model, tmp_path):
     assert 'average_precision' in result.stdout
     assert 'Training' in result.stdout
     assert f'finetuner serve {target / "desk.zip"}' in result.stdout
-    assert 'Training data: 60 texts of 6 classes' in result.stderr
+    assert 'Training data: 60 items of 6 classes' in result.stderr
 
 
 def test_an_error_is_one_sentence(tmp_path):

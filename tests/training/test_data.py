@@ -4,107 +4,128 @@ import subprocess
 import sys
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from finetuner.documents import Document
+from finetuner.documents import Content, Document
 from finetuner.excepts import DataError
-from registry.shards import SCHEMA, write_shard
-from training.data import LabelledTexts, tokenise
+from finetuner.inference.mlp_encoder import MLPEncoder
+from registry.shards import DatasetReader, write_shard
+from training.data import learnable, mismatch, open_examples, prepare
 from training.progress import Reporter
 
 
-def test_labels_are_numbered_as_they_appear(tmp_path):
-    file = tmp_path / 'data.csv'
-    file.write_text('text,label\none,b\ntwo,a\nthree,b\nfour,c\n')
-    texts = LabelledTexts.from_csv(file, tmp_path / 'shards')
-    assert texts.classes == ['b', 'a', 'c']
-    assert texts.labels.tolist() == [0, 1, 0, 2]
-    assert texts.labels.dtype == np.int32
-    assert texts.texts([3, 0]) == ['four', 'one']
+def examples_of(documents, encoders, directory, name='data'):
+    directory.mkdir(parents=True, exist_ok=True)
+    write_shard(documents, directory / 'shard.arrow')
+    reader = DatasetReader([directory / 'shard.arrow'], name)
+    prepare(reader, encoders, directory / 'prepared', Reporter())
+    return open_examples(reader, directory / 'prepared')
 
 
-def test_labels_can_be_numbered_as_in_another_data_set(tmp_path):
-    file = tmp_path / 'data.csv'
-    file.write_text('text,label\none,b\ntwo,new\nthree,a\n')
-    texts = LabelledTexts.from_csv(file, tmp_path / 'shards')
-    assert texts.labels_as(['a', 'b']).tolist() == [1, 2, 0]
+def labelled(*rows):
+    return [Document(text=text, tags={'finetuner_label': label}) for text, label in rows]
 
 
-def test_several_shards_are_one_data_set(tmp_path):
-    for part, label in enumerate(['x', 'y']):
-        rows = [Document(id=str(n), text=f'{label}{n}', tags={'finetuner_label': label}) for n in range(3)]
-        write_shard(rows, tmp_path / f'{part}.arrow')
-    texts = LabelledTexts.from_shards([tmp_path / '0.arrow', tmp_path / '1.arrow'], 'both')
-    assert texts.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert texts.texts([2, 3]) == ['x2', 'y0']
+def pairs(*rows):
+    return [Document(chunks=[Content(text=text) for text in row]) for row in rows]
+
+
+def test_labels_are_numbered_as_they_appear(encoder, tmp_path):
+    examples = examples_of(labelled(('one', 'b'), ('two', 'a'), ('three', 'b')), {'model': encoder}, tmp_path)
+    assert examples.classes == ['b', 'a']
+    assert examples.labels.tolist() == [0, 1, 0]
+    assert examples.titles([2, 0]) == ['three', 'one']
+    assert (len(examples), examples.class_count) == (3, 2)
+
+
+def test_labels_can_be_numbered_as_in_another_data_set(encoder, tmp_path):
+    examples = examples_of(labelled(('one', 'b'), ('two', 'new'), ('three', 'a')), {'model': encoder}, tmp_path)
+    assert examples.labels_as(['a', 'b']).tolist() == [1, 2, 0]
+
+
+def test_features_are_those_of_the_preprocessor(encoder, tmp_path):
+    texts = ['please refund my card', 'pin', 'why is the rate so low now'] * 100
+    examples = examples_of(labelled(*((text, 'x') for text in texts)), {'model': encoder}, tmp_path)
+    (column,) = examples.columns
+    rows = np.array([299, 0, 100])
+    for found, expected in zip(
+        column.store.features.take(column.items(rows)),
+        encoder.preprocessor.features([texts[row] for row in rows]),
+        strict=True,
+    ):
+        assert found.tolist() == expected.tolist()
+    assert len(np.unique(column.store.keys)) == 3
+
+
+def test_pairs_that_share_an_item_directly_or_through_others_are_one_group(encoder, tmp_path):
+    data = pairs(('a', 'b'), ('c', 'd'), ('e', 'b'), ('f', 'e'), ('d', 'g'), ('h', 'i'))
+    examples = examples_of(data, {'model': encoder}, tmp_path)
+    assert examples.labels.tolist() == [0, 1, 0, 0, 1, 2]
+    assert examples.classes == []
+
+
+def test_both_columns_of_pairs_lie_in_one_store(encoder, tmp_path):
+    examples = examples_of(pairs(('pin', 'card'), ('rate', 'refund')), {'model': encoder}, tmp_path)
+    anchors, positives = examples.columns
+    assert anchors.store is positives.store
+    assert anchors.items(np.array([0, 1])).tolist() == [0, 2]
+    assert positives.items(np.array([0, 1])).tolist() == [1, 3]
+    assert examples.titles([1], column=1) == ['refund']
+
+
+def test_contents_that_the_model_does_not_read_are_refused(encoder, tmp_path):
+    data = [Document(tensor=np.zeros(4, np.float32), tags={'finetuner_label': 'x'})]
+    with pytest.raises(DataError, match='vectors holds tensors, and the model reads texts'):
+        examples_of(data, {'model': encoder}, tmp_path, 'vectors')
+
+
+def test_an_item_that_cannot_be_read_is_named_by_its_document(tmp_path):
+    good = Document(tensor=np.zeros(4, np.float32), tags={'finetuner_label': 'x'})
+    bad = Document(tensor=np.full(4, np.nan, np.float32), tags={'finetuner_label': 'x'})
+    with pytest.raises(DataError, match='vectors: document 300 '):
+        examples_of([good] * 300 + [bad], {'model': MLPEncoder(4, [3])}, tmp_path, 'vectors')
 
 
 @pytest.mark.parametrize(
-    ('document', 'lacks'),
-    [(Document(id='b', text='no label'), 'label'), (Document(id='b', uri='x', tags={'finetuner_label': 1}), 'text')],
+    ('shape', 'learns'), [('labelled', True), ('pairs', False), ('scored pairs', False), ('triplets', False)]
 )
-def test_a_row_that_lacks_something_is_named(tmp_path, document, lacks):
-    good = Document(id='a', text='fine', tags={'finetuner_label': 'x'})
-    write_shard([good, document], tmp_path / '0.arrow')
-    with pytest.raises(DataError, match=rf"intents: document 1 \(id 'b'\) has no {lacks}"):
-        LabelledTexts.from_shards([tmp_path / '0.arrow'], 'intents')
-
-
-def test_texts_are_mapped_and_not_copied(tmp_path):
-    rows = (Document(id=str(n), text='word ' * 200, tags={'finetuner_label': str(n % 5)}) for n in range(5000))
-    size = write_shard(rows, tmp_path / '0.arrow').size
-    before = pa.total_allocated_bytes()
-    texts = LabelledTexts.from_shards([tmp_path / '0.arrow'], 'many')
-    assert size > 5_000_000
-    assert pa.total_allocated_bytes() - before < 200_000, 'labels at most'
-    assert len(texts) == 5000
-
-
-def test_tokens_are_those_of_the_tokenizer(encoder, train_csv, tmp_path):
-    texts = LabelledTexts.from_csv(train_csv, tmp_path)
-    tokens = tokenise(texts, encoder.tokenizer, 12, tmp_path, Reporter()).tokens
-    assert isinstance(tokens.tokens, np.memmap)
-    assert isinstance(tokens.offsets, np.memmap)
-    rows = np.array([5, 0, 119, 5])
-    ids, mask = tokens.padded(rows)
-    expected = encoder.tokenizer(texts.texts(rows), truncation=True, max_length=12, padding=True, return_tensors='pt')
-    assert ids.tolist() == expected['input_ids'].tolist()
-    assert mask.tolist() == expected['attention_mask'].tolist()
-    assert len(tokens) == 120
-    assert tokens.lengths(rows).tolist() == expected['attention_mask'].sum(1).tolist()
+def test_items_fit_losses_of_labelled_data_alone(encoder, tmp_path, shape, learns):
+    examples = examples_of(labelled(('one', 'b'), ('two', 'a')), {'model': encoder}, tmp_path)
+    assert learnable(shape, examples) is learns
+    if not learns:
+        assert mismatch('TheLoss', shape, examples).startswith('TheLoss learns from ')
 
 
 MEMORY = """
 import sys
 from pathlib import Path
-from training.data import LabelledTexts
+
+import torch
+
+from finetuner.inference.mlp_encoder import MLPEncoder
+from registry.shards import DatasetReader
+from training.data import open_examples, prepare
+from training.progress import Reporter
 
 def anonymous() -> float:
     status = Path('/proc/self/status').read_text()
     return int(status.split('RssAnon:')[1].split()[0]) / 1024
 
 before = anonymous()
-texts = LabelledTexts.from_shards([Path(sys.argv[1])], 'large')
-read = sum(len(text) for start in range(0, len(texts), 256) for text in texts.texts(range(start, start + 256)))
-print(anonymous() - before, read)
+reader = DatasetReader([Path(sys.argv[1])], 'large')
+prepare(reader, {'model': MLPEncoder(1024, [8])}, Path(sys.argv[2]), Reporter())
+examples = open_examples(reader, Path(sys.argv[2]))
+print(anonymous() - before, len(examples))
 """
 
 
 def test_memory_does_not_grow_with_the_data(tmp_path):
-    """A data set of 200 MB, opened and read from end to end, takes little memory."""
-    path, text = tmp_path / 'large.arrow', 'word ' * 2000
-    batch = pa.record_batch(
-        {'id': [str(n) for n in range(1024)], 'text': [text] * 1024, 'label': ['x', 'y'] * 512, 'tags': ['{}'] * 1024}
-    )
-    missing = [field for field in SCHEMA.names if field not in batch.schema.names]
-    columns = {name: pa.nulls(1024, SCHEMA.field(name).type) for name in missing}
-    columns |= {name: batch[name].cast(SCHEMA.field(name).type) for name in batch.schema.names}
-    with pa.ipc.new_file(str(path), SCHEMA) as writer:
-        for _ in range(20):
-            writer.write_batch(pa.record_batch([columns[name] for name in SCHEMA.names], schema=SCHEMA))
-    assert path.stat().st_size > 200_000_000
-    result = subprocess.run([sys.executable, '-c', MEMORY, str(path)], capture_output=True, text=True, check=True)
+    """A data set of 200 MB, prepared from end to end, takes little memory."""
+    vector = np.zeros(1024, np.float32)
+    rows = (Document(tensor=vector + n, tags={'finetuner_label': str(n % 5)}) for n in range(50_000))
+    assert write_shard(rows, tmp_path / 'large.arrow').size > 200_000_000
+    command = [sys.executable, '-c', MEMORY, str(tmp_path / 'large.arrow'), str(tmp_path / 'prepared')]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
     grown, read = (float(value) for value in result.stdout.split())
-    assert read == 20 * 1024 * len(text)
+    assert read == 50_000
     assert grown < 60

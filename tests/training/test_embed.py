@@ -8,10 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.embed import chunk_cuts, embed, embed_all
-from training.loop import MetricLearning
-from training.losses import make_loss
+from training.embed import FeatureEmbedder, budget_chunks, chunk_cuts, embed_all
 from training.progress import Reporter
+from training.rows import Rows, RowsWriter
 
 CPU = torch.device('cpu')
 
@@ -39,43 +38,52 @@ def test_chunks_compute_little_padding():
     assert padded < 1.4 * lengths.sum() < len(lengths) * lengths.max() / 1.9
 
 
-def gradients(task: MetricLearning) -> dict[str, torch.Tensor]:
-    return {name: weight.grad.clone() for name, weight in task.named_parameters() if weight.grad is not None}
+TEXTS = ['please refund my card', 'pin', 'why is the rate so low now', 'what now', 'card ' * 20, 'how do i get my code']
 
 
-@pytest.mark.parametrize(('loss', 'miner'), [('TripletMarginLoss', None), ('ArcFaceLoss', None)])
-def test_chunks_give_the_loss_and_gradients_of_one_padded_forward(encoder, tokenised, monkeypatch, loss, miner):
-    torch.manual_seed(0)
-    task = MetricLearning(encoder, make_loss(loss, None, num_classes=6, embedding_size=encoder.dim)).eval()
-    rows = np.random.default_rng(0).permutation(len(tokenised))[:48]
-    labels = torch.from_numpy(tokenised.labels[rows]).long()
-
-    plain = encoder(*tokenised.tokens.padded(rows))
-    plain_loss = task.loss(plain, labels)
-    plain_loss.backward()
-    expected = gradients(task)
-    task.zero_grad()
-
-    monkeypatch.setattr('training.embed.CHUNK_COST', {'cpu': 8})
-    lengths = np.sort(tokenised.tokens.lengths(rows))
-    assert len(chunk_cuts(lengths, 8)) >= 3, 'the test is about several chunks'
-    chunked_loss = task(tokenised.tokens, rows, labels)
-    chunked_loss.backward()
-    found = gradients(task)
-
-    assert torch.allclose(embed(encoder, tokenised.tokens, rows, CPU), plain, atol=1e-5)
-    assert chunked_loss.item() == pytest.approx(plain_loss.item(), abs=1e-6)
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        assert torch.allclose(found[name], gradient, atol=1e-5 * max(1, gradient.abs().max().item())), name
+@pytest.fixture
+def features(encoder, tmp_path):
+    with RowsWriter(tmp_path / 'features', np.int32) as writer:
+        writer.append(encoder.preprocessor.features(TEXTS))
+    return Rows(tmp_path / 'features')
 
 
-def test_all_texts_are_embedded_in_their_order(encoder, tokenised, tmp_path, monkeypatch):
-    expected = encoder(*tokenised.tokens.padded(np.arange(len(tokenised)))).detach().numpy()
+def padded(encoder, features, items):
+    inputs = encoder.preprocessor.collate(features.take(items))
+    return encoder(**{name: torch.from_numpy(inputs[name]) for name in encoder.input_names})
+
+
+@pytest.mark.parametrize('pack', [True, False], ids=['packed', 'in sorted chunks'])
+def test_embeddings_and_gradients_are_those_of_one_padded_forward(encoder, features, monkeypatch, pack):
+    monkeypatch.setattr('training.embed.CHUNK_COST', {'cpu': 2})
+    items = np.array([4, 0, 3, 1, 5, 2])
+    assert len(chunk_cuts(np.sort(features.lengths(items)), 2)) >= 2, 'the test is about several chunks'
+    found = FeatureEmbedder(encoder, features, pack).embed(items, CPU)
+    expected = padded(encoder, features, items)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    parameters = [weight for weight in encoder.parameters() if weight.requires_grad]
+    one, two = (torch.autograd.grad((values * weights).sum(), parameters) for values in (found, expected))
+    for first, second in zip(one, two, strict=True):
+        torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
+
+
+def test_all_items_are_embedded_in_their_order(encoder, features, tmp_path, monkeypatch):
+    items = np.array([5, 3, 3, 0, 4])
+    expected = padded(encoder, features, items).detach().numpy()
     options = {'report': Reporter(), 'stage': 'Embedding', 'file': tmp_path / 'embeddings'}
-    small = embed_all(encoder, tokenised.tokens, encoder.dim, CPU, tokens_per_batch=50, **options)
+    embedder = FeatureEmbedder(encoder, features)
+    small = embed_all(embedder, encoder, items, CPU, budget=8, **options)
     assert np.abs(small - expected).max() < 1e-5
     monkeypatch.setattr('training.embed.IN_MEMORY_BYTES', 0)
-    mapped = embed_all(encoder, tokenised.tokens, encoder.dim, CPU, **options)
+    mapped = embed_all(embedder, encoder, items, CPU, **options)
     assert isinstance(mapped, np.memmap)
     assert np.abs(mapped - expected).max() < 1e-5
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 100))
+@settings(max_examples=100, deadline=None)
+def test_chunks_keep_within_the_budget(costs, budget):
+    chunks = list(budget_chunks(np.array(costs), budget))
+    assert sorted(np.concatenate(chunks).tolist()) == list(range(len(costs)))
+    assert all(len(chunk) == 1 or sum(costs[item] for item in chunk) <= budget for chunk in chunks)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from training.config import FitConfig
 from training.samplers import ClassSampler, RandomSampler, make_sampler
 
 sizes = st.lists(st.integers(1, 40), min_size=2, max_size=30)
@@ -105,16 +107,42 @@ def test_random_sampler_sees_every_row_once(rows, batch_size, epoch):
     assert sorted(np.concatenate(batches)) == list(range(rows))
 
 
+def examples_of(labels, columns=1):
+    return SimpleNamespace(name='data', labels=labels, columns=[None] * columns)
+
+
 @pytest.mark.parametrize(
-    ('name', 'class_weights', 'kind'),
+    ('sampler', 'loss', 'kind'),
     [
-        ('auto', True, RandomSampler),
-        ('auto', False, ClassSampler),
-        ('class', True, ClassSampler),
-        ('random', False, RandomSampler),
+        ('auto', 'ArcFaceLoss', RandomSampler),
+        ('auto', 'TripletMarginLoss', ClassSampler),
+        ('auto', 'MultipleNegativeRankingLoss', RandomSampler),
+        ('class', 'ArcFaceLoss', ClassSampler),
+        ('random', 'TripletMarginLoss', RandomSampler),
     ],
 )
-def test_auto_is_random_for_losses_with_class_weights(name, class_weights, kind):
-    labels = labels_of([8] * 8)
-    sampler = make_sampler(name, labels, class_weights=class_weights, batch_size=16, num_items_per_class=4, seed=0)
-    assert isinstance(sampler, kind)
+def test_auto_is_by_class_for_losses_that_need_positives(sampler, loss, kind):
+    config = FitConfig(model='m', train_data='t', sampler=sampler, loss=loss)
+    made = make_sampler(config, np.arange(64), examples_of(labels_of([8] * 8)), 16)
+    assert isinstance(made.sampler, kind)
+
+
+def test_some_rows_only_are_sampled():
+    config = FitConfig(model='m', train_data='t')
+    rows = np.arange(0, 64, 2)
+    made = make_sampler(config, rows, examples_of(labels_of([8] * 8)), 16)
+    assert set(np.concatenate(list(made.batches(1))).tolist()) == set(rows.tolist())
+
+
+def test_a_pair_has_a_positive_in_itself():
+    """Groups of one pair each are no reason to complain."""
+    config = FitConfig(model='m', train_data='t', sampler='class', num_items_per_class=2)
+    made = make_sampler(config, np.arange(20), examples_of(np.arange(20), columns=2), 8)
+    batches = list(made.batches(1))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(20))
+
+
+def test_the_class_sampler_needs_labels():
+    config = FitConfig(model='m', train_data='t', sampler='class')
+    with pytest.raises(ValueError, match="sampler 'class' needs labels, and data has none"):
+        make_sampler(config, np.arange(20), examples_of(None), 8)

@@ -45,7 +45,7 @@ def test_a_run_is_worked_on_once(registry, word_model):
     assert finished.worker
     artifact = registry.get_artifact(run.account_id, run.artifact_id)
     assert (artifact.name, registry.artifact_file(artifact).stat().st_size) == ('first', artifact.size)
-    for line in ('Training data: 120 texts of 6 classes', 'Training [1/1]', "Metric: 'average_precision'", 'Finished'):
+    for line in ('Training data: 120 items of 6 classes', 'Training [1/1]', "Metric: 'average_precision'", 'Finished'):
         assert line in result.stdout
 
     again = work(run)
