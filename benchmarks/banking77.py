@@ -1,53 +1,78 @@
 """Training on Banking77, ours against sentence-transformers: `python benchmarks/banking77.py --data FOLDER`.
 
-The folder holds `train.csv` and `test.csv`, two columns, text and label. Both sides fine-tune the same model on
-`train.csv` with the same numbers: batch size, epochs, texts of a class in a batch (2, as GROUP_BY_LABEL has it), AdamW
-with the same learning rate, linear decay and gradient clipping. The losses are one formula under two names: the mean
-over the triplets of a batch that violate the margin, by Euclidean distance of unit vectors (our TripletMarginLoss,
-their BatchAllTripletLoss). Each trains in a process of its own, so that the peak of its memory is its own, and one
-evaluation, ours, judges both: the texts of `test.csv` search `train.csv`. Seconds are those of training, tokenisation
-included, loading excluded; CPU seconds are less disturbed by other work on the machine.
+The folder holds `train.csv` and `test.csv`, two columns, text and label. `--loss` chooses among four, each one formula
+under two names:
+
+triplet   all triplets of a batch that violate the margin (our TripletMarginLoss, their BatchAllTripletLoss)
+hard      the farthest positive and the nearest negative of every text (BatchHardMiner, BatchHardTripletLoss)
+ranking   pairs of one intent; each finds its partner in the batch (MultipleNegativeRankingLoss, InfoNCE)
+scored    pairs with the score 1 for one intent and 0 for two (CosineSimilarityLoss)
+
+Both sides fine-tune the same model on the same rows with the same numbers: batch size, epochs, AdamW with the same
+learning rate, linear decay and gradient clipping. Each trains in a process of its own, so that the peak of its memory
+is its own, and one evaluation judges both: the texts of `test.csv` search `train.csv`; `spearman` is the correlation
+between the cosine of test pairs and whether they are of one intent. CPU seconds are less disturbed by other work on the
+machine than seconds.
 """
 
 from __future__ import annotations
 
+import csv
 import json
-import resource
-import subprocess
-import sys
+import random
 import tempfile
 import time
+from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
-from rich.table import Table
+from sides import Result, comparison, judge, peak_memory, run_job, take_turns
 
 LIMIT = 20
-MARGIN = 0.05
 LEARNING_RATE = 5e-5
+MARGIN = {'triplet': 0.05, 'hard': 0.2}
+PEER = 'sentence-transformers'
 
 
-def train_ours(data: Path, target: Path, settings: dict[str, Any]) -> dict[str, Any]:
+class Loss(StrEnum):
+    triplet = 'triplet'
+    hard = 'hard'
+    ranking = 'ranking'
+    scored = 'scored'
+
+
+OURS: dict[str, dict[str, Any]] = {
+    'triplet': {'loss': 'TripletMarginLoss', 'loss_options': {'margin': MARGIN['triplet']}, 'num_items_per_class': 2},
+    'hard': {
+        'loss': 'TripletMarginLoss',
+        'loss_options': {'margin': MARGIN['hard'], 'reducer': 'MeanReducer'},
+        'miner': 'BatchHardMiner',
+        'num_items_per_class': 2,
+    },
+    'ranking': {'loss': 'MultipleNegativeRankingLoss'},
+    'scored': {'loss': 'CosineSimilarityLoss'},
+}
+
+
+def train_ours(target: Path, settings: dict[str, Any]) -> Result:
     import training
 
     cost: dict[str, float] = {}
 
     def report(progress: Any) -> None:  # the export comes after training and is no part of the comparison
-        if progress.stage.startswith('Tokenising'):
-            cost.setdefault('start', time.process_time())
         if progress.stage == 'Training':
-            cost.update(cpu=time.process_time() - cost['start'], peak=peak_memory())
+            cost.setdefault('start', time.process_time())
+            cost.update(end=time.process_time(), peak=peak_memory())
 
     result = training.fit(
-        data / 'train.csv',
-        model=settings['model'],
+        settings['model'],
+        settings['train'],
         directory=target,
         report=report,
-        loss='TripletMarginLoss',
-        loss_options={'margin': MARGIN},
-        num_items_per_class=2,
         optimizer='AdamW',
         optimizer_options={'weight_decay': 0},
         scheduler='linear',
@@ -56,12 +81,19 @@ def train_ours(data: Path, target: Path, settings: dict[str, Any]) -> dict[str, 
         epochs=settings['epochs'],
         batch_size=settings['batch_size'],
         device='cpu',
+        **OURS[settings['loss']],
     )
-    seconds = sum(spent for stage, spent in result.seconds.items() if stage.startswith(('Training', 'Preparing')))
-    return cost | {'seconds': seconds, 'samples': result.samples, 'model': str(result.artifact)}
+    return {
+        'preparing': sum(spent for stage, spent in result.seconds.items() if stage.startswith('Preparing')),
+        'seconds': result.seconds['Training'],
+        'cpu': cost['end'] - cost['start'],
+        'peak': cost['peak'],
+        'samples': result.samples,
+        'model': str(result.artifact),
+    }
 
 
-def train_theirs(data: Path, target: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def train_theirs(target: Path, settings: dict[str, Any]) -> Result:
     from datasets import Dataset
     from sentence_transformers import (
         SentenceTransformer,
@@ -69,16 +101,25 @@ def train_theirs(data: Path, target: Path, settings: dict[str, Any]) -> dict[str
         SentenceTransformerTrainingArguments,
     )
     from sentence_transformers.base.sampler import BatchSamplers
-    from sentence_transformers.sentence_transformer.losses import BatchAllTripletLoss
+    from sentence_transformers.sentence_transformer import losses
 
-    from finetuner.data import read_csv
-    from finetuner.documents import LABEL
     from finetuner.inference.pretrained import resolve
 
-    rows = [(document.text, document.tags[LABEL]) for document in read_csv(data / 'train.csv')]
-    numbers = {label: number for number, label in enumerate(dict.fromkeys(label for _, label in rows))}
-    texts = Dataset.from_dict({'text': [text for text, _ in rows], 'label': [numbers[label] for _, label in rows]})
+    rows = read(Path(settings['train']))
+    columns: dict[str, list[Any]] = {'one': [row[0] for row in rows], 'other': [row[-1] for row in rows]}
+    name, by_label = settings['loss'], settings['loss'] in MARGIN
+    if by_label:
+        numbers = {label: number for number, label in enumerate(dict.fromkeys(columns['other']))}
+        columns = {'text': columns['one'], 'label': [numbers[label] for label in columns['other']]}
+    elif name == 'scored':
+        columns = {'one': columns['one'], 'other': [row[1] for row in rows], 'score': [float(row[2]) for row in rows]}
     model = SentenceTransformer(str(resolve(settings['model'])), device='cpu')
+    loss = {
+        'triplet': lambda: losses.BatchAllTripletLoss(model, margin=MARGIN['triplet']),
+        'hard': lambda: losses.BatchHardTripletLoss(model, margin=MARGIN['hard']),
+        'ranking': lambda: losses.MultipleNegativesRankingLoss(model),
+        'scored': lambda: losses.CosineSimilarityLoss(model),
+    }[name]()
     trainer = SentenceTransformerTrainer(
         model=model,
         args=SentenceTransformerTrainingArguments(
@@ -86,82 +127,86 @@ def train_theirs(data: Path, target: Path, settings: dict[str, Any]) -> dict[str
             num_train_epochs=settings['epochs'],
             per_device_train_batch_size=settings['batch_size'],
             learning_rate=LEARNING_RATE,
-            batch_sampler=BatchSamplers.GROUP_BY_LABEL,
+            batch_sampler=BatchSamplers.GROUP_BY_LABEL if by_label else BatchSamplers.BATCH_SAMPLER,
             use_cpu=True,
             save_strategy='no',
             logging_strategy='no',
             report_to='none',
             disable_tqdm=True,
         ),
-        train_dataset=texts,
-        loss=BatchAllTripletLoss(model, margin=MARGIN),
+        train_dataset=Dataset.from_dict(columns),
+        loss=loss,
     )
     start, cpu = time.perf_counter(), time.process_time()
     done = trainer.train()
     cost = {'seconds': time.perf_counter() - start, 'cpu': time.process_time() - cpu, 'peak': peak_memory()}
     model.save(str(target / 'model'))
-    return cost | {'samples': done.global_step * settings['batch_size'], 'model': str(target / 'model')}
+    samples = min(done.global_step * settings['batch_size'], len(rows) * settings['epochs'])
+    return cost | {'preparing': 0.0, 'samples': samples, 'model': str(target / 'model')}
 
 
-def evaluate(data: Path, target: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    import torch
+def evaluate(target: Path, settings: dict[str, Any]) -> Result:
+    from scipy.stats import spearmanr
 
     from finetuner.artifact import open_artifact
-    from finetuner.inference.text_encoder import TextEncoder
-    from training.config import EvaluationOptions
-    from training.data import LabelledTexts, tokenise
-    from training.evaluator import Evaluator
-    from training.progress import Reporter
+    from finetuner.inference.torch_engine import TorchInferenceEngine
 
     model = settings['model']
     if model.endswith('.zip'):
         model = str(open_artifact(Path(model)).model_directory('model'))
-    encoder, reporter = TextEncoder.load(model), Reporter()
-
-    def prepare(name: str) -> Any:
-        texts = LabelledTexts.from_csv(data / name, target / name)
-        return tokenise(texts, encoder.tokenizer, encoder.max_length, target / name, reporter)
-
-    options = EvaluationOptions(query_data='test.csv', limit=LIMIT)
-    evaluator = Evaluator(options, prepare('test.csv'), prepare('train.csv'), target, torch.device('cpu'), reporter)
-    return {'metrics': evaluator(encoder)[0]}
-
-
-JOBS = {'ours': train_ours, 'sentence-transformers': train_theirs, 'evaluate': evaluate}
+    engine = TorchInferenceEngine(model)
+    queries, index = (
+        [list(side) for side in zip(*read(Path(settings[name])), strict=True)] for name in ('test', 'index')
+    )
+    metrics = judge(engine.encode_texts, queries, index, LIMIT)
+    pairs = make_pairs(rows[0], scored=True)
+    one, other = (engine.encode_texts([pair[side] for pair in pairs]) for side in (0, 1))
+    cosines = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    return {'metrics': metrics | {'spearman': float(spearmanr(cosines, [float(pair[2]) for pair in pairs])[0])}}
 
 
-def peak_memory() -> float:
-    """The most memory that this process has had, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+JOBS = {'ours': train_ours, PEER: train_theirs, 'evaluate': evaluate}
 
 
-def run(job: str, data: Path, target: Path, **settings: Any) -> dict[str, Any]:
-    """Do one of `JOBS` in a process of its own."""
-    target.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, __file__, '--data', str(data), '--job', job, '--target', str(target)]
-    result = subprocess.run([*command, '--settings', json.dumps(settings)], capture_output=True, text=True)
-    if result.returncode:
-        sys.exit(f'{job} failed:\n{result.stderr}')
-    return dict(json.loads(result.stdout.splitlines()[-1]))
+def read(file: Path) -> list[list[str]]:
+    """The rows without the header."""
+    with file.open(newline='') as lines:
+        return list(csv.reader(lines))[1:]
 
 
-def shorten(data: Path, limit: int, target: Path) -> Path:
-    """The same folder with about `limit` training rows, and test rows in proportion, of all classes."""
-    import csv
+def write(file: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    with file.open('w', newline='') as lines:
+        csv.writer(lines).writerows([header, *rows])
+    return str(file)
 
-    step = 1.0
-    for name in ('train.csv', 'test.csv'):
-        with (data / name).open(newline='') as file:
-            header, *rows = csv.reader(file)
-        step = max(1.0, len(rows) / limit) if name == 'train.csv' else step
-        kept = [rows[int(n * step)] for n in range(int(len(rows) / step))]
-        with (target / name).open('w', newline='') as file:
-            csv.writer(file).writerows([header, *kept])
-    return target
+
+def shorten(rows: list[list[str]], limit: int | None) -> list[list[str]]:
+    """About `limit` rows, evenly spread over all."""
+    step = max(1.0, len(rows) / limit) if limit else 1.0
+    return [rows[int(n * step)] for n in range(int(len(rows) / step))]
+
+
+def make_pairs(rows: Sequence[Sequence[str]], scored: bool) -> list[list[str]]:
+    """Each text with another of its intent; scored, every second one with one of another intent."""
+    chance = random.Random(0)
+    by_label: dict[str, list[str]] = {}
+    for text, label in rows:
+        by_label.setdefault(label, []).append(text)
+    pairs = []
+    for number, (text, label) in enumerate(rows):
+        same = not scored or number % 2 == 0
+        other = label if same else chance.choice([name for name in by_label if name != label])
+        partner = chance.choice([found for found in by_label[other] if found != text] or by_label[other])
+        pairs.append([text, partner, *([str(int(same))] if scored else [])])
+    chance.shuffle(pairs)
+    return pairs
 
 
 def main(
-    data: Annotated[Path, typer.Option(help='The folder of train.csv and test.csv.')],
+    data: Annotated[Path, typer.Option(help='The folder of train.csv and test.csv.')] = Path(
+        '../shared/data/banking77'
+    ),
+    loss: Annotated[Loss, typer.Option(help='What is learned.')] = Loss.triplet,
     model: Annotated[str, typer.Option(help='A model directory, a short name or a hub id.')] = 'all-minilm-l6-v2',
     epochs: int = 1,
     batch_size: int = 64,
@@ -173,42 +218,29 @@ def main(
 ) -> None:
     """Train with ours and with sentence-transformers, and print what came of it."""
     if job is not None:
-        print(json.dumps(JOBS[job](data, target, json.loads(settings))))
+        print(json.dumps(JOBS[job](target, json.loads(settings))))
         return
     console = Console()
-    sides: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder, console.status('') as status:
         work = Path(folder)
-        if limit is not None:
-            data = shorten(data, limit, work)
+        rows, test = shorten(read(data / 'train.csv'), limit), read(data / 'test.csv')
+        test = shorten(test, limit and limit * len(test) // len(read(data / 'train.csv')))
+        header = ['text', 'label']
+        files = {'test': write(work / 'test.csv', header, test), 'index': write(work / 'index.csv', header, rows)}
+        if loss not in MARGIN:
+            scored = loss == Loss.scored
+            rows, header = make_pairs(rows, scored), ['one', 'other', *(['score'] if scored else [])]
+        files['train'] = write(work / 'train.csv', header, rows)
         status.update('Evaluating the model as it is')
-        before = run('evaluate', data, work / 'before', model=model)['metrics']
-        for turn in range(rounds):
-            for side in ('ours', 'sentence-transformers'):
-                status.update(f'Training: {side}, {turn + 1} of {rounds}')
-                done = run(side, data, work / side, model=model, epochs=epochs, batch_size=batch_size)
-                sides[side] = min(done, sides.get(side, done), key=lambda result: result['seconds'])
+        before = run_job(__file__, 'evaluate', work / 'before', files | {'model': model})['metrics']
+        status.update('Training')
+        numbers = {'model': model, 'loss': str(loss), 'epochs': epochs, 'batch_size': batch_size}
+        sides = take_turns(__file__, ('ours', PEER), work, files | numbers, rounds)
+        status.update('Evaluating')
         for side in sides:
-            status.update(f'Evaluating: {side}')
-            sides[side] |= run('evaluate', data, work / side, model=sides[side]['model'])
-    ours, theirs = sides['ours'], sides['sentence-transformers']
-    title = f'Banking77: {model}, {epochs} epoch{"s" * (epochs > 1)}, batches of {batch_size}'
-    table = Table(title=title, title_justify='left')
-    for column in ('', 'before', 'ours', 'sentence-transformers', 'ratio'):
-        table.add_column(column, justify='right' if column else 'left', no_wrap=True)
-    for name, value in before.items():
-        one, two = ours['metrics'][name], theirs['metrics'][name]
-        table.add_row(name.replace('_k', f'_{LIMIT}'), f'{value:.4f}', f'{one:.4f}', f'{two:.4f}', f'{one / two:.3f}')
-    table.add_section()
-    for row, one, two in [
-        ('seconds', ours['seconds'], theirs['seconds']),
-        ('CPU seconds', ours['cpu'], theirs['cpu']),
-        ('samples', ours['samples'], theirs['samples']),
-        ('samples/s', ours['samples'] / ours['seconds'], theirs['samples'] / theirs['seconds']),
-        ('peak MiB', ours['peak'], theirs['peak']),
-    ]:
-        table.add_row(row, '', f'{one:,.1f}', f'{two:,.1f}', f'{one / two:.2f}')
-    console.print(table)
+            side |= run_job(__file__, 'evaluate', work / 'after', files | {'model': side['model']})
+    title = f'Banking77: {model}, {loss}, {epochs} epoch{"s" * (epochs > 1)}, batches of {batch_size}'
+    console.print(comparison(title, before, *sides, PEER, LIMIT))
 
 
 if __name__ == '__main__':
