@@ -155,9 +155,8 @@ def evaluate(target: Path, settings: dict[str, Any]) -> Result:
     if model.endswith('.zip'):
         model = str(open_artifact(Path(model)).model_directory('model'))
     engine = TorchInferenceEngine(model)
-    queries, index = (
-        [list(side) for side in zip(*read(Path(settings[name])), strict=True)] for name in ('test', 'index')
-    )
+    rows = [read(Path(settings[name])) for name in ('test', 'index')]
+    queries, index = ([list(side) for side in zip(*part, strict=True)] for part in rows)
     metrics = judge(engine.encode_texts, queries, index, LIMIT)
     pairs = make_pairs(rows[0], scored=True)
     one, other = (engine.encode_texts([pair[side] for pair in pairs]) for side in (0, 1))
