@@ -73,5 +73,5 @@ def comparison(title: str, before: Mapping[str, float], ours: Result, theirs: Re
         ('samples/s', ours['samples'] / ours['seconds'], theirs['samples'] / theirs['seconds']),
         ('peak MiB', ours['peak'], theirs['peak']),
     ]:
-        table.add_row(name, '', f'{one:,.1f}', f'{two:,.1f}', f'{one / two:.2f}')
+        table.add_row(name, '', f'{one:,.1f}', f'{two:,.1f}', f'{one / two:.2f}' if two else '')
     return table
