@@ -37,10 +37,11 @@ class FinetunerExecutor(Executor):
     :param inter_op_num_threads: operators that run at the same time, 0 for the engine's choice.
     :param logging_level: the least level that is logged.
     :param is_onnx: onnxruntime (True) or torch (False), default onnxruntime where the artifact has an ONNX model.
-    :param ingest_roots: folders whose files documents may name by `uri`, default `FINETUNER_INGEST_ROOTS` (separated by
-        ':') or none. Images and meshes can always be sent as `blob`, `tensor` or in a `data:` URI.
-    :param ingest_schemes: schemes of the URIs that are read, default `FINETUNER_INGEST_SCHEMES` (separated by commas)
-        or 'file'.
+    :param encode_roots: folders whose files documents may name by `uri`, default `FINETUNER_ENCODE_ROOTS` (separated by
+        ':') or none. Images and meshes can always be sent as `blob`, `tensor` or in a `data:` URI. What `/ingest` may
+        read is no default here: that endpoint needs a token, and this one does not.
+    :param encode_schemes: schemes of the URLs that are fetched, default `FINETUNER_ENCODE_SCHEMES` (separated by
+        commas) or none. With 'http', whoever reaches the endpoint can make it call any address that it reaches.
     :param require_token: whether every request must carry a token of this service, default `FINETUNER_REQUIRE_TOKEN` or
         no.
     :param refuse_unknown: whether a request for another endpoint is an error. In a Flow with other executors and Jina's
@@ -62,8 +63,8 @@ class FinetunerExecutor(Executor):
         inter_op_num_threads: int = 0,
         logging_level: str = 'INFO',
         is_onnx: bool | None = None,
-        ingest_roots: Sequence[str] | None = None,
-        ingest_schemes: Sequence[str] | None = None,
+        encode_roots: Sequence[str] | None = None,
+        encode_schemes: Sequence[str] | None = None,
         require_token: bool | None = None,
         refuse_unknown: bool = True,
         **kwargs: Any,
@@ -71,7 +72,9 @@ class FinetunerExecutor(Executor):
         super().__init__(**kwargs)
         end_with_parent()
         self._set_level(logging_level)
-        self.links = allowed_links(allowed_roots(ingest_roots), allowed_schemes(ingest_schemes))
+        schemes = allowed_schemes(encode_schemes, 'FINETUNER_ENCODE_SCHEMES', default='')
+        # a folder that is named is leave enough to read in it
+        self.links = allowed_links(allowed_roots(encode_roots, 'FINETUNER_ENCODE_ROOTS'), ['file', *schemes])
         if not refuse_unknown:
             del self.requests['/default']
         if require_token is None:

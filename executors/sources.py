@@ -59,23 +59,26 @@ def read_uri(uri: str, options: CSVOptions, roots: Sequence[Path], schemes: Sequ
         raise DataError(f'{shown} cannot be read: {reason}') from None
 
 
-def allowed_roots(names: Sequence[str] | None) -> list[Path]:
+def allowed_roots(names: Sequence[str] | None, variable: str = 'FINETUNER_INGEST_ROOTS') -> list[Path]:
     """The folders whose files clients may name.
 
-    :param names: None are those of `FINETUNER_INGEST_ROOTS`.
+    :param names: None are those of the environment variable.
     """
     if names is None:
-        names = os.environ.get('FINETUNER_INGEST_ROOTS', '').split(os.pathsep)
+        names = os.environ.get(variable, '').split(os.pathsep)
     return [Path(name).expanduser().absolute() for name in names if name]
 
 
-def allowed_schemes(names: Sequence[str] | None) -> list[str]:
+def allowed_schemes(
+    names: Sequence[str] | None, variable: str = 'FINETUNER_INGEST_SCHEMES', default: str = 'file'
+) -> list[str]:
     """The schemes of the URIs that clients may name, in lower case.
 
-    :param names: None are those of `FINETUNER_INGEST_SCHEMES`, by default 'file'.
+    :param names: None are those of the environment variable.
+    :param default: those where it is not set.
     """
     if names is None:
-        names = os.environ.get('FINETUNER_INGEST_SCHEMES', 'file').split(',')
+        names = os.environ.get(variable, default).split(',')
     return [name.strip().lower() for name in names if name.strip()]
 
 
