@@ -47,7 +47,7 @@ def check_data(config: FitConfig, data: Facts, role: Role = 'train') -> None:
     :raises DataError: the message says what is needed, and what the data set holds.
     """
     if role in ('train', 'eval'):
-        if not _fits(config.shape, data):
+        if not fits(config.shape, data):
             raise DataError(f'{config.loss} learns from {NEEDED[config.shape]}, {_holds(data)}{_hint(config, data)}')
     elif not (data.labelled or data.shape == 'pairs'):
         raise DataError(f'{role}_data is to tell which matches are right by labels or as pairs, {_holds(data)}')
@@ -56,7 +56,8 @@ def check_data(config: FitConfig, data: Facts, role: Role = 'train') -> None:
         raise DataError(f'the model {config.model} reads {_plural(readable)}, {_holds(data)}')
 
 
-def _fits(shape: str, data: Facts) -> bool:
+def fits(shape: str, data: Facts) -> bool:
+    """Whether a loss of this shape can learn from the data."""
     # pairs without labels are grouped, and those with scores may as well not belong together
     are_positives = data.shape == 'pairs' and (data.labelled or not data.scored)
     return {

@@ -15,7 +15,6 @@ import numpy as np
 
 from finetuner.excepts import DataError
 from finetuner.inference.encoder import Encoder
-from training.losses.objective import Shape
 from training.progress import Progress, Reporter
 from training.rows import Rows, RowsWriter
 
@@ -154,30 +153,6 @@ def match_encoders(reader: DatasetReader, encoders: Mapping[str, Encoder]) -> li
                 f'{reader.name}{where} holds {modality}s, and the model reads {"s and ".join(by_modality)}s'
             )
     return [by_modality[modality] for modality in reader.modalities]
-
-
-def learnable(shape: Shape, examples: Examples) -> bool:
-    """Whether an objective of this shape can learn from the examples."""
-    columns = len(examples.columns)
-    return {
-        'labelled': examples.labels is not None and columns < 3,
-        'pairs': columns == 2,
-        'scored pairs': columns == 2 and examples.scores is not None,
-        'triplets': columns == 3,
-    }[shape]
-
-
-def mismatch(loss: str, shape: Shape, examples: Examples) -> str:
-    """The sentence that refuses data which a loss cannot learn from."""
-    needed = {
-        'labelled': 'items with labels, or pairs',
-        'pairs': 'pairs of an anchor and a positive',
-        'scored pairs': 'pairs with a score',
-        'triplets': 'triplets of a query, a positive and a negative',
-    }[shape]
-    held = {1: 'items', 2: 'pairs', 3: 'triplets'}[len(examples.columns)]
-    marks = [mark for mark, there in (('labels', examples.classes), ('scores', examples.scores is not None)) if there]
-    return f'{loss} learns from {needed}, and {examples.name} holds {held} with {" and ".join(marks) or "no label"}'
 
 
 def _write_store(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
 
 from finetuner.inference.encoder import Encoder
-from training.batch_size import token_budget
+from training.batch_size import longest_items, token_budget
 from training.config import FitConfig
 from training.data import Examples
 from training.embed import Embedder, FeatureEmbedder
@@ -62,7 +63,10 @@ def make_budgets(
                     'freeze it, or use gradient_cache="auto"'
                 )
             continue
-        budgets[name] = token_budget(encoders[name], embedder, device)
+        # the graphs of all encoders are there at once, and on a CPU those of all its processes
+        sharing = len(embedders) * (int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if device.type == 'cpu' else 1)
+        longest = int(embedder.costs(longest_items(embedder, 1)).max())
+        budgets[name] = max(token_budget(encoders[name], embedder, device) // sharing, longest)
         if config.gradient_cache is True:
             budgets[name] = min(budgets[name], FORCED_BUDGETS[encoders[name].modality])
     return budgets

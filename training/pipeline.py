@@ -15,16 +15,16 @@ import numpy as np
 from accelerate import Accelerator
 
 from finetuner.artifact.manifest import check_name
-from finetuner.excepts import DataError
 from finetuner.inference.clip import clip_logit_scale
 from finetuner.inference.encoder import Encoder
 from registry.shards import DatasetReader
 from training.backbone import for_export, load_for_training
 from training.batch_size import find_batch_size
 from training.callbacks.making import make_callbacks
+from training.check import check_data
 from training.checkpoint import data_identity
 from training.config import FitConfig
-from training.data import SCRATCH, Examples, learnable, mismatch, open_examples, prepare
+from training.data import SCRATCH, Examples, open_examples, prepare
 from training.embed import Embedder
 from training.embedders import make_budgets, make_embedders
 from training.evaluator import Corpora, Metrics, make_evaluators
@@ -113,8 +113,7 @@ def run_fit(
             return make_embedders(config, examples, encoders, accelerator, reporter)
 
         training_set = examples_of(config.train_data)
-        if not learnable(config.shape, training_set):
-            raise DataError(mismatch(config.loss, config.shape, training_set))
+        check_data(config, training_set.reader)
         eval_set = None if config.eval_data is None else examples_of(config.eval_data)
         rows, held_out = split(training_set, config.val_split, config.seed)
         logger.info('Training data: %s', describe(training_set, rows))
@@ -125,7 +124,7 @@ def run_fit(
         batch_size = config.batch_size or find_batch_size(task, training_set, embedders, accelerator.device)
         sampler = make_sampler(config, rows, training_set, batch_size)
         step = Step(task, training_set, embedders, accelerator, budgets)
-        validate = make_validation(config, step, held_out, eval_set, batch_size)
+        validate = make_validation(config, step, held_out, eval_set, batch_size, embedders_of)
         corpora = Corpora(encoders, embedders_of, work, accelerator.device, reporter)
         evaluators = make_evaluators(config, examples_of, corpora)
 

@@ -7,12 +7,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 
 from training.config import FitConfig
 
@@ -32,7 +33,10 @@ def make_accelerator(config: FitConfig) -> Accelerator:
     if not cpu and ':' in config.device:
         torch.cuda.set_device(config.device)
     AcceleratorState._reset_state(reset_partial_state=True)  # a process may fit more than once
-    accelerator = Accelerator(cpu=cpu, mixed_precision='no' if config.precision == 'fp32' else config.precision)
+    # one process prepares, evaluates and exports while the others wait
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
+    precision = 'no' if config.precision == 'fp32' else config.precision
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[patience])
     if accelerator.num_processes > 1:
         logger.info('Training on %d processes', accelerator.num_processes)
     return accelerator

@@ -77,7 +77,10 @@ class Step:
         """The loss of a batch, float32 scalar; every process computes all of it."""
         columns: dict[int, Tensor] = {}
         for name, items, where in distinct(self.examples.columns, rows):
-            embeddings = torch.cat(list(self._parts(name, items)[1]))
+            chunks, parts = self._parts(name, items)
+            embeddings = torch.empty(len(items), self._dim(name), device=self.accelerator.device)
+            for chunk, part in zip(chunks, parts, strict=True):  # the chunks are sorted by cost
+                embeddings[torch.from_numpy(chunk)] = part
             columns |= {number: embeddings[torch.from_numpy(place)] for number, place in where}
         return self._objective([columns[number] for number in sorted(columns)], rows)
 
@@ -85,8 +88,13 @@ class Step:
         """Add up what every process has of the encoders' gradients; those of the objective are the same already."""
         if self.accelerator.num_processes == 1:
             return
-        parameters = [parameter for parameter in self.task.encoders.parameters() if parameter.requires_grad]
-        for parameter in parameters:
+        trained = [parameter for parameter in self.task.encoders.parameters() if parameter.requires_grad]
+        used = torch.tensor(
+            [float(parameter.grad is not None) for parameter in trained], device=self.accelerator.device
+        )
+        torch.distributed.all_reduce(used)
+        parameters = [parameter for parameter, count in zip(trained, used.tolist(), strict=True) if count]
+        for parameter in parameters:  # some process has a gradient, but perhaps not this one
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         flat = torch.cat([parameter.grad.reshape(-1) for parameter in parameters if parameter.grad is not None])
@@ -96,9 +104,11 @@ class Step:
             parameter.grad = part.view_as(parameter)
 
     def reduce_buffers(self) -> None:
-        """Make running statistics the mean of those of all processes, each of which saw its own items."""
+        """Make running statistics the mean of those of all processes, each of which saw its own items. Those of frozen
+        layers stay as they are."""
         if self.accelerator.num_processes > 1:
-            for buffer in self.task.encoders.buffers():
+            modules = [module for module in self.task.encoders.modules() if module.training]
+            for buffer in (buffer for module in modules for buffer in module.buffers(recurse=False)):
                 if buffer.is_floating_point():
                     torch.distributed.all_reduce(buffer)
                     buffer /= self.accelerator.num_processes

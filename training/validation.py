@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from finetuner.excepts import DataError
+from training.check import fits
 from training.config import FitConfig
-from training.data import Examples, learnable
-from training.embed import FeatureEmbedder
+from training.data import Examples
+from training.embed import Embedder
 from training.losses import has_class_weights
 from training.samplers import make_sampler
 from training.step import Step
@@ -37,26 +38,35 @@ def split(examples: Examples, share: float, seed: int) -> tuple[np.ndarray, np.n
 
 
 def make_validation(
-    config: FitConfig, step: Step, held_out: np.ndarray, eval_set: Examples | None, batch_size: int
+    config: FitConfig,
+    step: Step,
+    held_out: np.ndarray,
+    eval_set: Examples | None,
+    batch_size: int,
+    embedders_of: Callable[[Examples], Mapping[str, Embedder]],
 ) -> Callable[[], float] | None:
-    """What computes the loss on held-out examples: rows of the training data, or data of their own."""
+    """What computes the loss on held-out examples: rows of the training data, or data of their own.
+
+    :raises ValueError: there is none, and a callback watches it.
+    """
     examples, rows = step.examples, held_out
+    class_weights = has_class_weights(config.loss, config.loss_options)
+    if class_weights and not step.examples.classes:  # groups of other pairs are other classes
+        wanted = len(rows) or eval_set is not None
+        return _no_loss(config, f'{config.loss} knows the groups of the training data alone') if wanted else None
     if eval_set is not None:
-        if not learnable(config.shape, eval_set):
-            logger.warning('There is no val_loss: %s learns from other data than %s holds', config.loss, eval_set.name)
-            return None
+        if not fits(config.shape, eval_set.reader):
+            return _no_loss(config, f'{config.loss} learns from other data than {eval_set.name} holds')
         examples, rows = eval_set, np.arange(len(eval_set))
         if eval_set.classes:
             known = step.examples.classes
             labels = eval_set.labels_as(known)
             examples = dataclasses.replace(eval_set, labels=labels)
-            if has_class_weights(config.loss, config.loss_options):  # there are none for other classes
+            if class_weights:  # there are none for other classes
                 rows = rows[labels < len(known)]
-        embedders = {
-            column.encoder: FeatureEmbedder(step.task.by_name[column.encoder], column.store.features)
-            for column in eval_set.columns
-        }
-        step = Step(step.task, examples, embedders, step.accelerator)
+        if not len(rows):
+            return _no_loss(config, f'{eval_set.name} holds no class of the training data')
+        step = Step(step.task, examples, embedders_of(eval_set), step.accelerator, step.budgets)
     if not len(rows):
         return None
     sampler = make_sampler(config, rows, examples, batch_size)
@@ -70,3 +80,10 @@ def make_validation(
         return total / count
 
     return validate
+
+
+def _no_loss(config: FitConfig, why: str) -> None:
+    for callback in config.callbacks or []:
+        if getattr(getattr(callback, 'options', None), 'monitor', None) == 'val_loss':
+            raise ValueError(f'{callback.name} watches val_loss, and there is none: {why}')
+    logger.warning('There is no val_loss: %s', why)

@@ -10,7 +10,7 @@ from finetuner.documents import Content, Document
 from finetuner.excepts import DataError
 from finetuner.inference.mlp_encoder import MLPEncoder
 from registry.shards import DatasetReader, write_shard
-from training.data import learnable, mismatch, open_examples, prepare
+from training.data import open_examples, prepare
 from training.progress import Reporter
 
 
@@ -83,16 +83,6 @@ def test_an_item_that_cannot_be_read_is_named_by_its_document(tmp_path):
     data = [Document(tensor=np.zeros(4, np.float32), tags={'finetuner_label': 'x'})] * 3
     with pytest.raises(DataError, match='vectors: document 0 '):
         examples_of(data, {'model': MLPEncoder(5, [3])}, tmp_path, 'vectors')
-
-
-@pytest.mark.parametrize(
-    ('shape', 'learns'), [('labelled', True), ('pairs', False), ('scored pairs', False), ('triplets', False)]
-)
-def test_items_fit_losses_of_labelled_data_alone(encoder, tmp_path, shape, learns):
-    examples = examples_of(labelled(('one', 'b'), ('two', 'a')), {'model': encoder}, tmp_path)
-    assert learnable(shape, examples) is learns
-    if not learns:
-        assert mismatch('TheLoss', shape, examples).startswith('TheLoss learns from ')
 
 
 MEMORY = """

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import training
+from finetuner.callback import EarlyStopping
 from finetuner.excepts import DataError, ParameterError
 from training.lora import merge_adapters
 from training.losses import LOSSES
@@ -169,6 +170,25 @@ def test_eval_data_and_val_split_give_a_val_loss(fit, plain, test_csv):
     assert 'val_loss' not in plain.result.history[-1]
     assert fit(eval_data=test_csv).result.history[-1]['val_loss'] > 0
     assert fit(val_split=0.3).result.history[-1]['val_loss'] > 0
+
+
+def test_the_loss_of_the_training_data_is_the_same_whether_computed_by_the_loop_or_as_val_loss(fit, train_csv):
+    run = fit(eval_data=train_csv, epochs=1, learning_rate=1e-12, loss='ArcFaceLoss', batch_size=120)
+    history = run.result.history[-1]
+    assert history['val_loss'] == pytest.approx(history['train_loss'], rel=0.05)  # but for dropout
+
+
+def test_class_weights_of_groups_have_no_val_loss(fit, shaped):
+    arguments = {'loss': 'ArcFaceLoss', 'eval_data': shaped['pairs'], 'epochs': 1}
+    assert 'val_loss' not in fit(shaped['pairs'], **arguments).result.history[-1]
+    with pytest.raises(ValueError, match='EarlyStopping watches val_loss, and there is none'):
+        fit(shaped['pairs'], callbacks=[EarlyStopping()], **arguments)
+
+
+@pytest.mark.parametrize('loss', ['TripletMarginLoss', 'MultipleNegativeRankingLoss'])
+def test_scored_pairs_are_not_taken_for_positives(fit, shaped, loss):
+    with pytest.raises(DataError, match='holds scored pairs of texts: use CosineSimilarityLoss'):
+        fit(shaped['scored'], loss=loss)
 
 
 def test_time_limit_ends_the_training_early(fit):

@@ -158,6 +158,13 @@ def test_the_loss_alone_leaves_no_gradients(pairs):
     assert all(parameter.grad is None for parameter in step.task.parameters())
 
 
+def test_the_loss_is_the_same_in_chunks_of_unequal_costs(pairs, monkeypatch):
+    rows = np.array([3, 0, 17, 1, 30, 9])
+    step = make_step(pairs, budget=3)
+    monkeypatch.setattr(step.embedders['model'], 'costs', lambda items: 1 + items * 7 % 3)
+    torch.testing.assert_close(step.loss(rows), plain(make_step(pairs), rows)[0])
+
+
 def test_weights_of_batches_add_up(pairs):
     step = make_step(pairs)
     step.backward(np.arange(5), weight=0.25)
