@@ -64,17 +64,17 @@ _POOLING = (
     Option('pooling', 'str | None', alias='pooler'),
     Option('pooling_options', 'dict | None', alias='pooler_options'),
 )
-_START = (Option('pretrained', 'bool', True), Option('weights', 'str | None'))
+_PRETRAINED = Option('pretrained', 'bool', True)
+_WEIGHTS = Option('weights', 'str | None')
 _AUGMENT = Option('augment', 'bool', False)
-_IMAGES = (*_POOLING, *_START, _AUGMENT, Option('preprocess_options', 'dict | None'))
-_CLIP = (*_START, _AUGMENT, Option('normalize', 'bool | None'))
-_PREPROCESS = Option('preprocess_options', 'dict | None')
+_IMAGES = (*_POOLING, _PRETRAINED, _WEIGHTS, _AUGMENT, Option('preprocess_options', 'dict | None'))
+_CLIP = (_PRETRAINED, _AUGMENT, Option('normalize', 'bool | None'))
 OPTIONS: dict[Library, tuple[Option, ...]] = {
     'transformers': _POOLING,
-    'torchvision': (*_POOLING, *_IMAGES, _PREPROCESS),
-    'timm': (*_POOLING, *_IMAGES, _PREPROCESS),
-    'open_clip': _IMAGES,
-    'transformers-clip': _IMAGES,
+    'torchvision': _IMAGES,
+    'timm': _IMAGES,
+    'open_clip': (*_CLIP, _WEIGHTS),
+    'transformers-clip': _CLIP,
     'pointnet': (
         Option('point_cloud_size', 'int', 2048),
         Option('width', 'float', 1.0),

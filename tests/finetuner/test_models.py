@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
+from typing import Any
 
 import pytest
 from rich.console import Console
+from safetensors.torch import save_file
 
 import finetuner
 import finetuner.console
 from finetuner.cli import app
+from finetuner.inference.backbones import load_encoders
 from finetuner.inference.pretrained import HUB_IDS
 from finetuner.model import get_header, get_row, list_model_classes
 from finetuner.models import BACKBONES, OPTIONS, TASKS, check_options, find_backbone, task_of
@@ -119,6 +123,68 @@ def test_list_model_options():
     assert {'pooling', 'pooler', 'pooling_options', 'pooler_options'} <= {
         item['name'] for item in options['resnet-base']
     }
+
+
+def test_no_option_is_listed_twice():
+    for options in finetuner.list_model_options().values():
+        names = [option['name'] for option in options]
+        assert names == list(dict.fromkeys(names))
+    assert {option['name'] for option in finetuner.list_model_options()['clip-base-en']} == {
+        *('pretrained', 'augment', 'normalize')
+    }
+
+
+GIVEN: dict[str, dict[str, Any]] = {
+    'transformers': {'pooling': 'gem', 'pooling_options': {'p': 2}},
+    'torchvision': {'pooling': 'gem', 'pooling_options': {'p': 2}, 'preprocess_options': {'size': 64}},
+    'timm': {'pooling': 'gem', 'pooling_options': {'p': 2}, 'preprocess_options': {'size': 64}},
+    'open_clip': {'normalize': True},
+    'transformers-clip': {'pretrained': False, 'normalize': True, 'augment': True},
+    'pointnet': {'point_cloud_size': 64, 'width': 0.125, 'augment': True, 'up_axis': 'z'},
+    'mlp': {'input_size': 6, 'hidden_sizes': [5, 4], 'bias': False, 'activation': 'tanh', 'l2': True},
+}
+
+
+@pytest.mark.parametrize('library', OPTIONS)
+def test_every_listed_option_is_taken_by_its_loader(library, tiny_model, tiny_clip, tmp_path):
+    """Each on its own, so that none hides another; `weights` is a file of the model's own weights."""
+    given = {'pretrained': False, 'augment': True} | GIVEN[library]
+    source: Any = {
+        'transformers': tiny_model,
+        'torchvision': 'squeezenet1_1',
+        'timm': 'timm/test_vit',
+        'transformers-clip': tiny_clip,
+        'pointnet': 'pointnet-base',
+    }.get(library, library)
+    required = {option.name: given[option.name] for option in OPTIONS[library] if option.required}
+    if library == 'open_clip':
+        source = tiny_architecture(tmp_path)
+    if any(option.name == 'weights' for option in OPTIONS[library]):
+        required, given['weights'] = {'pretrained': False}, str(saved_weights(source, tmp_path / 'weights.safetensors'))
+    for option in OPTIONS[library]:
+        for name in filter(None, (option.name, option.alias)):
+            together = {'pooling': 'gem'} if option.name == 'pooling_options' else {}
+            assert load_encoders(source, options={**required, **together, name: given[option.name]}), name
+
+
+def tiny_architecture(directory) -> str:
+    """An architecture of open_clip that tests can pay for."""
+    open_clip = pytest.importorskip('open_clip')
+    config = {
+        'embed_dim': 8,
+        'vision_cfg': {'image_size': 32, 'layers': 1, 'width': 16, 'head_width': 8, 'patch_size': 16},
+        'text_cfg': {'context_length': 77, 'vocab_size': 49408, 'width': 16, 'heads': 2, 'layers': 1},
+    }
+    (directory / 'tiny-listed.json').write_text(json.dumps(config))
+    open_clip.add_model_config(directory / 'tiny-listed.json')
+    return 'tiny-listed::'
+
+
+def saved_weights(source, path):
+    encoder = next(iter(load_encoders(source, options={'pretrained': False}).values()))
+    model = encoder.whole.model if hasattr(encoder, 'whole') else encoder._source.model
+    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, path)
+    return path
 
 
 @pytest.mark.parametrize('task', [None, *TASKS[:-1]])
