@@ -21,6 +21,7 @@ from executors.parameters import (
     TokenParameters,
 )
 from executors.supervisor import Supervisor
+from executors.tracking import check_trackers
 from finetuner.client.names import random_name
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import DataError, RegistryError, RunFailedError, RunInProgressError
@@ -62,14 +63,13 @@ class TrainerExecutor(Executor):
         """Check the arguments of `finetuner.fit`, store the run and return it. Called again it returns the same run."""
         account = self.registry.authenticate(parameters.secret)
         config = FitConfig.from_arguments(**parameters.arguments)
+        check_trackers(config)
         if parameters.check_only:
             return answer(checked=True)
         roles = _datasets(config)
         for name, role in roles:
             self._check_dataset(account.id, config, name, role)
         run = self._create_run(account.id, config, list(dict.fromkeys(name for name, _ in roles)))
-        if run.status != FINISHED:
-            keep_secrets(config, self.registry.run_directory(run.id))
         self.supervisor.wake()
         return DocumentArray([describe_run(run)])
 
@@ -77,8 +77,14 @@ class TrainerExecutor(Executor):
         experiment_name, description = config.experiment_name or 'default', config.description or ''
         settings = config.model_dump(mode='json', exclude={'run_name', 'experiment_name', 'description'})
 
+        def prepare(run: RunRecord) -> None:
+            if run.status != FINISHED:
+                keep_secrets(config, self.registry.run_directory(run.id))
+
         def create(name: str) -> tuple[RunRecord, bool]:
-            return self.registry.create_run(account_id, experiment_name, name, settings, description, datasets)
+            return self.registry.create_run(
+                account_id, experiment_name, name, settings, description, datasets, prepare=prepare
+            )
 
         if config.run_name:
             return create(config.run_name)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -190,11 +190,14 @@ class Registry:
         config: dict[str, Any],
         description: str = '',
         datasets: Iterable[str] | None = None,
+        prepare: Callable[[RunRecord], None] | None = None,
     ) -> tuple[RunRecord, bool]:
         """Make a run, and its experiment if there is none; or find the run of this name and this `config`.
 
         :param config: JSON. `'public': True` lets anyone who knows the artifact's id read it.
         :param datasets: names of the data sets that the run reads; it sees them as they are now.
+        :param prepare: is called with the run before anyone else sees it, or if it was there, before this returns. If
+            it raises, no run is made.
         :return: the run, and whether it was made by this call.
         :raises RegistryError: a malformed name, a run of this name with another `config` or with data sets that have
             changed since, or no such data set.
@@ -203,7 +206,10 @@ class Registry:
         check_name('run', run_name)
         with self.database.write() as session:
             kept = snapshot(session, account_id, datasets or [])
-            return runs.create_run(session, account_id, experiment_name, run_name, config, description, kept)
+            run, is_new = runs.create_run(session, account_id, experiment_name, run_name, config, description, kept)
+            if prepare is not None:
+                prepare(run)
+            return run, is_new
 
     def get_run(self, account_id: str, experiment_name: str, run_name: str) -> RunRecord:
         """

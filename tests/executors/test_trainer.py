@@ -5,7 +5,7 @@ import pytest
 from executors import trainer
 from executors.parameters import FitParameters, RunParameters
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import RegistryError, RunFailedError
+from finetuner.excepts import ParameterError, RegistryError, RunFailedError
 
 
 @pytest.fixture
@@ -86,3 +86,64 @@ def test_a_token_of_a_tracker_is_kept_for_the_worker_alone(executor, submit):
     assert [file.name for file in home.rglob('*') if file.is_file() and b's3cr3t' in file.read_bytes()] == [
         'secrets.json'
     ]
+
+
+def test_the_token_is_there_before_anyone_sees_the_run(executor, submit, monkeypatch):
+    make, _ = submit
+    seen = []
+
+    def keep(config, directory):
+        seen.append([run.name for run in executor.registry.unfinished_runs()])
+
+    monkeypatch.setattr(trainer, 'keep_secrets', keep)
+    make()
+    assert seen == [[]]
+    make()
+    assert seen == [[], ['r']]
+
+
+def test_no_run_is_made_whose_token_cannot_be_kept(executor, submit, monkeypatch):
+    def keep(config, directory):
+        raise OSError('no space left')
+
+    make, _ = submit
+    monkeypatch.setattr(trainer, 'keep_secrets', keep)
+    with pytest.raises(OSError, match='no space left'):
+        make()
+    assert executor.registry.unfinished_runs() == []
+
+
+@pytest.mark.parametrize(
+    'uri',
+    [
+        'sqlite:////etc/cron.d/mlflow',
+        'file:///srv/other',
+        '/srv/mlflow',
+        'http://169.254.169.254/',
+        'https://mlflow.example.com.evil.com',
+        'https://mlflow.example.com:1',
+        'https://mlflow.example.com@evil.com',
+        'file:///srv/mlruns/../../etc',
+        'file:///srv/mlruns/%2e%2e/etc',
+    ],
+)
+def test_a_tracker_needs_to_be_allowed(submit, monkeypatch, uri):
+    make, _ = submit
+    callbacks = [{'name': 'MLFlowLogger', 'options': {'experiment': 'e', 'tracking_uri': uri}}]
+    for allowed in ('', 'https://mlflow.example.com, file:///srv/mlruns'):
+        monkeypatch.setenv('FINETUNER_MLFLOW_URIS', allowed)
+        with pytest.raises(
+            ParameterError, match='tracking_uri .* is not one that this service .*FINETUNER_MLFLOW_URIS'
+        ):
+            make(callbacks=callbacks)
+        with pytest.raises(ParameterError, match='FINETUNER_MLFLOW_URIS'):
+            make(callbacks=callbacks, check_only=True)
+
+
+@pytest.mark.parametrize('uri', ['https://mlflow.example.com/', 'https://mlflow.example.com/team', None])
+def test_an_allowed_tracker_is_taken(submit, monkeypatch, uri):
+    make, _ = submit
+    monkeypatch.setenv('FINETUNER_MLFLOW_URIS', 'file:///srv/mlruns, https://mlflow.example.com')
+    given = {} if uri is None else {'tracking_uri': uri}
+    tags = make(callbacks=[{'name': 'MLFlowLogger', 'options': {'experiment': 'e', **given}}])
+    assert tags['status'] == 'CREATED'
