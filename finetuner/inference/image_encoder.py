@@ -102,7 +102,7 @@ class ImageEncoder(Encoder):
         :param pooling: overrides the directory's.
         :param weights: a file with a state dict for the model of this name, safetensors or torch's own, or one of
             torchvision's names for weights (`IMAGENET1K_V2`).
-        :param pretrained: False is weights at random, by torch's seed.
+        :param pretrained: False is weights at random, by torch's seed; of names only.
         :param preprocess_options: changes to the model's :class:`ImageSettings`, such as `{'size': 160}`.
         :raises ValueError: the model or its weights are not to be found, or an option is unknown or does not fit.
         """
@@ -114,6 +114,8 @@ class ImageEncoder(Encoder):
         if directory.is_dir():
             if weights is not None:
                 raise ValueError(f'{name} has weights of its own: leave the model option weights out')
+            if not pretrained:
+                raise ValueError(f'{name} is a directory with weights: for random ones, name the model instead of it')
             description = read_description(directory) if has_description(directory) else None
             source = _open(directory, description)
             if description is not None:

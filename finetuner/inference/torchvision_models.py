@@ -168,7 +168,7 @@ def _build(architecture: str, size: int | None) -> nn.Module:
 
 def _download(architecture: str, entry: Any) -> dict[str, Tensor]:
     try:
-        return dict(entry.get_state_dict(progress=False, check_hash=True))
+        return dict(entry.get_state_dict(progress=False, check_hash=True, weights_only=True))
     except OSError as error:
         raise ValueError(
             f'the weights of {architecture} cannot be fetched from {entry.url}: {error}. Without a network, give a '

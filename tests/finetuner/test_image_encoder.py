@@ -308,7 +308,8 @@ def test_weights_by_the_names_of_torchvision(monkeypatch):
     asked = []
     state = torchvision.models.resnet50().state_dict()
     monkeypatch.setattr(
-        'torchvision.models._api.load_state_dict_from_url', lambda url, **options: asked.append(url) or state
+        'torchvision.models._api.load_state_dict_from_url',
+        lambda url, *, weights_only, **options: asked.append(url) or (state if weights_only is True else None),
     )
     assert load_encoder('resnet-base').preprocessor.settings.resize_size == (256, 256)
     assert load_encoder('resnet50', options={'weights': 'IMAGENET1K_V2'}).preprocessor.settings.resize_size == (
@@ -372,6 +373,13 @@ def test_the_size_of_images_can_be_changed(tmp_path):
     with torch.no_grad():
         expected = grey.backbone.features(torch.full((1, 3, 64, 64), 2.0)).mean((2, 3))
     assert_close(embed(grey, pixels), expected.numpy())
+
+
+def test_random_weights_of_a_directory_are_refused(tmp_path):
+    load('squeezenet1_1').save(tmp_path / 'model')
+    assert load_encoder(tmp_path / 'model', options={'pretrained': True}).dim == 512
+    with pytest.raises(ValueError, match='is a directory with weights: for random ones, name the model instead'):
+        load_encoder(tmp_path / 'model', options={'pretrained': False})
 
 
 def test_options_that_make_no_sense():
