@@ -10,9 +10,9 @@ from executors.endpoints import unknown_endpoint
 from executors.lifetime import end_with_parent
 from executors.parameters import IngestParameters
 from executors.sources import allowed_roots, allowed_schemes, read_uri
-from finetuner.data import CSVOptions
+from finetuner.data import make_options
 from finetuner.documents import DocumentArray
-from finetuner.excepts import DataError, ParameterError
+from finetuner.excepts import DataError
 from registry import Registry
 
 
@@ -45,8 +45,7 @@ class DatasetExecutor(Executor):
             raise DataError('send documents, or the uri of a file: one of the two')
         documents: Any = docs
         if parameters.uri is not None:
-            options = _csv_options(parameters.csv_options or {})
-            documents = read_uri(parameters.uri, options, self.roots, self.schemes)
+            documents = read_uri(parameters.uri, make_options(parameters.csv_options), self.roots, self.schemes)
         dataset = self.registry.append_documents(account.id, parameters.name, documents, parameters.part)
         return answer(
             name=dataset.name,
@@ -62,12 +61,3 @@ class DatasetExecutor(Executor):
     @requests
     def unknown(self, docs: DocumentArray, **kwargs: Any) -> DocumentArray:
         raise unknown_endpoint(self)
-
-
-def _csv_options(options: dict[str, Any]) -> CSVOptions:
-    try:
-        return CSVOptions(**options)
-    except DataError:
-        raise
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ParameterError(f"'csv_options': {error}") from error

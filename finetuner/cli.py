@@ -37,7 +37,7 @@ def app(arguments: list[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = '--debug' in arguments
     try:
-        cli([argument for argument in arguments if argument != '--debug'])
+        cli(complete_freeze([argument for argument in arguments if argument != '--debug']))
     except Exception as error:
         if debug:
             raise
@@ -110,7 +110,14 @@ def fit(
     loss_options: JSON = None,
     miner: Annotated[str | None, typer.Option(help='A miner of pytorch-metric-learning.')] = None,
     miner_options: JSON = None,
-    freeze: Annotated[bool, typer.Option('--freeze', help='Train only what is beyond the backbone.')] = False,
+    freeze: Annotated[
+        str | None,
+        typer.Option(
+            metavar='[all|N]',
+            help='Train only what is beyond the backbone, or beyond its first N groups of layers.',
+            show_default=False,
+        ),
+    ] = None,
     output_dim: Annotated[int | None, typer.Option(help='Add a projection head.', show_default=False)] = None,
     model_artifact: Annotated[
         str | None, typer.Option(help='The id of an artifact to go on from.', show_default=False)
@@ -119,6 +126,9 @@ def fit(
     limit: Annotated[int, typer.Option(min=1, help='Matches of each query that count (k).')] = 20,
     seed: Annotated[int, typer.Option(help='Of all that is random.')] = 0,
     device: Annotated[str, typer.Option(help="'cuda' where the service has one, or 'cpu'.")] = 'cuda',
+    csv_options: Annotated[
+        str | None, typer.Option(help='How files are read: a JSON object, see docs/data.md.', show_default=False)
+    ] = None,
     options: Annotated[
         str | None,
         typer.Option(help='A JSON object of further arguments of finetuner.fit.', show_default=False),
@@ -142,11 +152,12 @@ def fit(
         'learning_rate': learning_rate,
         'epochs': epochs,
         'batch_size': batch_size,
-        'freeze': freeze,
+        'freeze': parse_freeze(freeze),
         'output_dim': output_dim,
         'model_artifact': model_artifact,
         'time_limit': time_limit,
         'device': device,
+        'csv_options': _object('csv-options', csv_options),
         'seed': seed,
     }
     further = _object('options', options) or {}
@@ -362,6 +373,28 @@ def _write_embeddings(texts: list[str], embeddings: np.ndarray, output: Path) ->
     console.print(
         f'Wrote {len(texts)} embeddings of {embeddings.shape[1]} dimensions to [bold]{escape(str(output))}[/].'
     )
+
+
+def complete_freeze(arguments: list[str]) -> list[str]:
+    """The arguments with `--freeze all` where `--freeze` stands alone: an option of click has a value or has none."""
+    completed: list[str] = []
+    for position, argument in enumerate(arguments):
+        completed.append(argument)
+        follows = arguments[position + 1 : position + 2]
+        if argument == '--freeze' and not any(value == 'all' or value.isdecimal() for value in follows):
+            completed.append('all')
+    return completed
+
+
+def parse_freeze(value: str | None) -> bool | int:
+    """
+    :raises ValueError: it is neither 'all' nor a number.
+    """
+    if value is None or value == 'all':
+        return value is not None
+    if not value.isdecimal():
+        raise ValueError(f"--freeze {value}: give 'all', or how many groups of layers")
+    return int(value)
 
 
 def _object(option: str, text: str | None) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from finetuner import callback
 from finetuner.client.names import random_name
 from finetuner.client.session import Session, current_session
 from finetuner.client.upload import Uploader
-from finetuner.data import CSVOptions
+from finetuner.data import CSVOptions, make_options
 from finetuner.models import task_of
 from finetuner.run import Run
 
@@ -49,7 +49,7 @@ def fit(
     device: str = 'cuda',
     num_workers: int = 4,
     to_onnx: bool = False,
-    csv_options: CSVOptions | None = None,
+    csv_options: CSVOptions | Mapping[str, Any] | None = None,
     public: bool = False,
     num_items_per_class: int = 4,
     sampler: str = 'auto',
@@ -71,8 +71,9 @@ def fit(
 ) -> Run:
     """Upload the data and start a run that tunes `model` on it. Returns as soon as the service has taken the run.
 
-    Data is the path of a CSV file (content, label), a file opened as text, Documents with `tags['finetuner_label']`, or
-    the name of a data set that the service has already.
+    Data is the path of a CSV, JSONL, Parquet or Arrow file, a file opened as text, a data set of the library
+    `datasets`, Documents, or the name of a data set that the service has already. Its examples are labelled items,
+    pairs, scored pairs or triplets, see docs/data.md.
 
     :param model: a short name such as 'all-minilm-l6-v2', a hub id, or a directory that the service can read.
     :param train_data: what to learn from.
@@ -83,26 +84,30 @@ def fit(
     :param run_name: default two random words. The same name with the same arguments is the same run.
     :param description: for people.
     :param experiment_name: a group of runs, default 'default'.
-    :param model_options: of the backbone; `finetuner.list_model_options(model)` lists them.
+    :param model_options: of the backbone; `finetuner.list_model_options()` lists them.
     :param loss: a loss of pytorch-metric-learning, or CLIPLoss, CosineSimilarityLoss, MultipleNegativeRankingLoss,
         MarginMSELoss and others, by name.
     :param miner: a miner of pytorch-metric-learning, by name; None mines nothing.
+    :param miner_options: arguments of the miner.
     :param optimizer: a torch optimizer, by name.
+    :param optimizer_options: arguments of the optimizer, and 'layer_wise_lr_decay'.
     :param learning_rate: None takes the service's default.
     :param epochs: passes over the data.
     :param batch_size: documents in a batch; None takes what the service's device has room for.
     :param callbacks: objects of `finetuner.callback`, any number.
     :param scheduler: of the learning rate: 'linear', 'cosine', ...; None keeps it constant.
+    :param scheduler_options: of the scheduler, such as 'num_warmup_steps'.
     :param freeze: True trains only what is beyond the backbone, a number freezes that many of its first layer groups.
     :param output_dim: width of a projection head of three layers, which is added.
     :param device: 'cuda' where the service has one, or 'cpu'.
     :param num_workers: processes that load data.
     :param to_onnx: has no effect: every artifact holds an ONNX model.
-    :param csv_options: how CSV files are read.
+    :param csv_options: how files are read: `CSVOptions(...)`, or a dict of its arguments.
     :param public: let everybody who knows its id download the artifact.
     :param num_items_per_class: documents of one label in a batch of the class sampler.
     :param sampler: 'auto', 'class' or 'random'.
     :param loss_optimizer: for losses with weights; None is the same as `optimizer`.
+    :param loss_optimizer_options: its arguments, 'lr' among them.
     :param loss_options: arguments of the loss.
     :param seed: of all that is random.
     :param max_length: tokens of a text that are read; None is the model's own.
@@ -121,10 +126,11 @@ def fit(
     :raises RegistryError: the name is taken by another run, or a data set is unknown.
     """
     arguments = dict(locals())
+    options = make_options(csv_options)
     session = current_session()
     experiment_name = experiment_name or DEFAULT_EXPERIMENT
     run_name = run_name or _free_name(session)
-    uploader = Uploader(session, experiment_name, run_name, csv_options, task_of(model))
+    uploader = Uploader(session, experiment_name, run_name, options, task_of(model))
     arguments |= {'run_name': run_name, 'experiment_name': experiment_name, 'csv_options': None}  # files are read here
 
     def describe(name_of: Callable[[Data, str], str]) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import codecs
 import csv
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any
 
-from finetuner.excepts import DataError
+from finetuner.excepts import DataError, ParameterError
 
 ROLES = ('content', 'label', 'score')
 
@@ -87,6 +87,29 @@ class CSVOptions:
             None if label is None else _column(label),
             None if score is None else _column(score),
         )
+
+
+def make_options(given: CSVOptions | Mapping[str, Any] | None) -> CSVOptions:
+    """The options, also from a mapping such as JSON holds; None are the default ones.
+
+    :raises ParameterError: it is no such thing, has an unknown name, or a value of the wrong type.
+    :raises DataError: an option has no valid value.
+    """
+    if given is None or isinstance(given, CSVOptions):
+        return given or CSVOptions()
+    if not isinstance(given, Mapping):
+        raise ParameterError(
+            f"'csv_options' is of type {type(given).__name__}: give CSVOptions(...), or a dict of them"
+        )
+    known = [option.name for option in fields(CSVOptions)]
+    if unknown := [name for name in given if name not in known]:
+        raise ParameterError(f"'csv_options': {unknown[0]!r} is unknown: choose of {', '.join(known)}")
+    try:
+        return CSVOptions(**given)
+    except DataError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ParameterError(f"'csv_options': {error}") from error
 
 
 def _whole(name: str, value: Any, least: int, hint: str = '') -> int:

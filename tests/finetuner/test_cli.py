@@ -130,6 +130,29 @@ def test_fit_has_options_for_what_matters_and_one_for_the_rest(training, finetun
     assert sent['precision'] == 'bf16' and sent['lora'] == {'r': 4} and sent['callbacks'] == further['callbacks']
 
 
+@pytest.mark.parametrize(
+    ('given', 'sent'), [([], False), (['--freeze'], True), (['--freeze', 'all'], True), (['--freeze', '3'], 3)]
+)
+def test_freeze_takes_how_many_layers_or_nothing(training, finetuner, given, sent):
+    assert finetuner('fit', *given, 'my-data', '--detach')[0] == 0
+    assert training.parameters('/fit')[-1]['freeze'] == sent
+
+
+def test_freeze_takes_nothing_else(training, finetuner):
+    code, _, err = finetuner('fit', 'my-data', '--freeze=some', '--detach')
+    assert code == 1 and "--freeze some: give 'all', or how many groups of layers" in err
+
+
+def test_csv_options_are_json(training, finetuner, tmp_path):
+    (tmp_path / 'train.csv').write_text('a,x\nb,x\nc,x\n')
+    rows = []
+    training.endpoints['/ingest'] = lambda parameters, documents: rows.append(len(documents)) or {'rows': rows[-1]}
+    assert finetuner('fit', tmp_path / 'train.csv', '--csv-options', '{"size": 2}', '--detach')[0] == 0
+    assert rows[0] == 2
+    code, _, err = finetuner('fit', tmp_path / 'train.csv', '--csv-options', '{"sice": 2}', '--detach')
+    assert code == 1 and "'sice' is unknown: choose of size, sampling_rate" in err
+
+
 def test_further_callbacks_come_after_the_evaluation_of_the_held_out_data(training, finetuner):
     further = {'callbacks': [{'name': 'BestModelCheckpoint', 'options': {'monitor': 'hit_at_k'}}]}
     given = ('--eval-data', 'my-test', '--options', json.dumps(further), '--detach')

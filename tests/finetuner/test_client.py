@@ -397,3 +397,28 @@ def test_credentials_of_older_files_are_read():
     settings.config_dir().mkdir(parents=True)
     settings.credentials_path().write_text(json.dumps({'token': 'abc'}))
     assert settings.load_token() == 'abc' and settings.host() == settings.DEFAULT_HOST
+
+
+def test_csv_options_may_be_a_dict(datasets, tmp_path):
+    finetuner.fit('m', make_csv(tmp_path / 'x.csv'), run_name='r', csv_options={'size': 3})
+    [parts] = datasets.values()
+    assert sum(map(len, parts.values())) == 3
+
+
+@pytest.mark.parametrize(
+    ('given', 'error', 'message'),
+    [
+        ({'sise': 3}, ParameterError, "'csv_options': 'sise' is unknown: choose of size, sampling_rate, dialect"),
+        ({'sampling_rate': 'all'}, ParameterError, "'csv_options': "),
+        ({'size': 0}, DataError, 'CSVOptions.size is 0'),
+        ('size=3', ParameterError, "'csv_options' is of type str: give CSVOptions"),
+    ],
+)
+def test_wrong_csv_options_are_named(service, tmp_path, given, error, message):
+    with pytest.raises(error, match=message):
+        finetuner.fit('m', make_csv(tmp_path / 'x.csv'), run_name='r', csv_options=given)
+
+
+def test_every_argument_of_fit_is_described():
+    described = re.findall(r':param (\w+):', finetuner.fit.__doc__)
+    assert sorted(described) == sorted(inspect.signature(finetuner.fit).parameters)
