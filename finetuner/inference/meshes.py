@@ -20,6 +20,7 @@ MAX_BYTES = 256 << 20
 MAX_TRIANGLES = 10_000_000
 FORMATS = ('glb', 'obj', 'off', 'ply', 'stl')
 _MAX_POINTS = 50_000_000
+_PART = 100  # triangles that one part of a file counts as besides its own: it takes memory even if it is empty
 
 
 class MeshPreprocessor:
@@ -160,8 +161,27 @@ def _check_glb(data: bytes) -> None:
     header = json.loads(data[20 : 20 + length]) if kind == 0x4E4F534A else {}
     if any(not str(buffer.get('uri', 'data:')).startswith('data:') for buffer in header.get('buffers', [])):
         raise DataError('needs other files, which are not read: pack it as one GLB')
-    if sum(int(accessor.get('count', 0)) for accessor in header.get('accessors', [])) > len(data):
+    counts = [accessor.get('count', 0) for accessor in header.get('accessors', [])]
+    if any(type(count) is not int or count < 0 for count in counts):
+        raise DataError('cannot be read as GLB: it has a count that is no number of things')
+    if sum(counts) > len(data):
         raise DataError('cannot be read as GLB: it announces more than it holds')
+    # many primitives may name the same few numbers, and each becomes arrays of its own
+    total = 0
+    for mesh in header.get('meshes', []):
+        for primitive in mesh['primitives']:
+            vertices = max((_count(counts, accessor) for accessor in primitive['attributes'].values()), default=0)
+            corners = _count(counts, primitive['indices']) if 'indices' in primitive else vertices
+            # every corner after the second makes a triangle of a strip
+            total += _PART + vertices // 4 + (corners if primitive.get('mode', 4) == 5 else corners // 3)
+            if total > MAX_TRIANGLES:
+                raise DataError(f'has more than the limit of {MAX_TRIANGLES:,} triangles')
+
+
+def _count(counts: list[int], accessor: Any) -> int:
+    if type(accessor) is not int or not 0 <= accessor < len(counts):
+        raise DataError('cannot be read as GLB: it names numbers that are not there')
+    return counts[accessor]
 
 
 def _random(content: bytes) -> np.random.Generator:

@@ -150,6 +150,11 @@ ABROAD = {'asset': {'version': '2.0'}, 'buffers': [{'byteLength': 4, 'uri': 'htt
         (b'OFF\n3 1 0\n0 0 0\n', 'item 1 cannot be read as OFF'),
         (b'glTF', 'item 1 cannot be read as GLB'),
         (glb(BOMB), 'item 1 cannot be read as GLB: it announces more than it holds'),
+        (
+            glb({**BOMB, 'accessors': [{'count': -(10**11)}, {'count': 10**11}]}),
+            'item 1 cannot be read as GLB: it has a',
+        ),
+        (glb({**BOMB, 'accessors': []}), 'item 1 cannot be read as GLB: it names numbers that are not there'),
         (glb(ABROAD), 'item 1 needs other files, which are not read'),
         (b'v 0 0 0\nv 1 0 0\nv nan 1 0\nf 1 2 3\n', 'item 1 has a coordinate that is not finite'),
         ('/nowhere/mesh.off', 'item 1 cannot be read: No such file or directory'),
@@ -176,6 +181,17 @@ def test_files_and_scenes_have_limits(monkeypatch, sphere):
     monkeypatch.setattr(finetuner.inference.meshes, 'MAX_BYTES', 1 << 20)
     with pytest.raises(DataError, match='item 0 is larger than the limit of 1 MiB'):
         MeshPreprocessor(64).features([bytes(1 + (1 << 20))])
+
+
+@pytest.mark.parametrize('how', ['positions', 'indices'])
+def test_numbers_that_many_parts_share_are_counted_for_each(monkeypatch, how):
+    """A file of a few hundred kB that would become gigabytes is refused before anything is made of it."""
+    monkeypatch.setattr(trimesh, 'load_scene', None)
+    positions, indices = (30_000, 3) if how == 'positions' else (3, 30_000)
+    part = {'attributes': {'POSITION': 0}, 'indices': 1}
+    bomb = {**BOMB, 'accessors': [{'count': positions}, {'count': indices}], 'meshes': [{'primitives': [part] * 5000}]}
+    with pytest.raises(DataError, match='item 0 has more than the limit of 10,000,000 triangles'):
+        MeshPreprocessor(64).features([glb(bomb)])
 
 
 def test_materials_and_textures_beside_a_file_are_not_read(tmp_path):
