@@ -11,8 +11,10 @@ import json
 import math
 import os
 import stat
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -45,6 +47,31 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _THREADS = 8
+_IN_FLIGHT = 256_000_000  # pixels that all threads of a process decode at a time, at most
+
+
+class _Allowance:
+    """What threads share; each takes a part, waits if too little is left, and gives it back."""
+
+    def __init__(self, total: int):
+        self._total = self._left = total
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, amount: int) -> Iterator[None]:
+        amount = min(amount, self._total)  # what is larger than all goes alone
+        with self._changed:
+            self._changed.wait_for(lambda: self._left >= amount)
+            self._left -= amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += amount
+                self._changed.notify_all()
+
+
+_pixels = _Allowance(_IN_FLIGHT)
 
 
 @dataclass(frozen=True)
@@ -164,8 +191,9 @@ class ImagePreprocessor:
     def _prepare(self, item: tuple[int, Any]) -> np.ndarray:
         position, content = item
         try:
-            image = self._open_array(content) if isinstance(content, np.ndarray) else self._open(content)
-            return self._resize(image)
+            if isinstance(content, np.ndarray):
+                return self._resize(self._open_array(content))
+            return self._open(content)
         except DataError as error:
             raise DataError(f'item {position} {error}') from None
         except MemoryError as error:
@@ -173,7 +201,7 @@ class ImagePreprocessor:
         except Exception as error:  # a broken file may raise anything in Pillow
             raise DataError(f'item {position} ({_shown(content)}) cannot be decoded: {error}') from error
 
-    def _open(self, content: Any) -> Image.Image:
+    def _open(self, content: Any) -> np.ndarray:
         shown = _shown(content)
         with io.BytesIO(self._read(content)) as file:
             try:
@@ -184,8 +212,10 @@ class ImagePreprocessor:
             except Image.DecompressionBombError as error:
                 raise DataError(f'({shown}) has more pixels than the limit of {self.max_pixels}') from error
             self._check_pixels(image.width, image.height, shown)
-            image.load()
-            return _to_rgb(_upright(image))
+            # a file of some kB may hold the most pixels there may be: a few at a time would fill the memory
+            with _pixels.take(image.width * image.height):
+                image.load()
+                return self._resize(_to_rgb(_upright(image)))
 
     def _read(self, content: Any) -> bytes:
         if isinstance(content, (bytes, bytearray, memoryview)):

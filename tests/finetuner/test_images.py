@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
+import time
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
+import finetuner.inference.images
 from finetuner.excepts import DataError
-from finetuner.inference.images import ImagePreprocessor, ImageSettings
+from finetuner.inference.images import ImagePreprocessor, ImageSettings, _Allowance
 
 SIZES = [(160, 213), (213, 160), (97, 31), (31, 98), (64, 64), (640, 427), (20, 21), (300, 301)]
 
@@ -186,6 +189,38 @@ def test_many_threads_keep_the_order(monkeypatch):
     contents = [np.full((9, 9, 3), value, np.uint8) for value in range(200)]
     found = ImagePreprocessor(ImageSettings(size=8)).features(contents)
     assert [row[0, 0, 0] for row in found] == list(range(200))
+
+
+def test_threads_decode_a_limited_number_of_pixels_at_a_time(monkeypatch):
+    """Eight images of 4800 pixels where 10,000 may be decoded at a time; one of more than that goes alone."""
+    now = most = 0
+    lock, load = threading.Lock(), ImageFile.ImageFile.load
+
+    def slow(image):
+        nonlocal now, most
+        pixels = image.width * image.height
+        with lock:
+            now += pixels
+            most = max(most, now)
+        time.sleep(0.02)
+        try:
+            return load(image)
+        finally:
+            with lock:
+                now -= pixels
+
+    monkeypatch.setattr('finetuner.inference.images._pixels', _Allowance(10_000))
+    monkeypatch.setattr(finetuner.inference.images.os, 'cpu_count', lambda: 8)
+    files = [file_of(picture(seed=seed), 'JPEG') for seed in range(8)]
+    expected = ImagePreprocessor().features(files)
+    monkeypatch.setattr(ImageFile.ImageFile, 'load', slow)
+    for one, two in zip(ImagePreprocessor().features(files), expected, strict=True):
+        assert np.array_equal(one, two)
+    assert 4800 < most <= 10_000
+    assert len(ImagePreprocessor().features([file_of(picture(200, 100), 'JPEG'), *files])) == 9
+    with pytest.raises(DataError, match='item 0'):
+        ImagePreprocessor().features([truncated()] * 3)
+    assert len(ImagePreprocessor().features(files)) == 8  # what failed gave its part back
 
 
 def truncated():
