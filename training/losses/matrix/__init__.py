@@ -1,6 +1,7 @@
 """Losses of pytorch-metric-learning whose value and gradient come from the B × B matrix of distances.
 
-Each is a subclass of the library's, of the same name and options, and is that itself where a miner chose the pairs.
+Each is a subclass of the library's, of the same name and options, and most are that itself where a miner chose
+triplets. The pairs that a miner chose become masks over the matrix.
 """
 
 from __future__ import annotations

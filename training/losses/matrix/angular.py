@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning import losses
+from pytorch_metric_learning.utils.loss_and_miner_utils import convert_to_pairs
 from torch import Tensor
 
 from training.losses.matrix.pairs import LossDict, PairMasks, over_pairs, pair_losses
@@ -20,11 +21,16 @@ class AngularLoss(losses.AngularLoss):
     ) -> LossDict:
         if isinstance(indices_tuple, PairMasks):
             indices_tuple = indices_tuple.indices()
-        if indices_tuple is not None or ref_emb is not embeddings or labels is None:
+        if ref_emb is not embeddings or labels is None:
             return super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         masks = PairMasks.of(labels, labels)
         anchors, positives = masks.positives.nonzero(as_tuple=True)
-        if not len(anchors) or not masks.negatives.any():
+        any_negative = masks.negatives.any()
+        if indices_tuple is not None:
+            # a miner chooses the positive pairs; the negatives of each are all there are, in the library too
+            anchors, positives, _, negatives = convert_to_pairs(indices_tuple, labels)
+            any_negative = len(negatives) > 0
+        if not len(anchors) or not any_negative:
             return self.zero_losses()
         unit = self.distance.normalize(embeddings)
         squared = float(torch.tan(self.alpha) ** 2)

@@ -25,6 +25,13 @@ class HistogramLoss(losses.HistogramLoss):
         if indices_tuple is None:
             masks = PairMasks.of(labels, labels)
             positives, negatives = masks.positives, masks.negatives & masks.positives.any(1, keepdim=True)
+        elif len(indices_tuple) == 4:
+            a1, p, a2, n = indices_tuple
+            positives = torch.zeros(len(labels), len(labels), dtype=torch.bool, device=labels.device)
+            negatives = torch.zeros_like(positives)
+            positives[a1, p] = negatives[a2, n] = True
+            both = positives.any(1, keepdim=True) & negatives.any(1, keepdim=True)
+            positives, negatives = positives & both, negatives & both
         else:
             anchors, near, far = convert_to_triplets(indices_tuple, labels, t_per_anchor='all')
             positives = torch.zeros(len(labels), len(labels), dtype=torch.bool, device=labels.device)

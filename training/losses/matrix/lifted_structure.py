@@ -27,5 +27,8 @@ class LiftedStructureLoss(MatrixForm, losses.LiftedStructureLoss):
         exponents = self.distance.margin(self.neg_margin, distances).masked_fill(~masks.negatives, lowest)
         negatives = exponents.logsumexp(1)
         pushed = torch.logaddexp(negatives[anchors], negatives[positives])
+        # a miner may leave a pair without negatives, and the library takes the logarithm of none to be 0
+        having = masks.negatives.any(1)
+        pushed = torch.where(having[anchors] | having[positives], pushed, 0)
         pulled = self.distance.margin(distances[anchors, positives], self.pos_margin)
         return pair_losses((pushed + pulled).relu() ** 2 / 2, anchors, positives)

@@ -35,6 +35,21 @@ class PairMasks:
             same.fill_diagonal_(False)
         return cls(same, negatives)
 
+    @classmethod
+    def of_pairs(cls, indices: tuple[Tensor, ...], shape: tuple[int, int]) -> PairMasks | None:
+        """What a miner of pairs chose.
+
+        :param indices: as :meth:`indices` gives them.
+        :return: None if it chose one twice, which masks cannot tell.
+        """
+        a1, p, a2, n = indices
+        masks = [torch.zeros(shape, dtype=torch.bool, device=a1.device) for _ in range(2)]
+        for mask, anchors, others in zip(masks, (a1, a2), (p, n), strict=True):
+            mask[anchors, others] = True
+            if mask.sum() < len(anchors):
+                return None
+        return cls(*masks)
+
     def indices(self) -> tuple[Tensor, ...]:
         """As the library has it: anchors and positives, anchors and negatives, int64 vectors."""
         return (*self.positives.nonzero(as_tuple=True), *self.negatives.nonzero(as_tuple=True))
@@ -43,7 +58,7 @@ class PairMasks:
 class MatrixForm:
     """Mixed into a pair loss of pytorch-metric-learning: B × B masks in place of its lists of indices.
 
-    Where a miner or the caller chose the pairs, the library's own form is used.
+    The pairs that a miner chose become masks too. Where one of triplets did, the library's own form is used.
     """
 
     def compute_loss(
@@ -51,6 +66,11 @@ class MatrixForm:
     ) -> LossDict:
         if indices_tuple is None and labels is not None and self.has_matrix_form(ref_emb is not embeddings):
             indices_tuple = PairMasks.of(labels, ref_labels)
+        elif isinstance(indices_tuple, tuple) and len(indices_tuple) == 4 and labels is not None:
+            few = max(map(len, indices_tuple)) <= 1  # the library has a rule for these
+            if not few and self.has_matrix_form(ref_emb is not embeddings):
+                shape = len(embeddings), len(ref_emb)
+                indices_tuple = PairMasks.of_pairs(indices_tuple, shape) or indices_tuple
         if not isinstance(indices_tuple, PairMasks):
             return super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)  # type: ignore[misc]
         if not self.has_matrix_form(ref_emb is not embeddings):

@@ -52,7 +52,9 @@ class _TripletSum(torch.autograd.Function):
         step = max(1, CHUNK // distances.shape[1])
         for a, p in zip(anchors.split(step), positives.split(step), strict=True):
             negative = far[a]
-            nearer = torch.minimum(negative, far[p]) if swap else negative
+            if swap:  # a miner may have left a negative of the anchor out of the positive's
+                swapped = distances[p].masked_fill(~masks.negatives[a], float('inf'))
+            nearer = torch.minimum(negative, swapped) if swap else negative
             violation = (distances[a, p] + margin)[:, None] - nearer
             loss = torch.nn.functional.softplus(violation) if smooth else violation.clamp(min=0)
             active = loss > 0
@@ -63,7 +65,7 @@ class _TripletSum(torch.autograd.Function):
             slope = torch.sigmoid(violation) if smooth else active.to(distances.dtype)
             gradient.index_put_((a, p), slope.sum(1), accumulate=True)
             if swap:  # equal distances share the gradient, as they do in torch.minimum
-                share = (negative < far[p]).to(slope.dtype).add_((negative == far[p]).to(slope.dtype), alpha=0.5)
+                share = (negative < swapped).to(slope.dtype).add_((negative == swapped).to(slope.dtype), alpha=0.5)
                 gradient.index_add_(0, p, slope * (1 - share), alpha=-1)
                 slope = slope * share
             gradient.index_add_(0, a, slope, alpha=-1)
