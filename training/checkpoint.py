@@ -36,13 +36,22 @@ FREE = frozenset(
 POSITION = ('epoch', 'step', 'global_step', 'steps_per_epoch', 'loss_sum', 'metrics', 'history')
 
 
-def save_checkpoint(state: TrainingState, callbacks: Sequence[Callback], directory: Path, *, keep: int = 1) -> Path:
+def save_checkpoint(
+    state: TrainingState,
+    callbacks: Sequence[Callback],
+    directory: Path,
+    *,
+    keep: int = 1,
+    epoch_ended: bool = False,
+) -> Path:
     """Write what is needed to go on, as a new folder in `directory`, which appears complete or not at all.
 
     That is weights that are trained and buffers, optimizers, schedulers, the scale of fp16 gradients, random numbers,
     the position, the callbacks, and what the training depends on.
 
     :param keep: how many checkpoints there are in the end, the latest.
+    :param epoch_ended: validation and the callbacks have seen the end of `state.epoch`. Otherwise a training that goes
+        on from the last batch of an epoch ends it first.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {f'task.{name}': tensor for name, tensor in weights(state.task).items()}
@@ -51,7 +60,7 @@ def save_checkpoint(state: TrainingState, callbacks: Sequence[Callback], directo
         'config': _config(state),
         'identity': _identity(state),
         'position': {name: getattr(state, name) for name in POSITION}
-        | {'loss_sum': float(state.loss_sum), 'history': _history(state)},
+        | {'loss_sum': float(state.loss_sum), 'history': _history(state, epoch_ended)},
         'optimizers': _pack([part.state_dict() for part in state.optimizers], tensors, 'optimizers'),
         'schedulers': _pack([part.state_dict() for part in state.schedulers], tensors, 'schedulers'),
         'scaler': _pack(None if state.scaler is None else state.scaler.state_dict(), tensors, 'scaler'),
@@ -201,10 +210,9 @@ def _config(state: TrainingState) -> dict[str, Any]:
     return json.loads(json.dumps({name: value for name, value in settings.items() if name not in FREE}))
 
 
-def _history(state: TrainingState) -> list[dict[str, float]]:
-    """That of the epoch that ends is added only when all callbacks have seen it."""
-    ending = state.step == state.steps_per_epoch and len(state.history) < state.epoch
-    return [*state.history, {'epoch': float(state.epoch), **state.metrics}] if ending else state.history
+def _history(state: TrainingState, epoch_ended: bool) -> list[dict[str, float]]:
+    """That of the epoch that ends is added to the state only when all callbacks have seen it."""
+    return [*state.history, {'epoch': float(state.epoch), **state.metrics}] if epoch_ended else state.history
 
 
 def _identity(state: TrainingState) -> dict[str, Any]:

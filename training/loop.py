@@ -68,7 +68,8 @@ def train(
         start, first_step = time.perf_counter(), state.global_step
         for epoch in range(max(state.epoch, 1), config.epochs + 1):
             done = state.step if epoch == state.epoch else 0  # of an epoch that an earlier process began
-            if state.stop or done >= len(sampler):
+            # an epoch that is in the history has ended; one whose batches are all done may have been left before that
+            if state.stop or len(state.history) >= epoch:
                 continue
             state.epoch, state.step = epoch, done
             state.loss_sum = total = torch.tensor(float(state.loss_sum) if done else 0.0, device=accelerator.device)

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingCheckpoint(Callback):
-    """Writes the whole state at the end of every epoch, and where the training is stopped within one.
+    """Writes the whole state at the end of every epoch, and after the batch where the training is stopped.
 
     :param last_k_epochs: how many checkpoints are kept, the latest.
     :param resume: go on from the latest checkpoint in the folder of the run, if there is one.
@@ -43,13 +43,14 @@ class TrainingCheckpoint(Callback):
             callback.on_resume(state)
 
     def on_batch_end(self, state: TrainingState) -> None:
-        if state.stop and state.step < state.steps_per_epoch:  # after a whole epoch there is more to come
-            self._save(state)
+        if state.stop:  # of the last batch too: the process may end before the epoch has
+            self._save(state, epoch_ended=False)
 
     def on_epoch_end(self, state: TrainingState) -> None:
-        self._save(state)
+        self._save(state, epoch_ended=True)
 
-    def _save(self, state: TrainingState) -> None:
+    def _save(self, state: TrainingState, *, epoch_ended: bool) -> None:
         if state.is_main:
-            path = save_checkpoint(state, self.others, state.directory / self.FOLDER, keep=self.last_k_epochs)
+            folder = state.directory / self.FOLDER
+            path = save_checkpoint(state, self.others, folder, keep=self.last_k_epochs, epoch_ended=epoch_ended)
             logger.info('Checkpoint %s of epoch %d, step %d', path, state.epoch, state.step)

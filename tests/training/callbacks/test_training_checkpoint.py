@@ -49,7 +49,7 @@ SETTINGS = [
         'scheduler_options': {'num_warmup_steps': 1, 'scheduler_step': 'epoch'},
         'freeze': True,
     },
-    {'optimizer': 'RMSprop', 'loss_optimizer': 'Adagrad', 'max_grad_norm': 0.1},
+    {'optimizer': 'RMSprop', 'loss': 'ArcFaceLoss', 'loss_optimizer': 'Adagrad', 'max_grad_norm': 0.1},
 ]
 
 
@@ -74,32 +74,41 @@ def test_a_stopped_training_resumes_to_the_same_weights(make_training, settings,
     assert own.seen == 18 // settings.get('gradient_accumulation_steps', 1)
 
 
-def test_a_signal_leaves_a_checkpoint_of_a_whole_batch(make_training):
+@pytest.mark.parametrize('scheduler_step', ['batch', 'epoch'])
+@pytest.mark.parametrize('after', [7, 5, 17])  # then within an epoch, and in the last batch of the first and of all
+def test_a_signal_leaves_a_checkpoint_of_a_whole_batch(make_training, after, scheduler_step):
     class Signal(Callback):
         def on_batch_end(self, state):
-            if state.global_step == 7:
-                signal.raise_signal(signal.SIGTERM)  # while the next batch is computed
+            if state.global_step == after:
+                signal.raise_signal(signal.SIGTERM)  # noticed when the next batch is done
+
+        def on_epoch_end(self, state):
+            ends.append(state.epoch)
 
         def state_dict(self):
             return {}
 
+    ends = []
+    settings = {'scheduler': 'linear', 'scheduler_options': {'scheduler_step': scheduler_step}}
     handler = signal.getsignal(signal.SIGTERM)
     try:
         interruption = Interruption().install()
-        first = make_training([TrainingCheckpoint(), Signal()], interruption=interruption)
+        first = make_training([TrainingCheckpoint(), Signal()], interruption=interruption, **settings)
         with pytest.raises(SystemExit) as ended:
             first.run()
     finally:
         signal.signal(signal.SIGTERM, handler)
     assert ended.value.code == 128 + signal.SIGTERM
-    assert 7 <= first.state.global_step <= 8
-    second = make_training([TrainingCheckpoint(), Signal()], resume=True)
+    assert first.state.global_step == after + 1
+    second = make_training([TrainingCheckpoint(), Signal()], resume=True, **settings)
     second.run()
-    whole = make_training([TrainingCheckpoint(), Signal()], 'whole')
+    assert ends == [1, 2, 3], 'the epoch that was left is ended, once'
+    whole = make_training([TrainingCheckpoint(), Signal()], 'whole', **settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(signal, 'raise_signal', lambda number: None)
         whole.run()
     assert_same(whole.weights(), second.weights())
+    assert second.state.history == whole.state.history
 
 
 def test_the_state_of_callbacks_goes_on(make_training):
