@@ -27,18 +27,24 @@ class Sampler(Protocol):
 
 
 class RandomSampler:
-    """Every row once per epoch, in random order. The last batch may be smaller."""
+    """Every row once per epoch, in random order. The last batch may be smaller, but a single row that would be left for
+    it joins the batch before: alone, it has nothing to be compared with."""
 
     def __init__(self, rows: int, batch_size: int, seed: int = 0):
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
 
     def __len__(self) -> int:
-        return -(-self.rows // self.batch_size)
+        return len(self._starts())
 
     def batches(self, epoch: int) -> Iterator[np.ndarray]:
         order = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
-        for start in range(0, self.rows, self.batch_size):
-            yield order[start : start + self.batch_size]
+        starts = self._starts()
+        for start, end in zip(starts, [*starts[1:], self.rows], strict=True):
+            yield order[start:end]
+
+    def _starts(self) -> range:
+        starts = range(0, self.rows, self.batch_size)
+        return starts[:-1] if len(starts) > 1 and self.rows % self.batch_size == 1 else starts
 
 
 class ClassSampler:
@@ -46,24 +52,35 @@ class ClassSampler:
 
     Every row is seen about once per epoch: a class whose size is no multiple of `num_items_per_class` has its last
     group filled up with rows drawn again, and a class that is smaller than that comes with all its rows. A class is met
-    once in a batch, except in the last batches of an epoch when few classes are left. A batch has at least two classes.
+    once in a batch, except in the last batches of an epoch when few classes are left. A batch has at least two classes:
+    where only one is left, a group of another is drawn again, in place of one of its groups if the batch is full, which
+    then waits for another epoch.
+
+    A batch has no more than `batch_size` rows, except where these are too few for two classes of `least` rows.
 
     Where the numbers do not fit, the nearest that do are used, and the log says so: `items_per_class` and
     `classes_per_batch` are what is used.
 
     :param labels: class number of every row, integers 0..C-1, shape [N].
     :param least: the fewest rows of a class: 1 if a row is a pair, which has a positive in itself.
+    :param name: what messages call the data.
     :raises ValueError: there are fewer than two classes, so that nothing can be told apart.
     """
 
     def __init__(
-        self, labels: np.ndarray, batch_size: int, num_items_per_class: int = 4, seed: int = 0, least: int = 2
+        self,
+        labels: np.ndarray,
+        batch_size: int,
+        num_items_per_class: int = 4,
+        seed: int = 0,
+        least: int = 2,
+        name: str = 'the training data',
     ):
         self.labels, self.seed = labels, seed
         self.sizes = np.bincount(labels)
         classes = int((self.sizes > 0).sum())
         if classes < 2:
-            raise ValueError(f'the training data has {classes} class: at least 2 are needed to tell items apart')
+            raise ValueError(f'{name} has {classes} class: at least 2 are needed to tell items apart')
         self.items_per_class = max(least, min(num_items_per_class, batch_size // 2))
         self.classes_per_batch = max(2, batch_size // self.items_per_class)
         if self.classes_per_batch > classes:
@@ -113,6 +130,7 @@ class ClassSampler:
                 if not waiting[label]:
                     del waiting[label]
             if len(batch) == 1:  # no negatives: add a group of some other class
+                del parts[self.classes_per_batch - 1 :]
                 parts.append(groups[rng.choice(np.flatnonzero(labels != next(iter(batch))))])
             yield np.concatenate(parts)
 
@@ -156,4 +174,5 @@ def make_sampler(config: FitConfig, rows: np.ndarray, examples: Examples, batch_
     columns = len(examples.columns)  # all items of an example are of its class
     per_class = max(1, config.num_items_per_class // columns)
     numbers = np.unique(examples.labels[rows], return_inverse=True)[1]
-    return Subset(ClassSampler(numbers, batch_size, per_class, config.seed, least=2 if columns == 1 else 1), rows)
+    least, name = 2 if columns == 1 else 1, f'the data set {examples.name!r}'
+    return Subset(ClassSampler(numbers, batch_size, per_class, config.seed, least, name), rows)

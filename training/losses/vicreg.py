@@ -7,13 +7,15 @@ from typing import Any
 
 from pytorch_metric_learning import losses
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from training.losses.objective import Objective, Shape
 
 
 class VICRegLoss(Objective):
     """λ · mean squared distance of the views + µ · how far the deviation of each dimension is below 1 + ν · squared
-    covariances of the dimensions (Bardes et al. 2022, https://arxiv.org/abs/2105.04906).
+    covariances of the dimensions (Bardes et al. 2022, https://arxiv.org/abs/2105.04906). Of a single pair only the first
+    term is known.
 
     :param invariance_lambda: λ.
     :param variance_mu: µ.
@@ -43,4 +45,6 @@ class VICRegLoss(Objective):
         keys: Sequence[Tensor] | None = None,
     ) -> Tensor:
         one, two = columns
+        if len(one) < 2:  # neither variance nor covariance
+            return self.loss.invariance_lambda * mse_loss(one, two)
         return self.loss(one, ref_emb=two).reshape(())

@@ -167,3 +167,11 @@ def test_self_supervised_knows_rows_of_one_label():
     objective = make_objective('SelfSupervisedLoss', {'loss': 'NTXentLoss'}, **SIZES)
     expected = losses.NTXentLoss()(torch.cat([one, two]), labels.repeat(2))
     torch.testing.assert_close(objective([one, two], labels), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_vicreg_of_one_pair_is_the_distance_of_its_views():
+    one, two = ONE[:1].clone().requires_grad_(), TWO[:1]
+    loss = make_objective('VICRegLoss', {'invariance_lambda': 3}, **SIZES)([one, two])
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(3 * float((ONE[0] - TWO[0]).square().mean()))
+    assert torch.isfinite(one.grad).all()
