@@ -141,12 +141,12 @@ def test_dropout_has_the_same_distribution(make_encoder, tokens):
     assert all(module.training for module in encoder.modules())  # the trial leaves no trace
     torch.manual_seed(3)
     with torch.no_grad():
-        packed = torch.stack([encoder.packed(tokens, LENGTHS) for _ in range(300)])
-        padded = torch.stack([embed_padded(encoder, tokens) for _ in range(300)])
+        packed = torch.stack([encoder.packed(tokens, LENGTHS) for _ in range(120)])
+        padded = torch.stack([embed_padded(encoder, tokens) for _ in range(120)])
     assert packed.std(0).min() > 0.05
-    error = ((packed.var(0) + padded.var(0)) / 300).sqrt()
+    error = ((packed.var(0) + padded.var(0)) / 120).sqrt()
     assert ((packed.mean(0) - padded.mean(0)).abs() / error).max() < 5
-    assert float(packed.std(0).mean()) == pytest.approx(float(padded.std(0).mean()), rel=0.06)
+    assert float(packed.std(0).mean()) == pytest.approx(float(padded.std(0).mean()), rel=0.1)
 
 
 @pytest.mark.parametrize('kind', PACKABLE)

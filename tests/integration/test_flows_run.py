@@ -144,7 +144,7 @@ def test_metrics_and_examples_before_and_after(service, finished_run):
     assert set(metrics) == {'before', 'after'}
     assert 0 < metrics['after']['average_precision'] <= 1
     examples = service.tags('/examples', run_name='finished')
-    assert set(examples) == {'before', 'after'}
+    assert set(examples) == {'before', 'after', 'relevant before', 'relevant after'}
     assert all(isinstance(matches, list) for matches in examples['after'].values())
 
 
