@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import IO
 from urllib.parse import unquote, urlsplit
 
 import fsspec
@@ -17,6 +17,9 @@ from finetuner.data.reading import COLUMNAR_SUFFIXES
 from finetuner.documents import Document
 from finetuner.excepts import DataError
 from finetuner.inference.remote import without_secrets
+
+MAX_REMOTE_BYTES = 16 << 30
+"""Of a Parquet or Arrow file elsewhere, which is copied to a temporary file to be read."""
 
 
 def read_uri(uri: str, options: CSVOptions, roots: Sequence[Path], schemes: Sequence[str]) -> Iterator[Document]:
@@ -44,7 +47,7 @@ def read_uri(uri: str, options: CSVOptions, roots: Sequence[Path], schemes: Sequ
         elif (suffix := PurePosixPath(urlsplit(uri).path).suffix.lower()) in COLUMNAR_SUFFIXES:
             with tempfile.NamedTemporaryFile(suffix=suffix) as copy:
                 with fsspec.open(uri, 'rb') as source:
-                    shutil.copyfileobj(source, copy, 1 << 20)
+                    _copy(source, copy, shown)
                 copy.flush()
                 # paths in it begin nowhere: it lies here by chance
                 yield from read_data(Path(copy.name), options, shown, links=links.rooted())
@@ -57,6 +60,15 @@ def read_uri(uri: str, options: CSVOptions, roots: Sequence[Path], schemes: Sequ
         has_secrets = shown != uri or '://' in str(error)
         reason = type(error).__name__ if has_secrets else str(error) or type(error).__name__
         raise DataError(f'{shown} cannot be read: {reason}') from None
+
+
+def _copy(source: IO[bytes], copy: IO[bytes], shown: str) -> None:
+    size = 0
+    while piece := source.read(1 << 20):
+        size += len(piece)
+        if size > MAX_REMOTE_BYTES:
+            raise DataError(f'{shown} is larger than the limit of {MAX_REMOTE_BYTES >> 20} MiB: send it in parts')
+        copy.write(piece)
 
 
 def allowed_roots(names: Sequence[str] | None, variable: str = 'FINETUNER_INGEST_ROOTS') -> list[Path]:

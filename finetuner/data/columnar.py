@@ -7,10 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from finetuner.data.options import CSVOptions
-from finetuner.data.table import KIND_ROWS, SAMPLE_ROWS, Layout, Row, Table, drain, find_layout, look_ahead
+from finetuner.data.table import KIND_ROWS, SAMPLE_ROWS, Layout, Row, Table, drain, find_layout, look_ahead, scalar
 from finetuner.excepts import DataError
 
 BATCH_BYTES = 8 << 20
@@ -57,7 +55,7 @@ def open_dataset(dataset: Any, options: CSVOptions, name: str) -> tuple[Table, L
         found = [row.get(column) for column in names]
         for column, known in classes.items():
             at = names.index(column)
-            label = found[at]
+            label = scalar(found[at])
             if isinstance(label, int) and 0 <= label < len(known):
                 found[at] = known[label]
         return found
@@ -132,6 +130,7 @@ def _numbered(batches: Iterator[Any], name: str) -> Iterator[Row]:
 
 def _values(array: Any) -> list[Any]:
     """A column's values; lists of numbers are arrays that share its memory."""
+    import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 

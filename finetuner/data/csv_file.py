@@ -8,6 +8,7 @@ import io
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -123,12 +124,16 @@ def _parse(file: TextIO, options: CSVOptions, name: str) -> Iterator[Row]:
             yield line, cells
 
 
-def text_lines(file: TextIO, name: str) -> Iterator[str]:
+def text_lines(file: TextIO, name: str, limit: int | None = None) -> Iterator[str]:
     """The lines of a file that is open as text, without a byte order mark.
 
+    :param limit: characters of a line; a longer one comes in pieces of so many.
     :raises DataError: it is open in binary mode.
     """
-    for number, line in enumerate(file):
+    lines: Iterable[str] = file
+    if limit is not None:
+        lines = iter(partial(file.readline, limit), '')
+    for number, line in enumerate(lines):
         if not isinstance(line, str):
             raise DataError(f"{name} is opened in binary mode: open it with open(path, newline='', encoding='utf-8')")
         yield line.removeprefix('\ufeff') if number == 0 else line

@@ -13,15 +13,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from finetuner.data.contents import is_data_uri, is_url, modality_of_bytes, modality_of_uri
 from finetuner.data.links import Links
 from finetuner.data.options import CSVOptions
-from finetuner.data.table import Layout, Row, Table
+from finetuner.data.table import Layout, Row, Table, scalar
 from finetuner.excepts import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from finetuner.documents import Content, Document
 
 logger = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def _kind_of_value(value: Any) -> str | None:
         return found or (modality_of_uri(path) if isinstance(path, str) else None)
     if _is_picture(value):
         return 'image'
-    return 'tensor' if isinstance(value, list | tuple | np.ndarray) or hasattr(value, '__array__') else 'text'
+    return 'tensor' if isinstance(value, list | tuple) or hasattr(value, '__array__') else 'text'
 
 
 def _is_picture(value: Any) -> bool:
@@ -225,9 +225,7 @@ class _Builder:
 
     def _label(self, number: int, values: Sequence[Any]) -> Any:
         assert self.layout.label is not None
-        value = values[self.layout.label]
-        if isinstance(value, np.generic):
-            value = value.item()
+        value = scalar(values[self.layout.label])
         if isinstance(value, str):
             value = value.strip()
         content = values[self.layout.contents[0]]
@@ -268,6 +266,13 @@ def content_of_file(content: bytes, kind: str, options: CSVOptions) -> dict[str,
 
         try:
             [cloud] = MeshPreprocessor(options.point_cloud_size).features([content])
+        except ModuleNotFoundError as error:
+            if error.name != 'trimesh':
+                raise
+            raise DataError(
+                'meshes are read with trimesh, which is not installed: pip install "finetuner[inference]", or keep '
+                'their files, CSVOptions(create_point_clouds=False)'
+            ) from error
         except DataError as error:
             raise DataError(f'the mesh {str(error).removeprefix("item 0 ")}') from error
         return {'tensor': cloud, 'modality': kind}
@@ -279,6 +284,8 @@ def as_tensor(value: Any) -> np.ndarray:
 
     :raises DataError: they are no numbers, of no common shape, or not finite.
     """
+    import numpy as np
+
     if hasattr(value, 'detach'):
         value = value.detach().cpu().numpy()
     try:

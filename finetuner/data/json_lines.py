@@ -42,7 +42,7 @@ def open_json_lines(file: TextIO, options: CSVOptions, name: str, folder: Path |
 
 
 def _parse(file: TextIO, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, text in enumerate(text_lines(file, name), 1):
+    for line, text in enumerate(text_lines(file, name, MAX_LINE + 1), 1):
         if len(text) > MAX_LINE:
             raise DataError(f'{name}, line {line}: it is longer than {MAX_LINE >> 20} Mi characters')
         if not text.strip():

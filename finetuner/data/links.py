@@ -26,7 +26,8 @@ _CHUNK = 1 << 20
 class Links:
     """Opens what cells and documents point at.
 
-    Nothing but `http(s)://` is ever followed to another address, and from there nowhere but to `http(s)://`.
+    Nothing but `http(s)://` is ever followed to another address, and from there nowhere but to `http(s)://`,
+    of these the schemes that are allowed.
 
     :param folder: where relative paths begin; without one, in the working folder.
     :param check: is given every path before it is opened, resolved, and raises a :class:`DataError` if it may not be.
@@ -69,7 +70,7 @@ class Links:
             return self._read_path(uri, limit)
         if self.schemes is not None and scheme.lower() not in self.schemes:
             raise DataError(f'{scheme.lower()}:// URIs are not read here: put the files beside the data')
-        return _fetch(uri, scheme.lower(), limit)
+        return _fetch(uri, scheme.lower(), limit, self.schemes)
 
     def path(self, uri: str) -> Path:
         """Where a file is, by a path or `file://` URI.
@@ -118,12 +119,12 @@ def _check_size(size: int, limit: int, shown: str) -> None:
         raise DataError(f'{shown} is larger than the limit of {limit >> 20} MiB')
 
 
-def _fetch(url: str, scheme: str, limit: int) -> bytes:
+def _fetch(url: str, scheme: str, limit: int, schemes: Collection[str] | None) -> bytes:
     from finetuner.inference.remote import without_secrets
 
     shown = without_secrets(url)
     try:
-        with _open(url, scheme) as source:
+        with _open(url, scheme, schemes) as source:
             content = _copy(source, limit)
     except DataError as error:
         raise DataError(f'{shown} {error}') from None
@@ -134,10 +135,10 @@ def _fetch(url: str, scheme: str, limit: int) -> bytes:
     return content
 
 
-def _open(url: str, scheme: str) -> Any:
+def _open(url: str, scheme: str, schemes: Collection[str] | None) -> Any:
     if scheme in ('http', 'https'):
         request = urllib.request.Request(url, headers={'User-Agent': 'finetuner'})
-        return _web().open(request, timeout=TIMEOUT)
+        return _web(schemes).open(request, timeout=TIMEOUT)
     if importlib.util.find_spec('fsspec') is None:
         raise DataError('cannot be fetched: URLs of this kind need fsspec, which is missing')
     import fsspec
@@ -145,7 +146,22 @@ def _open(url: str, scheme: str) -> Any:
     return fsspec.open(url, 'rb')
 
 
-def _web() -> urllib.request.OpenerDirector:
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to URLs of the schemes that may be fetched, None for all that the opener knows."""
+
+    def __init__(self, schemes: Collection[str] | None):
+        self.schemes = schemes
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        scheme = urlsplit(newurl).scheme.lower()
+        if self.schemes is not None and scheme not in self.schemes:
+            raise DataError(f'leads to {scheme}://, and such URIs are not read here')
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _web(schemes: Collection[str] | None) -> urllib.request.OpenerDirector:
     """An opener that knows the web and nothing else: a redirect leads to no file and to no FTP server."""
     opener = urllib.request.OpenerDirector()
     for handler in (
@@ -153,11 +169,11 @@ def _web() -> urllib.request.OpenerDirector:
         urllib.request.HTTPHandler,
         urllib.request.HTTPSHandler,
         urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPRedirectHandler,
         urllib.request.HTTPErrorProcessor,
         urllib.request.UnknownHandler,
     ):
         opener.add_handler(handler())
+    opener.add_handler(_Redirects(schemes))
     return opener
 
 

@@ -65,6 +65,13 @@ def read_data(
         opener: Opener = open_json_lines if is_json else open_csv
         folder = Path(stream_name).parent if Path(stream_name).is_file() else None
         return _read(lambda: opener(source, options, name or stream_name, folder), options, task, links)
+    if isinstance(source, dict) and hasattr(source, 'column_names'):
+        splits = list(source)
+        raise DataError(
+            f'{name or "the data"} has the splits {", ".join(splits)}: give one of them, such as data[{splits[0]!r}]'
+            if splits
+            else f'{name or "the data"} has no splits'
+        )
     if hasattr(source, 'column_names') and isinstance(source, Iterable):
         return _read(lambda: open_dataset(source, options, name or 'the data set'), options, task, links)
     if isinstance(source, dict) or not isinstance(source, Iterable):

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from finetuner.data.options import Column, CSVOptions
 from finetuner.excepts import DataError
 
@@ -184,6 +182,12 @@ def _found(table: Table, options: CSVOptions, rows: list[Sequence[Any]]) -> Layo
         # a header that names it otherwise, such as 'answer', says that it is none
         if (table.names is None or names[last] not in _CONTENT_NAMES) and looks_like_labels(rows, last):
             label = contents.pop()
+            if table.names is None and not _are_numbers(rows, last):
+                logger.warning(
+                    '%s: column 2 is taken as labels, as its values are short and repeat; if the rows are pairs, '
+                    'give CSVOptions(is_labeled=False)',
+                    table.name,
+                )
     if score is None and label is not None and len(contents) == 2 and options.is_labeled is None:
         # sentence-transformers calls the scores of its pairs labels, too
         label, score = (None, label) if _are_similarities(rows, label) else (label, None)
@@ -212,9 +216,10 @@ def _first(names: list[str], known: frozenset[str]) -> int | None:
 def looks_like_labels(rows: list[Sequence[Any]], column: int) -> bool:
     """Whether the values are short names or numbers, and where there are more than a few, each occurs twice or more on
     average."""
-    values = [row[column].strip() if isinstance(row[column], str) else row[column] for row in rows]
+    values = [scalar(row[column]) for row in rows]
+    values = [value.strip() if isinstance(value, str) else value for value in values]
     values = [value for value in values if value is not None and not (isinstance(value, str) and not value)]
-    if not all(isinstance(value, str | int | float | np.generic) for value in values):
+    if not all(isinstance(value, str | int | float) for value in values):
         return False
     if values and all(is_number(value) for value in values):
         return True
@@ -230,6 +235,11 @@ def _is_name(value: Any) -> bool:
         or is_number(value)
         or (len(value) <= 64 and len(value.split()) <= 6 and not PUNCTUATION.search(value))
     )
+
+
+def scalar(value: Any) -> Any:
+    """The value, as Python's own where it is one of numpy, or a tensor without dimensions."""
+    return value.item() if getattr(value, 'ndim', None) == 0 and hasattr(value, 'item') else value
 
 
 def is_number(value: Any) -> bool:

@@ -21,8 +21,14 @@ _INSTALL = {
     'onnxruntime': 'inference',
     'tokenizers': 'inference',
     'PIL': 'inference',
+    'trimesh': 'inference',
+    'ftfy': 'inference',
     'torch': 'torch',
     'transformers': 'torch',
+    'safetensors': 'torch',
+    'torchvision': 'torch',
+    'timm': 'torch',
+    'open_clip': 'torch',
 }
 
 
@@ -91,13 +97,14 @@ def load_engine(
 
 def best_device(is_onnx: bool) -> str:
     """`cuda` if onnxruntime, or else torch, can use one here, `cpu` if not."""
-    if is_onnx:
-        import onnxruntime
+    with named_installs():
+        if is_onnx:
+            import onnxruntime
 
-        return 'cuda' if 'CUDAExecutionProvider' in onnxruntime.get_available_providers() else 'cpu'
-    import torch
+            return 'cuda' if 'CUDAExecutionProvider' in onnxruntime.get_available_providers() else 'cpu'
+        import torch
 
-    return 'cuda' if torch.cuda.is_available() else 'cpu'
+        return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
 def _model_source(artifact: Artifact | str | Path, select_model: str | None) -> Path | str:
@@ -134,8 +141,9 @@ def named_installs() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name not in _INSTALL:
+        library = (error.name or '').partition('.')[0]
+        if library not in _INSTALL or 'pip install' in str(error):
             raise
         raise ModuleNotFoundError(
-            f'{error.name} is not installed: pip install "finetuner[{_INSTALL[error.name]}]"', name=error.name
+            f'{library} is not installed: pip install "finetuner[{_INSTALL[library]}]"', name=library
         ) from error

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from executors import sources
 from executors.sources import read_uri
 from finetuner.data import CSVOptions
 from finetuner.excepts import DataError
@@ -200,3 +201,12 @@ def test_a_remote_file_names_no_file_of_this_machine(root, suffix):
                 pq.write_table(pa.table({'image': [uri], 'label': ['x']}), file)
         with pytest.raises(DataError, match='below a folder|there is no file'):
             read(f'memory://folder/thief.{suffix}', root, schemes=['memory'])
+
+
+def test_a_remote_file_of_columns_has_a_limit(root, monkeypatch):
+    with fsspec.open('memory://folder/large.parquet', 'wb') as file:
+        pq.write_table(pa.table({'text': ['a', 'b'], 'label': ['x', 'x']}), file)
+    assert len(read('memory://folder/large.parquet', schemes=['memory'])) == 2
+    monkeypatch.setattr(sources, 'MAX_REMOTE_BYTES', 100)
+    with pytest.raises(DataError, match='memory://folder/large.parquet is larger than the limit'):
+        read('memory://folder/large.parquet', schemes=['memory'])

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import sys
 import threading
 import time
 import tracemalloc
@@ -326,6 +327,27 @@ def test_fetching_has_limits(folder, server, monkeypatch):
     monkeypatch.setattr(links, 'DEADLINE', 0.1)
     with pytest.raises(DataError, match='took longer than'):
         fetch('/drip')
+
+
+def test_redirects_keep_to_the_schemes(server):
+    def redirect(handler):
+        handler.send_response(302)
+        handler.send_header('Location', 'https://127.0.0.1:1/a.png')
+        handler.end_headers()
+
+    server.files = {'/moved': redirect}
+    with pytest.raises(DataError, match='/moved leads to https://, and such URIs are not read here'):
+        links.Links(schemes=('http',)).read(f'{server.url}/moved', 'image')
+    with pytest.raises(DataError, match='Connection refused'):
+        links.Links(schemes=('http', 'https')).read(f'{server.url}/moved', 'image')
+
+
+def test_meshes_without_trimesh_name_what_to_install(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'trimesh', None)
+    path = table(folder, ('solid.off', 'x'), ('solid.off', 'x'))
+    with pytest.raises(DataError, match=r'line 1, column 1: meshes .*pip install "finetuner\[inference\]"'):
+        list(read_data(path))
+    assert next(read_data(path, CSVOptions(create_point_clouds=False))).blob == OFF
 
 
 def test_files_have_limits(folder, monkeypatch):

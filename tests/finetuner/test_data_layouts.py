@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finetuner.data import CSVOptions, read_data
+from finetuner.data import CSVOptions, json_lines, read_data
 from finetuner.documents import LABEL, SCORE, Content, Document, DocumentArray
 from finetuner.excepts import DataError
 
@@ -62,6 +62,16 @@ def test_two_columns_with_repeated_names_are_labelled(table, caplog):
     with caplog.at_level(logging.INFO):
         assert read(table(rows)) == [((text,), label, None) for text, label in rows]
     assert 'labelled items: contents in column 1, label in column 2' in caplog.text
+    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert 'if the rows are pairs, give CSVOptions(is_labeled=False)' in warning
+
+
+@pytest.mark.parametrize(
+    'options', [{'is_labeled': True}, {'is_labeled': False}, {'columns': {'content': 1, 'label': 2}}]
+)
+def test_what_the_options_say_is_no_cause_for_a_warning(table, caplog, options):
+    read(table([(f'what is number {n}', f'kind {n % 7}') for n in range(20)]), **options)
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
 
 
 @pytest.mark.parametrize(
@@ -236,6 +246,20 @@ def test_malformed_tensors_are_named(lines, vector, problem):
         read(lines({'vector': [1], 'label': 'x'}, {'vector': vector, 'label': 'x'}))
 
 
+def test_a_line_of_json_has_a_limit_before_it_is_read(monkeypatch):
+    asked = []
+
+    class Endless(io.StringIO):
+        def readline(self, size=-1):
+            asked.append(size)
+            return 'x' * size
+
+    monkeypatch.setattr(json_lines, 'MAX_LINE', 1 << 20)
+    with pytest.raises(DataError, match='endless.jsonl, line 1: it is longer than 1 Mi characters'):
+        list(read_data(Endless(), name='endless.jsonl'))
+    assert asked == [(1 << 20) + 1]
+
+
 def test_an_empty_file_is_named(lines):
     with pytest.raises(DataError, match='table.jsonl is empty'):
         read(lines(''))
@@ -318,6 +342,23 @@ def test_a_data_set_of_pairs_and_vectors():
     assert [document.tensor.tolist() for document in read_data(dataset)] == [[1, 2], [3, 4]]
     with pytest.raises(DataError, match="the data set, row 1, column 'b': the text is missing"):
         read(datasets.Dataset.from_dict({'a': ['x', 'y'], 'b': ['v', None]}), is_labeled=False)
+
+
+def test_labels_of_a_data_set_in_torch_format():
+    datasets = pytest.importorskip('datasets')
+    features = datasets.Features({'text': datasets.Value('string'), 'label': datasets.ClassLabel(names=['no', 'yes'])})
+    named = datasets.Dataset.from_dict({'text': ['a', 'b'], 'label': [1, 0]}, features=features)
+    plain = datasets.Dataset.from_dict({'text': ['a', 'b'], 'label': [1, 0]})
+    for format in ('torch', 'numpy'):
+        assert read(named.with_format(format)) == [(('a',), 'yes', None), (('b',), 'no', None)]
+        assert read(plain.with_format(format)) == [(('a',), 1, None), (('b',), 0, None)]
+
+
+def test_the_splits_of_a_data_set_are_named():
+    datasets = pytest.importorskip('datasets')
+    split = datasets.Dataset.from_dict({'text': ['a'], 'label': [1]})
+    with pytest.raises(DataError, match=r"the data has the splits train, test: give one of them, .*\['train'\]"):
+        read(datasets.DatasetDict({'train': split, 'test': split}))
 
 
 # documents
