@@ -6,7 +6,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
 from finetuner.artifact import ModelInfo, pack
-from finetuner.inference.backbones import save_encoders
+from finetuner.inference.backbones import load_encoder, save_encoders
 from finetuner.inference.encoder import Encoder
 from finetuner.inference.onnx_engine import MODEL_FILE, OUTPUT_NAME
 from training.parity import Run, compare, onnx_run, torch_run
@@ -26,6 +26,8 @@ from training.samples import as_batches, is_variable, longest, random_batches, r
 
 TOLERANCE = 1e-4
 """The largest difference between a coordinate of torch's embedding and onnxruntime's, relative to its length."""
+
+_SAME = 1e-4  # likewise, between an encoder and what is loaded again
 
 Precision = Literal['fp32', 'fp16', 'int8']
 Measure = Callable[[Mapping[str, Run]], Mapping[str, float]]
@@ -54,7 +56,8 @@ def build_artifact(
     """Export encoders and pack them.
 
     An ONNX model of fewer bits whose embeddings are too far from those of fp32 is refused: the artifact gets the one of
-    fp32 then, and the log and `metadata.yml` say why.
+    fp32 then. An encoder that has no ONNX model, since none can be made or it computes something else, is packed
+    without it. The log and `metadata.yml` say why.
 
     :param encoders: by the names of the artifact's models: 'model' alone, or 'clip-text' and 'clip-vision'.
     :param name: the run's name.
@@ -66,7 +69,7 @@ def build_artifact(
     :param samples: features of real items by encoder; without, random ones.
     :param measure: is asked about models of fewer bits.
     :return: `target`.
-    :raises RuntimeError: an ONNX model does not compute what the encoder does.
+    :raises RuntimeError: what was saved does not compute what the encoder does, or the encoder gives no numbers.
     :raises ArtifactError: a name or value cannot be stored.
     """
     target = Path(target)
@@ -74,8 +77,14 @@ def build_artifact(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix='.artifact-') as directory:
         models = Path(directory) / 'models'
         reports = export_all(encoders, models, onnx_precision, onnx_min_cosine, samples)
-        if measure and any(report['precision'] != 'fp32' for report in reports.values()):
-            found = measure({model: onnx_run(models / model / MODEL_FILE) for model in encoders})
+        if measure and any(report.get('precision', 'fp32') != 'fp32' for report in reports.values()):
+            with ExitStack() as stack:
+                runs = {}
+                for model, encoder in encoders.items():
+                    stack.enter_context(_evaluating(encoder))
+                    path = models / model / MODEL_FILE
+                    runs[model] = onnx_run(path) if path.is_file() else torch_run(encoder)
+                found = measure(runs)
             for report in reports.values():
                 report['metrics'] = _with_losses(found, metrics.get('after', {}))
         infos = {
@@ -91,22 +100,30 @@ def build_artifact(
         return pack(directory, target, name=name, config=config, metrics=metrics, models=infos)
 
 
-def check_size(encoder: Encoder) -> None:
-    """:raises ValueError: the encoder is too large to be exported."""
+def check_size(encoder: Encoder) -> str | None:
+    """Say in the log if an encoder is too large for an ONNX model.
+
+    :return: why there will be none, or None.
+    """
     size = sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())
-    if size > _ONNX_LIMIT:
-        raise ValueError(f'the model has {size / 1e9:.1f} GB of weights: one ONNX file holds less than 2 GB')
+    if size <= _ONNX_LIMIT:
+        return None
+    reason = f'the model has {size / 1e9:.1f} GB of weights, and one ONNX file holds less than 2 GB'
+    logger.warning('The artifact will have no ONNX model of the %s encoder: %s', encoder.modality, reason)
+    return reason
 
 
 def export(encoder: Encoder, directory: str | Path, precision: Precision = 'fp32', min_cosine: float = 0.99) -> Path:
     """Write the model directory of one encoder, with `model.onnx`.
 
     :return: `directory`.
-    :raises ValueError: the ONNX model would exceed 2 GB.
-    :raises RuntimeError: its embeddings differ from the encoder's by more than :data:`TOLERANCE`.
+    :raises RuntimeError: the ONNX model cannot be made, or its embeddings differ from the encoder's by more than
+        :data:`TOLERANCE`.
     """
     directory = Path(directory)
-    export_all({directory.name: encoder}, directory.parent, precision, min_cosine)
+    (report,) = export_all({directory.name: encoder}, directory.parent, precision, min_cosine).values()
+    if 'reason' in report:
+        raise RuntimeError(f'there is no ONNX model: {report["reason"]}')
     return directory
 
 
@@ -122,17 +139,52 @@ def export_all(
     An ONNX model takes the inputs that its encoder does, batches of any size and texts of any length, and gives
     `sentence_embedding`, float32 [batch, dim], pooled and normalized as the encoder does.
 
-    :return: how each ONNX model was made and measured, plain values, by name.
+    :return: how each ONNX model was made and measured, plain values, by name; `{'onnx': None, 'reason': ...}` of those
+        that there are not.
+    :raises RuntimeError: what was saved does not compute what the encoder does, or the encoder gives no numbers.
     """
-    for encoder in encoders.values():
-        check_size(encoder)
     save_encoders(encoders, directory)
     reports = {}
     for name, encoder in encoders.items():
         with _evaluating(encoder):
+            _check_saved(encoder, directory / name)
             own = (samples or {}).get(name, ())[:_MEASURED]
-            reports[name] = _export(encoder, directory / name / MODEL_FILE, precision, min_cosine, own)
+            reports[name] = _try_export(encoder, directory / name / MODEL_FILE, precision, min_cosine, own)
     return reports
+
+
+def _check_saved(encoder: Encoder, directory: Path) -> None:
+    try:
+        saved = load_encoder(directory).eval()
+    except Exception as error:  # each library has its own
+        raise RuntimeError(f'the saved model {directory.name!r} cannot be loaded: {_plain(error)}') from error
+    parity = compare(torch_run(encoder), torch_run(saved), random_batches(encoder))
+    if not parity.difference <= _SAME:
+        raise RuntimeError(
+            f'the saved model {directory.name!r} is wrong: an embedding differs by {parity.difference:.2e} of its '
+            f'length from the one of the encoder, and {_SAME:.0e} is allowed'
+        )
+
+
+def _try_export(
+    encoder: Encoder, path: Path, precision: Precision, min_cosine: float, samples: Sequence[np.ndarray]
+) -> dict[str, Any]:
+    """Without an ONNX model, what hours of training gave can still be used with torch."""
+    reason = check_size(encoder)
+    if reason is None:
+        try:
+            return _export(encoder, path, precision, min_cosine, samples)
+        except Exception as error:  # the exporter's have no common base
+            reason = _plain(error).replace(f'{path.parent}/', '')
+            logger.warning('The artifact has no ONNX model of %r: %s', path.parent.name, reason)
+            logger.debug('the export of %r', path.parent.name, exc_info=True)
+            for left in path.parent.glob(f'{path.name}*'):
+                left.unlink()
+    return {'onnx': None, 'reason': reason}
+
+
+def _plain(error: Exception) -> str:
+    return ' '.join(str(error).split())[:300] or type(error).__name__
 
 
 def _export(

@@ -12,11 +12,11 @@ from tokenizers import Tokenizer
 import training.export
 from finetuner.artifact import ModelInfo, open_artifact
 from finetuner.inference import load_engine
-from finetuner.inference.backbones import load_encoder, load_encoders
+from finetuner.inference.backbones import load_encoder, load_encoders, save_encoders
 from finetuner.inference.mlp_encoder import MLPEncoder
 from finetuner.inference.point_encoder import PointEncoder
 from finetuner.inference.text_encoder import TextEncoder
-from training.export import build_artifact, export
+from training.export import build_artifact, check_size, export
 from training.parity import compare
 from training.samples import random_features
 
@@ -224,18 +224,130 @@ def test_the_tolerance_is_relative_to_the_length_of_an_embedding():
     assert broken.mean_cosine == -1
 
 
-def test_an_export_that_computes_something_else_is_refused(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(training.export, 'TOLERANCE', 0.0)
-    with pytest.raises(RuntimeError, match='the exported ONNX model is wrong: an embedding differs by'):
-        build_artifact(
-            {'model': TextEncoder.load(tiny_model)}, name='run', config={}, metrics={}, target=tmp_path / 'run.zip'
-        )
+def failing(encoder, path):
+    path.write_bytes(b'half of it')
+    path.with_name('model.onnx.data').write_bytes(b'weights')
+    raise NotImplementedError(f'no such operator\nin {path}')
+
+
+def too_strict(monkeypatch):
+    monkeypatch.setattr(training.export, 'TOLERANCE', -1.0)
+
+
+def not_exportable(monkeypatch):
+    monkeypatch.setattr(training.export, '_export_onnx', failing)
+
+
+def too_large(monkeypatch):
+    monkeypatch.setattr(training.export, '_ONNX_LIMIT', 1000)
+
+
+WITHOUT_ONNX = {
+    too_strict: 'the exported ONNX model is wrong: an embedding differs by ',
+    not_exportable: 'no such operator in model.onnx',
+    too_large: ' GB of weights, and one ONNX file holds less than 2 GB',
+}
+
+
+@pytest.mark.parametrize('break_it', WITHOUT_ONNX)
+@pytest.mark.parametrize('precision', ['fp32', 'int8'])
+def test_a_run_is_not_lost_when_there_is_no_onnx_model(tiny_model, tmp_path, monkeypatch, caplog, break_it, precision):
+    encoder, reason = TextEncoder.load(tiny_model), WITHOUT_ONNX[break_it]
+    break_it(monkeypatch)
+    path = build_artifact(
+        {'model': encoder},
+        name='run',
+        config={},
+        metrics={},
+        target=tmp_path / 'run.zip',
+        onnx_precision=precision,
+        measure=lambda _: pytest.fail('there is nothing to measure'),
+    )
+    assert reason in caplog.text
+    artifact = open_artifact(path, cache=tmp_path / 'cache')
+    report = artifact.metadata['models']['model']['export']
+    assert report == artifact.models['model'].export
+    assert set(report) == {'onnx', 'reason'} and report['onnx'] is None
+    assert reason in report['reason'] and str(tmp_path) not in report['reason']
+    directory = artifact.model_directory('model')
+    assert not list(directory.glob('model.onnx*'))
+    with torch.no_grad():
+        expected = [encoder(**encoder.tokenizer([text], truncation=True, return_tensors='pt')) for text in TEXTS]
+    for is_onnx in (None, False):
+        found = load_engine(path, is_onnx=is_onnx).encode_texts(TEXTS)
+        np.testing.assert_allclose(found, torch.cat(expected), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match='load it with is_onnx=False'):
+        load_engine(path, is_onnx=True)
+    with pytest.raises(RuntimeError, match='there is no ONNX model: '):
+        export(encoder, tmp_path / 'alone')
+
+
+def test_one_of_two_may_have_an_onnx_model(tiny_clip, tmp_path, monkeypatch):
+    """The other is measured with torch."""
+    make = training.export._export_onnx
+    monkeypatch.setattr(
+        training.export,
+        '_export_onnx',
+        lambda encoder, path: (make if encoder.modality == 'text' else failing)(encoder, path),
+    )
+    measured = []
+
+    def measure(runs):
+        for name, run in runs.items():
+            encoder = encoders[name]
+            measured.append(run(encoder.preprocessor.collate(random_features(encoder, 2))).shape)
+        return {'recall_at_k': 0.5}
+
+    encoders = load_encoders(tiny_clip)
+    path = build_artifact(
+        encoders,
+        name='run',
+        config={},
+        metrics={},
+        target=tmp_path / 'run.zip',
+        onnx_precision='int8',
+        onnx_min_cosine=-1,
+        measure=measure,
+    )
+    artifact = open_artifact(path, cache=tmp_path / 'cache')
+    assert measured == [(2, encoder.dim) for encoder in encoders.values()]
+    assert artifact.models['clip-text'].export['precision'] == 'int8'
+    assert artifact.models['clip-vision'].export['onnx'] is None
+    for name in encoders:
+        assert (artifact.model_directory(name) / 'model.onnx').is_file() == (name == 'clip-text')
+    assert load_engine(path, select_model='clip-vision').dim == encoders['clip-vision'].dim
+
+
+def test_saved_weights_that_are_wrong_are_an_error(tiny_model, tmp_path, monkeypatch):
+    def save(encoders, directory):
+        save_encoders(encoders, directory)
+        other = TextEncoder.load(tiny_model)
+        with torch.no_grad():
+            for weight in other.parameters():
+                weight += 0.1 * torch.randn_like(weight)
+        other.save(directory / 'model')
+
+    for broken, message in ((save, 'is wrong: an embedding differs by'), (lambda *_: None, 'cannot be loaded')):
+        monkeypatch.setattr(training.export, 'save_encoders', broken)
+        with pytest.raises(RuntimeError, match=f"the saved model 'model' {message}"):
+            build_artifact(
+                {'model': TextEncoder.load(tiny_model)}, name='run', config={}, metrics={}, target=tmp_path / 'run.zip'
+            )
     assert not list(tmp_path.glob('run.zip*'))
 
 
-def test_models_that_one_onnx_file_cannot_hold_are_refused(tiny_model, tmp_path):
+def test_weights_that_are_no_numbers_are_an_error(tmp_path):
+    encoder = tiny_mlp()
+    with torch.no_grad():
+        next(encoder.parameters()).fill_(float('nan'))
+    with pytest.raises(RuntimeError, match='is wrong'):
+        build_artifact({'model': encoder}, name='run', config={}, metrics={}, target=tmp_path / 'run.zip')
+
+
+def test_models_of_more_than_2_gb_are_told_of(tiny_model, caplog):
     encoder = TextEncoder.load(tiny_model)
+    assert check_size(encoder) is None
     # 2.4 GB that take no memory
     encoder.backbone.register_buffer('table', torch.zeros(1).expand(600_000_000), persistent=True)
-    with pytest.raises(ValueError, match='the model has 2.4 GB of weights: one ONNX file holds less than 2 GB'):
-        export(encoder, tmp_path / 'model')
+    assert 'the model has 2.4 GB of weights' in check_size(encoder)
+    assert 'will have no ONNX model' in caplog.text
