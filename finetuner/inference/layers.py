@@ -21,7 +21,8 @@ def pool(
     :param tokens: float [B, T, D].
     :param mask: integers [B, T], 1 for a token and 0 for padding, on either side; None if nothing is padding.
     :param pooling: one of :data:`finetuner.inference.layout.POOLINGS`.
-    :param options: as :func:`finetuner.inference.layout.check_pooling` gives them.
+    :param options: as :func:`finetuner.inference.layout.check_pooling` gives them. `gem` is the mean of powers p, and
+        its root: with p = 1 the mean of values above `eps`. Smaller ones, so all that are negative, count as `eps`.
     :return: [B, D], of the type of `tokens`.
     """
     if pooling == 'gem':

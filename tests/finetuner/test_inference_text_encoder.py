@@ -216,7 +216,7 @@ def test_pooling_and_length_can_be_overridden(tiny_model):
         TextEncoder.load(tiny_model, max_length=65)
 
 
-def test_gem_is_the_mean_for_one_and_the_maximum_for_large_powers():
+def test_gem_of_values_above_eps_is_the_mean_for_one_and_the_maximum_for_large_powers():
     tokens = torch.rand(3, 5, 4, generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 1, 1]])
     means, largest = pool(tokens, mask, 'mean'), pool(tokens, mask, 'max')
@@ -231,6 +231,8 @@ def test_gem_raises_small_values_to_eps():
     tokens = torch.tensor([[[-4.0, 0.0], [-2.0, 2.0]]])
     pooled = pool(tokens, None, 'gem', {'p': 2.0, 'eps': 0.5})
     torch.testing.assert_close(pooled, torch.tensor([[0.5, (0.5 * (4 + 0.25)) ** 0.5]]))
+    first = pool(tokens, None, 'gem', {'p': 1.0, 'eps': 0.5})  # so it is not the mean, -3 and 1
+    torch.testing.assert_close(first, torch.tensor([[0.5, 1.25]]))
 
 
 def test_gem_has_finite_gradients_for_large_powers():
