@@ -19,6 +19,7 @@ from finetuner.artifact import ModelInfo, open_artifact, pack
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import ArtifactError, DataError, SelectModelRequired
 from finetuner.inference import load_engine
+from finetuner.inference.loading import named_installs
 from finetuner.inference.onnx_engine import ONNXRuntimeInferenceEngine
 from finetuner.inference.torch_engine import TorchInferenceEngine
 
@@ -155,18 +156,31 @@ print(encode(get_model({str(tiny_artifact)!r}), ['where is my card', '']).shape)
     assert run_python(program, FINETUNER_HOME=str(tmp_path)) == '(2, 24)'
 
 
-def test_a_missing_library_is_named_with_the_command_that_installs_it(tiny_artifact, tmp_path):
+@pytest.mark.parametrize('call', ['load_engine({}, is_onnx=False)', 'get_model({}, is_onnx=False)'])
+def test_a_missing_library_is_named_with_the_command_that_installs_it(tiny_artifact, tmp_path, call):
     program = f"""
 import sys
 sys.modules['torch'] = None
-from finetuner.inference import load_engine
+from finetuner.inference import get_model, load_engine
 try:
-    load_engine({str(tiny_artifact)!r}, is_onnx=False)
+    {call.format(repr(str(tiny_artifact)))}
 except ModuleNotFoundError as error:
     print(error)
 """
     expected = 'torch is not installed: pip install "finetuner[torch]"'
     assert run_python(program, FINETUNER_HOME=str(tmp_path)) == expected
+
+
+@pytest.mark.parametrize(
+    ('library', 'extra'),
+    [('trimesh', 'inference'), ('ftfy', 'inference'), ('timm', 'torch'), ('torchvision.io', 'torch'),
+     ('open_clip', 'torch'), ('safetensors', 'torch'), ('PIL', 'inference')],
+)  # fmt: skip
+def test_the_extra_of_every_library_is_named(library, extra):
+    name = library.partition('.')[0]
+    expected = rf'^{name} is not installed: pip install "finetuner\[{extra}\]"$'
+    with pytest.raises(ModuleNotFoundError, match=expected), named_installs():
+        raise ModuleNotFoundError(f'No module named {library!r}', name=library)
 
 
 def test_importing_the_package_is_light():
