@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 PYTHON312 ?= python3.12
 UV_VERSION := 0.13.8
 BIN := .venv/bin
+DATA ?= ../shared/data
+WEIGHTS ?= $(DATA)/../models/squeezenet1_1_rgb_torchvision.pt
 LINTED := finetuner registry training executors flows tests benchmarks examples tools
 
 COMPILE = $(BIN)/uv pip compile --quiet --python-version 3.11 --custom-compile-command 'make lock'
@@ -67,9 +69,17 @@ test-py312: .venv/.installed-dev  ## finetuner, registry and training on Python 
 	@.venv312/bin/pytest tests/finetuner tests/registry tests/training
 
 .PHONY: bench
-bench: .venv/.installed-dev  ## every benchmark, each against a named peer
+bench: .venv/.installed-dev  ## every benchmark, each against a named peer; hours. DATA is the folder of their data
 	@$(BIN)/python benchmarks/documents.py
-	@$(BIN)/python benchmarks/banking77.py --data ../shared/data/banking77
+	@$(BIN)/python benchmarks/metric_losses.py
+	@$(BIN)/python benchmarks/mesh.py
+	@$(BIN)/python benchmarks/mlp.py --data $(DATA)/banking77
+	@$(BIN)/python benchmarks/speed.py --data $(DATA)/banking77
+	@for loss in triplet hard ranking scored; do \
+		$(BIN)/python benchmarks/banking77.py --data $(DATA)/banking77 --loss $$loss || exit 1; done
+	@$(BIN)/python benchmarks/clothing.py --data $(DATA)/clothing --weights $(WEIGHTS)
+	@$(BIN)/python benchmarks/grocery.py --data $(DATA)/grocery
+	@$(BIN)/python benchmarks/larger_than_memory.py
 
 .PHONY: lock
 lock: .venv/bin/uv  ## resolve requirements*.in again into the pinned requirements*.txt

@@ -31,6 +31,7 @@ from training.check import Role, check_data
 from training.config import FitConfig
 from training.secrets import keep_secrets
 
+DEFAULTS = {name: field.default for name, field in FitConfig.model_fields.items() if not field.is_required()}
 POLL = 0.5
 """Seconds between two looks at a log that is streamed."""
 
@@ -83,7 +84,7 @@ class TrainerExecutor(Executor):
 
         def create(name: str) -> tuple[RunRecord, bool]:
             return self.registry.create_run(
-                account_id, experiment_name, name, settings, description, datasets, prepare=prepare
+                account_id, experiment_name, name, settings, description, datasets, prepare, DEFAULTS
             )
 
         if config.run_name:

@@ -191,6 +191,7 @@ class Registry:
         description: str = '',
         datasets: Iterable[str] | None = None,
         prepare: Callable[[RunRecord], None] | None = None,
+        defaults: dict[str, Any] | None = None,
     ) -> tuple[RunRecord, bool]:
         """Make a run, and its experiment if there is none; or find the run of this name and this `config`.
 
@@ -198,6 +199,7 @@ class Registry:
         :param datasets: names of the data sets that the run reads; it sees them as they are now.
         :param prepare: is called with the run before anyone else sees it, or if it was there, before this returns. If
             it raises, no run is made.
+        :param defaults: values that mean the same in a `config` as none.
         :return: the run, and whether it was made by this call.
         :raises RegistryError: a malformed name, a run of this name with another `config` or with data sets that have
             changed since, or no such data set.
@@ -206,7 +208,9 @@ class Registry:
         check_name('run', run_name)
         with self.database.write() as session:
             kept = snapshot(session, account_id, datasets or [])
-            run, is_new = runs.create_run(session, account_id, experiment_name, run_name, config, description, kept)
+            run, is_new = runs.create_run(
+                session, account_id, experiment_name, run_name, config, description, kept, defaults
+            )
             if prepare is not None:
                 prepare(run)
             return run, is_new

@@ -26,6 +26,7 @@ def create_run(
     config: dict[str, Any],
     description: str,
     datasets: dict[str, Any],
+    defaults: dict[str, Any] | None = None,
 ) -> tuple[RunRecord, bool]:
     """The run of this name, and whether it is new.
 
@@ -50,7 +51,7 @@ def create_run(
             description=clean(description),
         ),
     )
-    if row.config != config:
+    if _without(row.config, defaults or {}) != _without(config, defaults or {}):
         raise RegistryError(
             f'The run {run_name!r} of the experiment {experiment_name!r} is there already, with another configuration '
             f'({_difference(row.config, config)}): choose another name'
@@ -192,6 +193,11 @@ def _step(session: Session, run_id: str, statuses: list[str], **values: Any) -> 
 def _no_experiment(session: Session, account_id: str, name: str) -> RegistryError:
     names = session.scalars(select(ExperimentRow.name).where(ExperimentRow.account_id == account_id))
     return RegistryError(f'There is no experiment {str(name)[:200]!r}: {known(str(name), names)}')
+
+
+def _without(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration is no default: an argument that is new leaves runs of before what they were."""
+    return {name: value for name, value in config.items() if name not in defaults or value != defaults[name]}
 
 
 def _difference(first: dict[str, Any], second: dict[str, Any]) -> str:

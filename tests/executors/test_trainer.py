@@ -1,11 +1,13 @@
 """The trainer without a Flow around it."""
 
 import pytest
+from sqlalchemy import select
 
 from executors import trainer
 from executors.parameters import FitParameters, RunParameters
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import ParameterError, RegistryError, RunFailedError
+from registry.models import RunRow
 
 
 @pytest.fixture
@@ -147,3 +149,14 @@ def test_an_allowed_tracker_is_taken(submit, monkeypatch, uri):
     given = {} if uri is None else {'tracking_uri': uri}
     tags = make(callbacks=[{'name': 'MLFlowLogger', 'options': {'experiment': 'e', **given}}])
     assert tags['status'] == 'CREATED'
+
+
+def test_a_run_that_an_earlier_version_stored_is_found_again(executor, submit):
+    make, _ = submit
+    made = make()
+    with executor.registry.database.write() as session:
+        row = session.scalars(select(RunRow)).one()
+        row.config = {name: value for name, value in row.config.items() if name not in ('lora', 'time_limit')}
+    assert make()['artifact_id'] == made['artifact_id']
+    with pytest.raises(RegistryError, match='with another configuration'):
+        make(time_limit=3)

@@ -32,6 +32,16 @@ def test_the_same_run_again_is_the_first_one(registry, account):
     assert registry.create_run(account, 'other', 'run', {'epochs': 4})[1]
 
 
+def test_a_run_of_before_is_the_same_where_new_arguments_have_their_defaults(registry, account):
+    first, _ = registry.create_run(account, 'default', 'run', {'epochs': 3, 'gone': None})
+    now, defaults = {'epochs': 3, 'lora': False}, {'epochs': 5, 'lora': False, 'gone': None}
+    assert registry.create_run(account, 'default', 'run', now, defaults=defaults) == (first, False)
+    with pytest.raises(RegistryError, match='other values of'):
+        registry.create_run(account, 'default', 'run', now | {'lora': True}, defaults=defaults)
+    with pytest.raises(RegistryError, match='other values of'):
+        registry.create_run(account, 'default', 'run', {'lora': False}, defaults=defaults)
+
+
 def test_many_threads_make_one_run(registry, account):
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda _: registry.create_run(account, 'new', 'run', {'epochs': 1}), range(20)))
