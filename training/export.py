@@ -158,7 +158,7 @@ def _check_saved(encoder: Encoder, directory: Path) -> None:
         saved = load_encoder(directory).eval()
     except Exception as error:  # each library has its own
         raise RuntimeError(f'the saved model {directory.name!r} cannot be loaded: {_plain(error)}') from error
-    parity = compare(torch_run(encoder), torch_run(saved), random_batches(encoder))
+    parity = compare(torch_run(encoder), torch_run(saved), list(random_batches(encoder)))
     if not parity.difference <= _SAME:
         raise RuntimeError(
             f'the saved model {directory.name!r} is wrong: an embedding differs by {parity.difference:.2e} of its '

@@ -25,7 +25,7 @@ class AngularLoss(losses.AngularLoss):
             return super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         masks = PairMasks.of(labels, labels)
         anchors, positives = masks.positives.nonzero(as_tuple=True)
-        any_negative = masks.negatives.any()
+        any_negative = bool(masks.negatives.any())
         if indices_tuple is not None:
             # a miner chooses the positive pairs; the negatives of each are all there are, in the library too
             anchors, positives, _, negatives = convert_to_pairs(indices_tuple, labels)
