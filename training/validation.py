@@ -53,10 +53,13 @@ def make_validation(
     class_weights = has_class_weights(config.loss, config.loss_options)
     if class_weights and not step.examples.classes:  # groups of other pairs are other classes
         wanted = len(rows) or eval_set is not None
-        return _no_loss(config, f'{config.loss} knows the groups of the training data alone') if wanted else None
+        if wanted:
+            _explain(config, f'{config.loss} knows the groups of the training data alone')
+        return None
     if eval_set is not None:
         if not fits(config.shape, eval_set.reader):
-            return _no_loss(config, f'{config.loss} learns from other data than {eval_set.name} holds')
+            _explain(config, f'{config.loss} learns from other data than {eval_set.name} holds')
+            return None
         examples, rows = eval_set, np.arange(len(eval_set))
         if eval_set.classes:
             known = step.examples.classes
@@ -65,7 +68,8 @@ def make_validation(
             if class_weights:  # there are none for other classes
                 rows = rows[labels < len(known)]
         if not len(rows):
-            return _no_loss(config, f'{eval_set.name} holds no class of the training data')
+            _explain(config, f'{eval_set.name} holds no class of the training data')
+            return None
         step = Step(step.task, examples, embedders_of(eval_set), step.accelerator, step.budgets)
     if not len(rows):
         return None
@@ -82,7 +86,11 @@ def make_validation(
     return validate
 
 
-def _no_loss(config: FitConfig, why: str) -> None:
+def _explain(config: FitConfig, why: str) -> None:
+    """Say why there is no val_loss.
+
+    :raises ValueError: a callback watches it.
+    """
     for callback in config.callbacks or []:
         if getattr(getattr(callback, 'options', None), 'monitor', None) == 'val_loss':
             raise ValueError(f'{callback.name} watches val_loss, and there is none: {why}')
