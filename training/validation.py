@@ -67,6 +67,8 @@ def make_validation(
             examples = dataclasses.replace(eval_set, labels=labels)
             if class_weights:  # there are none for other classes
                 rows = rows[labels < len(known)]
+        elif class_weights:  # nor for groups
+            rows = rows[:0]
         if not len(rows):
             _explain(config, f'{eval_set.name} holds no class of the training data')
             return None
