@@ -86,7 +86,7 @@ def test_queries_and_indexes_need_labels_or_pairs():
     ],
 )
 def test_a_model_reads_its_kind(model, modality, sentence):
-    options = {'model_options': {'input_size': 4}} if model == 'mlp' else {}
+    options = {'model_options': {'input_size': 4, 'hidden_sizes': [2]}} if model == 'mlp' else {}
     with pytest.raises(DataError, match=sentence):
         check_data(config(model=model, **options), Data(modalities=(modality,), labelled=True))
     check_data(config(model='/some/directory'), Data(modalities=(modality,), labelled=True))
