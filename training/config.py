@@ -7,10 +7,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from finetuner.excepts import ParameterError
+from finetuner.models import check_options, find_backbone
 from training.callbacks.options import CallbackConfig, EvaluationOptions, check_callbacks, evaluation_options
 from training.lora import LoRAOptions
 from training.losses import check_objective, needs_positives, objective_shape, unknown_name
-from training.losses.objective import Shape
+from training.losses.cross_batch_memory import CrossBatchMemory
+from training.losses.objective import Objective, Shape
 from training.optimizers import SchedulerOptions, check_optimizer, check_scheduler
 
 DEFAULT_LEARNING_RATE = 5e-5
@@ -63,7 +65,7 @@ class FitConfig(BaseModel):
     miner_options: dict[str, Any] | None = None
     optimizer: str = 'Adam'
     optimizer_options: dict[str, Any] | None = None
-    learning_rate: float | None = Field(default=None, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     epochs: int = Field(default=5, ge=1)
     batch_size: int | None = Field(default=None, ge=2)
     callbacks: list[CallbackConfig] | None = None
@@ -84,7 +86,7 @@ class FitConfig(BaseModel):
     max_length: int | None = Field(default=None, ge=4)
     precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    max_grad_norm: float | None = Field(default=None, gt=0)
+    max_grad_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     lora: bool | LoRAOptions = False
     gradient_cache: bool | Literal['auto'] = 'auto'
     compile: bool = False
@@ -124,15 +126,27 @@ class FitConfig(BaseModel):
             raise ValueError('csv_options tell how to read files, but data sets are read already: give them before')
         if self.val_split and self.eval_data:
             raise ValueError('val_split and eval_data are both given: the held-out part is one or the other')
-        weights = self._check_objective()
+        backbone = find_backbone(self.model)
+        if backbone is not None and self.model_artifact is None:  # which may bring what is required
+            check_options(backbone.library, self.model_options)
+        objective = self.example_objective()
+        learned = list(objective.parameters())
+        # single numbers go with the encoders, see `make_optimizers`
+        alone = learned if self.loss_optimizer else [parameter for parameter in learned if parameter.ndim]
         if self.precision == 'fp16' and self.device == 'cpu':
             raise ValueError("precision 'fp16' needs a GPU: use 'bf16' or 'fp32' with device 'cpu'")
-        if self.precision == 'fp16' and weights:  # one gradient scale, two optimizers
+        if self.precision == 'fp16' and alone:  # one gradient scale, two optimizers
             raise ValueError(f"precision 'fp16' cannot be used with {self.loss}, which has weights: use 'bf16'")
         if self.precision == 'fp16' and 'LBFGS' in (self.optimizer, self.loss_optimizer):
             raise ValueError("precision 'fp16' cannot be used with LBFGS, which takes gradients unscaled: use 'bf16'")
         check_optimizer(self.optimizer, self.optimizer_options)
         check_optimizer(self.loss_optimizer or self.optimizer, self.loss_optimizer_options, 'loss_optimizer')
+        for argument in ('loss_optimizer', 'loss_optimizer_options'):
+            if getattr(self, argument) and not alone:
+                why = 'but single numbers, for which loss_optimizer must be given too' if learned else 'to learn'
+                raise ValueError(f'{argument} is given, and {self.loss} has no weights {why}')
+        if self.batch_size is not None:
+            check_memory(objective, self.batch_size)
         check_scheduler(self.scheduler, self.scheduler_options)
         has_val_loss = bool(self.val_split or self.eval_data)
         check_callbacks(self.callbacks or [], has_val_loss=has_val_loss, has_metrics=bool(self.evaluations))
@@ -140,10 +154,9 @@ class FitConfig(BaseModel):
             raise ValueError('lora trains adapters in the backbone, and freeze=True freezes it: give one of them')
         return self
 
-    def _check_objective(self) -> bool:
-        """Whether the objective has weights."""
-        objective = check_objective(self.loss, self.loss_options, miner=self.miner, miner_options=self.miner_options)
-        return any(True for _ in objective.parameters())
+    def example_objective(self) -> Objective:
+        """The objective as it would be for two classes, to be looked at."""
+        return check_objective(self.loss, self.loss_options, miner=self.miner, miner_options=self.miner_options)
 
     @property
     def shape(self) -> Shape:
@@ -167,6 +180,16 @@ class FitConfig(BaseModel):
         for options in self.evaluations:
             names += [options.query_data, options.index_data]
         return list(dict.fromkeys(name for name in names if name is not None))
+
+
+def check_memory(objective: Objective, items: int) -> None:
+    """:raises ValueError: a CrossBatchMemory is smaller than a batch of so many items."""
+    for part in objective.modules():
+        if isinstance(part, CrossBatchMemory) and part.memory_size < items:
+            raise ValueError(
+                f'loss_options of CrossBatchMemory: memory_size is {part.memory_size}, which a batch of {items} items '
+                'does not fit in'
+            )
 
 
 def _integer(value: Any) -> Any:

@@ -19,6 +19,22 @@ def config(**arguments):
         ({'epochs': 'many'}, "epochs: input should be a valid integer, .*, got 'many'"),
         ({'batch_size': 3.5}, 'batch_size: input should be a valid integer'),
         ({'learning_rate': -1e-5}, 'learning_rate: input should be greater than 0'),
+        ({'learning_rate': float('inf')}, 'learning_rate: input should be a finite number'),
+        ({'max_grad_norm': float('inf')}, 'max_grad_norm: input should be a finite number'),
+        ({'loss_optimizer': 'SGD'}, 'loss_optimizer is given, and TripletMarginLoss has no weights to learn'),
+        ({'loss_optimizer_options': {'lr': 1}}, 'loss_optimizer_options is given, and TripletMarginLoss has no'),
+        ({'loss': 'CLIPLoss', 'loss_optimizer_options': {'lr': 1}}, 'CLIPLoss has no weights but single numbers'),
+        ({'loss': 'CLIPLoss', 'loss_optimizer': 'SGD', 'precision': 'fp16'}, "'fp16' cannot be used with CLIPLoss"),
+        ({'model_options': {'poolin': 'cls'}}, "model_options: 'poolin' is not an option of this model"),
+        ({'model': 'mlp', 'model_options': {'input_size': 3}}, "model_options: 'hidden_sizes' is missing"),
+        (
+            {
+                'loss': 'CrossBatchMemory',
+                'loss_options': {'loss': 'ContrastiveLoss', 'memory_size': 16},
+                'batch_size': 32,
+            },
+            'memory_size is 16, which a batch of 32 items does not fit in',
+        ),
         ({'model': ''}, 'model: string should have at least 1 character'),
         ({'model': None}, 'model: input should be a valid string'),
         ({'device': 'tpu'}, 'device: .*tpu'),
@@ -84,6 +100,20 @@ def test_whole_numbers_may_come_as_floats():
     assert checked.scheduler_options.num_warmup_steps == 10
     assert checked.loss_options == {'centers_per_class': 5, 'gamma': 0.1}
     assert isinstance(checked.loss_options['centers_per_class'], int)
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {'loss': 'CLIPLoss', 'precision': 'fp16'},
+        {'loss': 'SigLIPLoss', 'loss_optimizer': 'SGD', 'loss_optimizer_options': {'lr': 0.1}},
+        {'loss': 'ArcFaceLoss', 'loss_optimizer': 'SGD'},
+        {'model': 'unknown/model', 'model_options': {'anything': 1}},
+        {'model': 'mlp', 'model_artifact': 'earlier'},
+    ],
+)
+def test_what_works_together_is_let_through(arguments):
+    config(**arguments)
 
 
 def test_a_stored_config_is_read_back():

@@ -14,8 +14,8 @@ from training.losses.objective import Objective, Shape
 
 class VICRegLoss(Objective):
     """λ · mean squared distance of the views + µ · how far the deviation of each dimension is below 1 + ν · squared
-    covariances of the dimensions (Bardes et al. 2022, https://arxiv.org/abs/2105.04906). Of a single pair only the first
-    term is known.
+    covariances of the dimensions (Bardes et al. 2022, https://arxiv.org/abs/2105.04906). Of a single pair it is the
+    first term alone.
 
     :param invariance_lambda: λ.
     :param variance_mu: µ.
