@@ -54,6 +54,7 @@ def fit(
     resume: Annotated[bool, typer.Option('--resume', help='Go on from the last checkpoint in the directory.')] = False,
     device: Annotated[str, typer.Option(help='cpu, cuda or cuda:N; cuda is the CPU where there is no GPU.')] = 'cuda',
     seed: int = 0,
+    csv_options: JSON = None,
     options: Annotated[
         str | None,
         typer.Option(help='A JSON object of further arguments of finetuner.fit.', show_default=False),
@@ -76,6 +77,8 @@ def fit(
         'device': device,
         'seed': seed,
     }
+    if csv_options is not None:
+        arguments['csv_options'] = _object('csv-options', csv_options)
     further = _object('options', options) or {}
     own = {'train_data', 'eval_data', 'model', 'directory', 'report', 'resume', 'interruption'}
     if given := sorted(further.keys() & own):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from finetuner.data import CSVOptions, read_data
-from finetuner.excepts import ParameterError
+from finetuner.excepts import DataError, ParameterError
 from finetuner.models import task_of
 from registry.shards import DatasetReader, write_shard
 from training.callbacks.options import describe_callback
 from training.config import FitConfig
 from training.interruption import Interruption
+from training.losses import unknown_name
 from training.pipeline import FitResult, run_fit
 from training.progress import Progress
 
@@ -24,7 +26,7 @@ def fit(
     *,
     directory: str | Path,
     report: Callable[[Progress], None] | None = None,
-    csv_options: CSVOptions | None = None,
+    csv_options: CSVOptions | Mapping[str, Any] | None = None,
     callbacks: Sequence[Any] | None = None,
     resume: bool = False,
     interruption: Interruption | None = None,
@@ -40,7 +42,7 @@ def fit(
         training data before and after.
     :param directory: where the artifact goes, as `<run_name or the folder's name>.zip`, and checkpoints.
     :param report: is called with the progress, at most about twice a second.
-    :param csv_options: how to read files.
+    :param csv_options: how to read files, or a dict of the arguments of CSVOptions.
     :param callbacks: those of `finetuner.callback`, and objects of your own subclasses of
         `training.callbacks.Callback`.
     :param resume: go on from the last checkpoint in `directory`, if there is one.
@@ -48,6 +50,7 @@ def fit(
     :raises ParameterError: an argument is unknown or has no valid value.
     :raises DataError: a file is missing or malformed; the message names file and line.
     """
+    csv_options = _csv_options(csv_options)
     sources: dict[str, Any] = {}
 
     def name_of(data: Any, role: str) -> str | None:
@@ -97,3 +100,16 @@ def fit(
         resume=resume,
         interruption=interruption,
     )
+
+
+def _csv_options(options: CSVOptions | Mapping[str, Any] | None) -> CSVOptions | None:
+    if not isinstance(options, Mapping):
+        return options
+    known = [option.name for option in fields(CSVOptions)]
+    for option in options:
+        if option not in known:
+            raise ParameterError('csv_options: ' + unknown_name('option', option, known))
+    try:
+        return CSVOptions(**options)
+    except (DataError, TypeError) as error:
+        raise ParameterError(f'csv_options: {str(error).removeprefix("CSVOptions.")}') from error

@@ -36,3 +36,8 @@ def test_an_error_is_one_sentence(tmp_path):
     result = run(str(tmp_path / 'none.csv'), '--loss-options', '{margin}')
     assert (result.returncode, result.stderr.count('\n')) == (1, 1)
     assert '--loss-options is not JSON' in result.stderr
+    result = run(str(tmp_path / 'none.csv'), '--csv-options', '{"sise": 3}')
+    assert (result.returncode, result.stderr.strip()) == (
+        1,
+        "csv_options: unknown option 'sise': did you mean size or seed?",
+    )
