@@ -12,6 +12,8 @@ from finetuner.inference.encoder import Encoder
 from training.config import FitConfig
 from training.freezing import freeze
 from training.lora import add_adapters, merge_adapters
+from training.losses.clip import CLIPLoss
+from training.losses.siglip import SigLIPLoss
 from training.task import Task
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,8 @@ def for_export(task: Task) -> dict[str, Encoder]:
     for encoder in encoders.values():
         merge_adapters(encoder)
         encoder._compiled_call_impl = None
-    scale, bias = (getattr(task.objective, name, None) for name in ('logit_scale', 'logit_bias'))
-    if len(encoders) > 1 and scale is not None:
+    learned = [part for part in task.objective.modules() if isinstance(part, CLIPLoss | SigLIPLoss)]
+    if len(encoders) > 1 and learned:  # of several the first: of MatryoshkaLoss by default the whole length
+        scale, bias = learned[0].logit_scale, getattr(learned[0], 'logit_bias', None)
         set_clip_logit_scale(encoders, LogitScale(scale.item(), None if bias is None else bias.item()))
     return encoders

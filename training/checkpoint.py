@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from training.callbacks.base import Callback
+    from training.config import FitConfig
     from training.data import Examples
     from training.state import TrainingState
 
@@ -57,7 +58,7 @@ def save_checkpoint(
     tensors = {f'task.{name}': tensor for name, tensor in weights(state.task).items()}
     record = {
         'format': FORMAT,
-        'config': _config(state),
+        'config': _config(state.config),
         'identity': _identity(state),
         'position': {name: getattr(state, name) for name in POSITION}
         | {'loss_sum': float(state.loss_sum), 'history': _history(state, epoch_ended)},
@@ -93,6 +94,16 @@ def find_checkpoint(directory: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def check_config(path: Path, config: FitConfig) -> dict[str, Any]:
+    """What the training of a checkpoint depends on beside its config.
+
+    :raises ValueError: the checkpoint is damaged, or of another config.
+    """
+    record = read_record(path)
+    _check_same('config', record['config'], _config(config))
+    return record['identity']
+
+
 def load_checkpoint(path: Path, state: TrainingState, callbacks: Sequence[Callback]) -> None:
     """Bring everything to where it was when the checkpoint was written.
 
@@ -100,7 +111,7 @@ def load_checkpoint(path: Path, state: TrainingState, callbacks: Sequence[Callba
     :raises ValueError: the checkpoint is damaged, or of another config or other data; the message says which.
     """
     record = read_record(path)
-    _check_same('config', record['config'], _config(state))
+    _check_same('config', record['config'], _config(state.config))
     _check_same('training', record['identity'], _identity(state))
     tensors = read_tensors(path / TENSORS)
     restore_weights(state.task, {name[5:]: tensor for name, tensor in tensors.items() if name.startswith('task.')})
@@ -205,8 +216,8 @@ def _checkpoints(directory: Path) -> list[Path]:
     return sorted(directory.glob('step-*'))
 
 
-def _config(state: TrainingState) -> dict[str, Any]:
-    settings = state.config.model_dump(mode='json')
+def _config(config: FitConfig) -> dict[str, Any]:
+    settings = config.model_dump(mode='json')
     return json.loads(json.dumps({name: value for name, value in settings.items() if name not in FREE}))
 
 

@@ -15,15 +15,17 @@ import numpy as np
 from accelerate import Accelerator
 
 from finetuner.artifact.manifest import check_name
+from finetuner.excepts import DataError
 from finetuner.inference.clip import clip_logit_scale
 from finetuner.inference.encoder import Encoder
 from registry.shards import DatasetReader
 from training.backbone import for_export, load_for_training
 from training.batch_size import find_batch_size
 from training.callbacks.making import make_callbacks
+from training.callbacks.training_checkpoint import TrainingCheckpoint
 from training.check import check_data
 from training.checkpoint import data_identity
-from training.config import FitConfig
+from training.config import FitConfig, check_memory
 from training.data import SCRATCH, Examples, open_examples, prepare
 from training.embed import Embedder
 from training.embedders import make_budgets, make_embedders
@@ -33,6 +35,7 @@ from training.freezing import check_trainable
 from training.interruption import Interruption
 from training.loop import set_up_optimizers, train
 from training.losses import make_objective
+from training.losses.margin_mse import MarginMSELoss
 from training.processes import make_accelerator, reproducible, scratch
 from training.progress import Progress, Reporter
 from training.reduced import make_measure, sample_features
@@ -98,30 +101,43 @@ def run_fit(
     name = check_name('artifact', config.run_name or directory.name)
     accelerator = make_accelerator(config)
     work = directory / SCRATCH
+    earlier = resumable(config, directory, resume)
     with reproducible(config.seed), scratch(work, accelerator):
         with reporter.stage('Loading the model'):
             encoders = load_for_training(config, artifact)
             for encoder in encoders.values():
                 check_size(encoder.to(accelerator.device))
+        check_trainable(Task(encoders, config.example_objective()))
+
+        @functools.cache
+        def reader_of(data: str) -> DatasetReader:
+            folder = data_folder(data, work)
+            with accelerator.main_process_first():
+                folder.mkdir(parents=True, exist_ok=True)
+                return open_data(data, folder)
 
         @functools.cache
         def examples_of(data: str) -> Examples:
-            return prepare_examples(data, open_data, encoders, work, reporter, accelerator)
+            return prepare_examples(data, reader_of(data), encoders, work, reporter, accelerator)
 
         @functools.cache
         def embedders_of(examples: Examples) -> Mapping[str, Embedder]:
             return make_embedders(config, examples, encoders, accelerator, reporter)
 
+        check_data(config, reader_of(config.train_data))
+        check_scores(config, reader_of(config.train_data))
         training_set = examples_of(config.train_data)
-        check_data(config, training_set.reader)
         eval_set = None if config.eval_data is None else examples_of(config.eval_data)
         rows, held_out = split(training_set, config.val_split, config.seed)
         logger.info('Training data: %s', describe(training_set, rows))
 
         task = make_task(config, encoders, training_set).to(accelerator.device)
         embedders = embedders_of(training_set)
-        budgets = make_budgets(config, encoders, embedders, accelerator.device)
-        batch_size = config.batch_size or find_batch_size(task, training_set, embedders, accelerator.device)
+        # what an earlier process found: that of now depends on how much memory is free
+        budgets = earlier.get('budgets') or make_budgets(config, encoders, embedders, accelerator.device)
+        batch_size = config.batch_size or earlier.get('batch_size')
+        batch_size = batch_size or find_batch_size(task, training_set, embedders, accelerator.device)
+        check_memory(task.objective, min(batch_size, len(rows)) * len(training_set.columns))
         sampler = make_sampler(config, rows, training_set, batch_size)
         step = Step(task, training_set, embedders, accelerator, budgets)
         validate = make_validation(config, step, held_out, eval_set, batch_size, embedders_of)
@@ -130,7 +146,7 @@ def run_fit(
 
         state = TrainingState(task, config, directory, reporter, is_main=accelerator.is_main_process)
         state.scaler = accelerator.scaler
-        state.identity = {'data': data_identity(training_set), 'batch_size': batch_size}
+        state.identity = {'data': data_identity(training_set), 'batch_size': batch_size, 'budgets': budgets}
         set_up_optimizers(state, sampler, accelerator)
         everyone = make_callbacks(config.callbacks, evaluators, resume=resume, is_main=state.is_main)
         with reporter.stage('Training'):
@@ -159,8 +175,8 @@ def run_fit(
 def make_task(config: FitConfig, encoders: Mapping[str, Encoder], examples: Examples) -> Task:
     """Encoders and objective together; the objective knows the width of the embeddings and the number of classes."""
     options, scale = config.loss_options or {}, clip_logit_scale(encoders) if len(encoders) > 1 else None
-    if config.loss == 'SigLIPLoss' and scale is not None and scale.bias is not None:
-        options = {'scale': math.exp(scale.logarithm), 'bias': scale.bias} | options
+    if scale is not None and scale.bias is not None:
+        options = from_model(config.loss, options, {'scale': math.exp(scale.logarithm), 'bias': scale.bias})
     objective = make_objective(
         config.loss,
         options,
@@ -170,28 +186,60 @@ def make_task(config: FitConfig, encoders: Mapping[str, Encoder], examples: Exam
         miner_options=config.miner_options,
         logit_scale=None if scale is None else scale.logarithm,
     )
-    task = Task(encoders, objective)
-    check_trainable(task)
-    return task
+    return Task(encoders, objective)
+
+
+def from_model(loss: str, options: Mapping[str, Any], values: Mapping[str, float]) -> dict[str, Any]:
+    """The options of a loss, where those of every SigLIPLoss in it are by default the model's own."""
+    if loss == 'SigLIPLoss':
+        return {**values, **options}
+    if loss == 'MatryoshkaLoss' and 'loss' in options:
+        return {**options, 'loss_options': from_model(options['loss'], options.get('loss_options') or {}, values)}
+    if loss == 'MultipleLosses':
+        parts: list[Mapping[str, Any]]
+        parts = [{'loss': part} if isinstance(part, str) else part for part in options.get('losses', ())]
+        filled = [
+            {**part, 'loss_options': from_model(part['loss'], part.get('loss_options') or {}, values)} for part in parts
+        ]
+        return {**options, 'losses': filled}
+    return dict(options)
+
+
+def resumable(config: FitConfig, directory: Path, resume: bool) -> dict[str, Any]:
+    """What the training depends on beside its config, by the checkpoint that it goes on from; empty if there is none.
+
+    :raises ValueError: there is a checkpoint, and it is of another config, or it is not to be gone on from.
+    """
+    if not any(getattr(callback, 'name', None) == TrainingCheckpoint.__name__ for callback in config.callbacks or ()):
+        return {}
+    return TrainingCheckpoint.check(directory, config, resume)
+
+
+def check_scores(config: FitConfig, data: DatasetReader) -> None:
+    """:raises DataError: a MarginMSELoss is to learn from triplets without scores."""
+    needed = any(isinstance(part, MarginMSELoss) for part in config.example_objective().modules())
+    if needed and not data.scored:
+        raise DataError(f'MarginMSELoss learns from the scores of triplets, and the data set {data.name!r} has none')
 
 
 def prepare_examples(
     data: str,
-    open_data: OpenData,
+    reader: DatasetReader,
     encoders: Mapping[str, Encoder],
     work: Path,
     report: Reporter,
     accelerator: Accelerator,
 ) -> Examples:
-    folder = work / 'data' / hashlib.sha256(data.encode()).hexdigest()[:16]
-    with accelerator.main_process_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        reader = open_data(data, folder)
+    folder = data_folder(data, work)
     with report.stage(f'Preparing {data}'):
         if accelerator.is_main_process:
             prepare(reader, encoders, folder, report)
         accelerator.wait_for_everyone()
         return open_examples(reader, folder)
+
+
+def data_folder(data: str, work: Path) -> Path:
+    return work / 'data' / hashlib.sha256(data.encode()).hexdigest()[:16]
 
 
 def describe(examples: Examples, rows: np.ndarray) -> str:

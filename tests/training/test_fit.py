@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
 
 import numpy as np
 import pytest
 
 import training
-from finetuner.callback import EvaluationCallback
+from finetuner.callback import BestModelCheckpoint, EvaluationCallback, TrainingCheckpoint
 from finetuner.excepts import DataError, ParameterError
+from training import batch_size, pipeline
+from training.callbacks import Callback
 from training.progress import Progress
 
 
@@ -136,8 +139,62 @@ def test_a_missing_file_and_a_wrong_argument_are_refused_at_once(word_model, tra
         training.fit(str(word_model), train_csv, directory=tmp_path, epoch=3)
 
 
+def test_files_are_read_as_a_dict_says(word_model, train_csv, tmp_path):
+    arguments = {'directory': tmp_path, 'epochs': 1, 'batch_size': 8, 'device': 'cpu'}
+    result = training.fit(str(word_model), train_csv, csv_options={'size': 24}, **arguments)
+    assert result.samples == 24
+    with pytest.raises(ParameterError, match=r"csv_options: unknown option 'dialct': did you mean dialect"):
+        training.fit(str(word_model), train_csv, csv_options={'dialct': 'excel'}, **arguments)
+    with pytest.raises(ParameterError, match='csv_options: size is 0'):
+        training.fit(str(word_model), train_csv, csv_options={'size': 0}, **arguments)
+
+
 def test_one_class_is_refused(word_model, tmp_path):
     file = tmp_path / 'one.csv'
     file.write_text('text,label\n' + ''.join(f'text {n},same\n' for n in range(10)))
     with pytest.raises(ValueError, match='1 class: at least 2 are needed'):
         training.fit(str(word_model), file, directory=tmp_path / 'run', device='cpu')
+
+
+def test_a_training_goes_on_with_less_free_memory(word_model, train_csv, tmp_path, monkeypatch):
+    class Stop(Callback):
+        def on_batch_end(self, state):
+            state.stop = state.stop or state.global_step == 2
+
+    free = {'bytes': 1 << 34}
+    monkeypatch.setattr(batch_size, 'available', lambda device: free['bytes'])
+    arguments = {'directory': tmp_path, 'epochs': 1, 'callbacks': [TrainingCheckpoint(), Stop()], 'device': 'cpu'}
+    monkeypatch.setattr(batch_size, 'BATCHES_PER_EPOCH', 4)
+    training.fit(str(word_model), train_csv, **arguments)
+    (record,) = (json.loads(file.read_text()) for file in tmp_path.glob('checkpoints/*/state.json'))
+    assert record['identity']['batch_size'] == 16 and record['identity']['budgets']['model'] > 1000
+    free['bytes'] = 0
+    arguments['callbacks'] = [TrainingCheckpoint(), Stop()]
+    training.fit(str(word_model), train_csv, resume=True, **arguments)
+    (again,) = (json.loads(file.read_text()) for file in tmp_path.glob('checkpoints/*/state.json'))
+    assert again['identity'] == record['identity']
+    assert again['position']['global_step'] == 8
+
+
+def test_what_cannot_work_is_told_before_the_data_are_prepared(word_model, train_csv, tmp_path, monkeypatch):
+    arguments = {'directory': tmp_path, 'epochs': 1, 'batch_size': 60, 'device': 'cpu'}
+    training.fit(str(word_model), train_csv, callbacks=[TrainingCheckpoint()], **arguments)
+
+    def refuse(*_):
+        raise AssertionError('prepared')
+
+    monkeypatch.setattr(pipeline, 'prepare', refuse)
+    for changed, sentence in (
+        ({}, 'holds a checkpoint of an earlier training'),
+        ({'resume': True, 'seed': 3}, 'the checkpoint is of another config: seed was 0 and is 3'),
+        ({'callbacks': None, 'freeze': True}, 'freeze leaves nothing to train'),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            training.fit(str(word_model), train_csv, **{'callbacks': [TrainingCheckpoint()]} | arguments | changed)
+
+
+def test_a_figure_that_is_not_there_is_told_before_the_training(word_model, train_csv, tmp_path):
+    callbacks = [EvaluationCallback(str(train_csv)), BestModelCheckpoint('other_precision_at_k')]
+    with pytest.raises(ValueError, match="BestModelCheckpoint: monitor='other_precision_at_k' is not there"):
+        training.fit(str(word_model), train_csv, directory=tmp_path, callbacks=callbacks, device='cpu')
+    assert not list(tmp_path.glob('best*'))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,6 +75,15 @@ class Callbacks(Callback):
 
     def on_fit_begin(self, state: TrainingState) -> None:
         self._each('on_fit_begin', lambda member: member.on_fit_begin(state))
+        if any(_rank(member, ORDER) == ORDER.index(Callback) for member in self.members):
+            return  # those of the user may put any figure into the metrics
+        known = dict.fromkeys(LOSSES, math.nan) | state.metrics
+        watching = [member for member in self.members if isinstance(member, BestModelCheckpoint | EarlyStopping)]
+        for member in watching:
+            try:
+                member.monitor.value(known)
+            except ValueError as error:
+                raise CallbackRefusal(f'the callback {member.name}: {error}') from error
 
     def on_resume(self, state: TrainingState) -> None:
         self._each('on_resume', lambda member: member.on_resume(state))

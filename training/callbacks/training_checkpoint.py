@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from training.callbacks.base import Callback
-from training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from training.checkpoint import check_config, find_checkpoint, load_checkpoint, save_checkpoint
 from training.state import TrainingState
+
+if TYPE_CHECKING:
+    from training.config import FitConfig
 
 logger = logging.getLogger(__name__)
 
@@ -27,20 +32,34 @@ class TrainingCheckpoint(Callback):
     def __init__(self, last_k_epochs: int = 1, *, resume: bool = False, others: Sequence[Callback] = ()):
         self.last_k_epochs, self.resume, self.others = last_k_epochs, resume, others
 
+    @classmethod
+    def check(cls, directory: Path, config: FitConfig, resume: bool) -> dict[str, Any]:
+        """What the checkpoint in a folder of a run depends on beside its config; empty if there is none.
+
+        :raises ValueError: as at the beginning of the training, as far as the config tells.
+        """
+        found = cls._find(directory, resume)
+        return {} if found is None else check_config(found, config)
+
     def on_fit_begin(self, state: TrainingState) -> None:
-        folder = state.directory / self.FOLDER
-        found = find_checkpoint(folder)
+        found = self._find(state.directory, self.resume)
         if found is None:
             return
-        if not self.resume:
-            raise ValueError(
-                f'{folder} holds a checkpoint of an earlier training: go on from there with resume=True, or give '
-                'another directory'
-            )
         load_checkpoint(found, state, self.others)
         logger.info('Going on from step %d of epoch %d (%s)', state.step, state.epoch, found)
         for callback in self.others:
             callback.on_resume(state)
+
+    @classmethod
+    def _find(cls, directory: Path, resume: bool) -> Path | None:
+        folder = directory / cls.FOLDER
+        found = find_checkpoint(folder)
+        if found is not None and not resume:
+            raise ValueError(
+                f'{folder} holds a checkpoint of an earlier training: go on from there with resume=True, or give '
+                'another directory'
+            )
+        return found
 
     def on_batch_end(self, state: TrainingState) -> None:
         if state.stop:  # of the last batch too: the process may end before the epoch has
