@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from training.callbacks import Callback
     from training.config import FitConfig
     from training.local import fit
     from training.pipeline import FitResult
 
-__all__ = ['FitConfig', 'FitResult', 'fit']
+__all__ = ['Callback', 'FitConfig', 'FitResult', 'fit']
 
 
 def __getattr__(name: str) -> Any:  # torch is loaded when it is needed: a worker says that it lives before that
@@ -25,4 +26,8 @@ def __getattr__(name: str) -> Any:  # torch is loaded when it is needed: a worke
         from training.config import FitConfig
 
         return FitConfig
+    if name == 'Callback':
+        from training.callbacks import Callback
+
+        return Callback
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

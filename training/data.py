@@ -162,8 +162,7 @@ def _write_store(
     with ExitStack() as stack:
         keys = stack.enter_context(_keys_file(directory).open('wb'))
         rows: RowsWriter | None = None
-        for first in range(0, len(reader), PREPARE_ROWS):
-            stop = min(first + PREPARE_ROWS, len(reader))
+        for first, stop in reader.spans(PREPARE_ROWS):
             # all columns of one example, then those of the next: see Column.items
             by_column = [reader.contents(column, first, stop) for column in columns]
             contents = [content for example in zip(*by_column, strict=True) for content in example]
