@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from finetuner.inference.encoder import Encoder
 from finetuner.inference.text_encoder import TextEncoder
-from training.embed import CHUNK_COST, chunk_cuts
+from training.embed import by_length, length_chunks, model_inputs, run
 from training.rows import Rows
 
 PROBES = 3  # items on which a cut is tried
@@ -72,10 +72,10 @@ class PooledCut(Cut):
                 lengths = torch.tensor([len(row) for row in features], device=device)
                 pooled = encoder.packed(torch.from_numpy(np.concatenate(features).astype(np.int64)).to(device), lengths)
             else:
-                pooled = _by_length(
-                    [len(row) for row in features],
+                pooled = by_length(
+                    np.array([len(row) for row in features]),
                     device,
-                    lambda chunk: encoder(**_inputs(encoder, [features[place] for place in chunk], device)),
+                    lambda chunk: run(encoder, [features[place] for place in chunk], device),
                 )
         return list(pooled.cpu().numpy()[:, None])
 
@@ -133,7 +133,7 @@ class HookedCut(Cut):
     def resume(self, hidden: Tensor, lengths: np.ndarray, features: Sequence[np.ndarray]) -> Tensor:
         parts = hidden.split([shape.numel() for shape in self.shapes], 1)
         values = [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
-        inputs = _inputs(self.encoder, [self.blank], hidden.device)
+        inputs = model_inputs(self.encoder, [self.blank], hidden.device)
         inputs = {name: blank.expand(len(hidden), *blank.shape[1:]) for name, blank in inputs.items()}
         with self._replaced(tuple(values) if self.is_tuple else values[0]):
             return self.encoder.finish(self.encoder.pooled(**inputs))
@@ -143,7 +143,7 @@ class HookedCut(Cut):
         given: list[Any] = []
         handle = self.groups[-1].register_forward_hook(lambda _, inputs, output: given.append(output))
         try:
-            self.encoder.pooled(**_inputs(self.encoder, features, device))
+            self.encoder.pooled(**model_inputs(self.encoder, features, device))
         finally:
             handle.remove()
         if len(given) != 1:
@@ -171,7 +171,7 @@ class HookedCut(Cut):
             resumed = self.resume(hidden, np.array([len(row) for row in rows]), features)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise CannotCut(f'the model cannot be resumed behind layer group {self.depth}: {error}') from error
-        whole = self.encoder(**_inputs(self.encoder, features, device))
+        whole = run(self.encoder, features, device)
         atol = 1e-4 * float(whole.abs().mean())
         if resumed.shape != whole.shape or not torch.allclose(resumed, whole, rtol=1e-3, atol=atol):
             raise CannotCut(f'the model does not go by its layer groups behind number {self.depth}')
@@ -186,7 +186,7 @@ class PaddedCut(HookedCut):
     def compute(self, features: Sequence[np.ndarray], device: torch.device) -> list[np.ndarray]:
         rows: list[np.ndarray] = [np.empty(0)] * len(features)
         lengths = self._lengths(features)
-        for chunk in _chunks(lengths, device):
+        for chunk in length_chunks(np.asarray(lengths), device):
             hidden = self._run([features[place] for place in chunk], device)
             _check(hidden, len(chunk))
             if hidden.ndim != 3:
@@ -199,11 +199,11 @@ class PaddedCut(HookedCut):
         states = hidden.split(lengths.tolist())
 
         def go_on(chunk: np.ndarray) -> Tensor:
-            inputs = _inputs(self.encoder, [features[place] for place in chunk], hidden.device)
+            inputs = model_inputs(self.encoder, [features[place] for place in chunk], hidden.device)
             with self._replaced(nn.utils.rnn.pad_sequence([states[place] for place in chunk], batch_first=True)):
                 return self.encoder.pooled(**inputs)
 
-        return self.encoder.finish(_by_length(lengths, hidden.device, go_on))
+        return self.encoder.finish(by_length(lengths, hidden.device, go_on))
 
     def size(self, sample: Sequence[np.ndarray], features: Rows, costs: np.ndarray) -> int:
         longest = int(costs.argmax())
@@ -229,26 +229,6 @@ def make_cut(encoder: Encoder, depth: int, features: Rows, device: torch.device)
     if isinstance(encoder, TextEncoder) and encoder.can_split:
         return PackedCut(encoder, depth)
     return (PaddedCut if encoder.modality == 'text' else HookedCut)(encoder, depth, features, device)
-
-
-def _inputs(encoder: Encoder, features: Sequence[np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    inputs = encoder.preprocessor.collate(features)
-    return {name: torch.from_numpy(inputs[name]).to(device) for name in encoder.input_names}
-
-
-def _chunks(lengths: Sequence[int] | np.ndarray, device: torch.device) -> list[np.ndarray]:
-    """Positions of items of like length, such that little is padded."""
-    order = np.argsort(lengths, kind='stable')
-    return np.split(order, chunk_cuts(np.asarray(lengths)[order], CHUNK_COST[device.type]))
-
-
-def _by_length(
-    lengths: Sequence[int] | np.ndarray, device: torch.device, run: Callable[[np.ndarray], Tensor]
-) -> Tensor:
-    """What `run` gives for chunks of items of like length, in the order of the items."""
-    chunks = _chunks(lengths, device)
-    back = torch.from_numpy(np.argsort(np.concatenate(chunks))).to(device)
-    return torch.cat([run(chunk) for chunk in chunks])[back]
 
 
 @contextmanager

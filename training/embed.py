@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -58,29 +58,41 @@ class FeatureEmbedder:
         if self.pack and isinstance(encoder, TextEncoder) and encoder.can_pack:
             tokens = torch.from_numpy(features.concatenated(items).astype(np.int64)).to(device)
             return encoder.packed(tokens, torch.from_numpy(features.lengths(items)).to(device))
-        return embed_sorted(encoder, features, items, device)
+        return by_length(
+            features.lengths(items), device, lambda chunk: run(encoder, features.take(items[chunk]), device)
+        )
 
 
 def item_costs(encoder: Encoder, features: Rows, items: np.ndarray) -> np.ndarray:
     return features.lengths(items) if encoder.modality == 'text' else np.ones(len(items), np.int64)
 
 
-def run(encoder: Encoder, features: list[np.ndarray], device: torch.device) -> torch.Tensor:
-    """One forward of one padded batch."""
+def model_inputs(encoder: Encoder, features: Sequence[np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
+    """The arguments of the encoder's forward, of one padded batch."""
     inputs = encoder.preprocessor.collate(features)
-    return encoder(
-        **{name: torch.from_numpy(inputs[name]).to(device, non_blocking=True) for name in encoder.input_names}
-    )
+    return {name: torch.from_numpy(inputs[name]).to(device, non_blocking=True) for name in encoder.input_names}
 
 
-def embed_sorted(encoder: Encoder, features: Rows, items: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Sorted by length and cut into chunks, short and long texts compute little padding, and give the same embeddings
-    and gradients as one padded forward (with dropout on: the same in distribution)."""
-    lengths = features.lengths(items)
+def run(encoder: Encoder, features: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
+    """One forward of one padded batch."""
+    return encoder(**model_inputs(encoder, features, device))
+
+
+def length_chunks(lengths: np.ndarray, device: torch.device) -> list[np.ndarray]:
+    """Positions of items of like length, int64 each, such that little is padded."""
     order = np.argsort(lengths, kind='stable')
-    cuts = chunk_cuts(lengths[order], CHUNK_COST[device.type])
-    parts = [run(encoder, features.take(chunk), device) for chunk in np.split(items[order], cuts)]
-    return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(device)]
+    return np.split(order, chunk_cuts(lengths[order], CHUNK_COST[device.type]))
+
+
+def by_length(lengths: np.ndarray, device: torch.device, embed: Callable[[np.ndarray], torch.Tensor]) -> torch.Tensor:
+    """What `embed` gives for the positions of items of like length, in the order of the items.
+
+    Cut into such chunks, short and long texts compute little padding, and give the same embeddings and gradients as one
+    padded forward (with dropout on: the same in distribution).
+    """
+    chunks = length_chunks(lengths, device)
+    back = torch.from_numpy(np.argsort(np.concatenate(chunks))).to(device)
+    return torch.cat([embed(chunk) for chunk in chunks])[back]
 
 
 def chunk_cuts(lengths: np.ndarray, chunk_cost: int, max_chunks: int = MAX_CHUNKS) -> list[int]:
