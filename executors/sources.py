@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
-import fsspec
-
 from finetuner.data import CSVOptions, read_data
-from finetuner.data.links import Links
+from finetuner.data.links import Links, open_url
 from finetuner.data.reading import COLUMNAR_SUFFIXES
 from finetuner.documents import Document
 from finetuner.excepts import DataError
 from finetuner.inference.remote import without_secrets
 
 MAX_REMOTE_BYTES = 16 << 30
-"""Of a Parquet or Arrow file elsewhere, which is copied to a temporary file to be read."""
+"""Of a file elsewhere. A Parquet or Arrow file is copied to a temporary file to be read."""
 
 
 def read_uri(uri: str, options: CSVOptions, roots: Sequence[Path], schemes: Sequence[str]) -> Iterator[Document]:
@@ -46,14 +46,16 @@ def read_uri(uri: str, options: CSVOptions, roots: Sequence[Path], schemes: Sequ
             yield from read_data(_allowed_path(uri, roots), options, shown, links=links)
         elif (suffix := PurePosixPath(urlsplit(uri).path).suffix.lower()) in COLUMNAR_SUFFIXES:
             with tempfile.NamedTemporaryFile(suffix=suffix) as copy:
-                with fsspec.open(uri, 'rb') as source:
-                    _copy(source, copy, shown)
+                with open_url(uri, schemes) as source:
+                    shutil.copyfileobj(_Limited(source, shown), copy, 1 << 20)
                 copy.flush()
                 # paths in it begin nowhere: it lies here by chance
                 yield from read_data(Path(copy.name), options, shown, links=links.rooted())
         else:
-            with fsspec.open(uri, 'rt', encoding=options.encoding, newline='') as file:
-                yield from read_data(file, options, shown, links=links.rooted())
+            with open_url(uri, schemes) as source:
+                limited = io.BufferedReader(_Limited(source, shown), 1 << 20)
+                with io.TextIOWrapper(limited, options.encoding, newline='') as file:
+                    yield from read_data(file, options, shown, links=links.rooted())
     except DataError:
         raise
     except Exception as error:  # those of fsspec's backends have no common base
@@ -62,13 +64,22 @@ def read_uri(uri: str, options: CSVOptions, roots: Sequence[Path], schemes: Sequ
         raise DataError(f'{shown} cannot be read: {reason}') from None
 
 
-def _copy(source: IO[bytes], copy: IO[bytes], shown: str) -> None:
-    size = 0
-    while piece := source.read(1 << 20):
-        size += len(piece)
-        if size > MAX_REMOTE_BYTES:
-            raise DataError(f'{shown} is larger than the limit of {MAX_REMOTE_BYTES >> 20} MiB: send it in parts')
-        copy.write(piece)
+class _Limited(io.RawIOBase):
+    """A file that is open elsewhere, as far as it is not too large."""
+
+    def __init__(self, source: IO[bytes], shown: str):
+        self.source, self.shown, self.left = source, shown, MAX_REMOTE_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self.source.read(len(buffer))
+        self.left -= len(piece)
+        if self.left < 0:
+            raise DataError(f'{self.shown} is larger than the limit of {MAX_REMOTE_BYTES >> 20} MiB: send it in parts')
+        buffer[: len(piece)] = piece
+        return len(piece)
 
 
 def allowed_roots(names: Sequence[str] | None, variable: str = 'FINETUNER_INGEST_ROOTS') -> list[Path]:

@@ -12,6 +12,7 @@ from executors.answers import answer, describe_run
 from executors.endpoints import unknown_endpoint
 from executors.lifetime import end_with_parent
 from executors.logs import read_log
+from executors.models import check_model
 from executors.parameters import (
     ArtifactParameters,
     FitParameters,
@@ -65,6 +66,7 @@ class TrainerExecutor(Executor):
         account = self.registry.authenticate(parameters.secret)
         config = FitConfig.from_arguments(**parameters.arguments)
         check_trackers(config)
+        check_model(config)
         if parameters.check_only:
             return answer(checked=True)
         roles = _datasets(config)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
+import inspect
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.markup import escape
 
-from finetuner.console import console, progress_console
+from finetuner.command_line import complete_freeze, json_object, parse_freeze
+from finetuner.console import console, progress_console, show_log
 
 if TYPE_CHECKING:
     import numpy as np
@@ -141,14 +143,15 @@ def fit(
     import finetuner
     from finetuner.callback import EvaluationCallback
 
+    show_log('finetuner.data')  # which column was taken for what
     arguments: dict[str, Any] = {
         'run_name': name,
         'experiment_name': experiment,
         'val_split': val_split,
         'loss': loss,
-        'loss_options': _object('loss-options', loss_options),
+        'loss_options': json_object('loss-options', loss_options),
         'miner': miner,
-        'miner_options': _object('miner-options', miner_options),
+        'miner_options': json_object('miner-options', miner_options),
         'learning_rate': learning_rate,
         'epochs': epochs,
         'batch_size': batch_size,
@@ -157,21 +160,20 @@ def fit(
         'model_artifact': model_artifact,
         'time_limit': time_limit,
         'device': device,
-        'csv_options': _object('csv-options', csv_options),
+        'csv_options': json_object('csv-options', csv_options),
         'seed': seed,
     }
-    further = _object('options', options) or {}
+    further = json_object('options', options) or {}
     if twice := sorted(further.keys() & (arguments.keys() | {'model', 'train_data', 'eval_data'})):
         raise ValueError(f'--options: {twice[0]} has an option of its own')
+    if unknown := sorted(further.keys() - inspect.signature(finetuner.fit).parameters.keys()):
+        raise ValueError(f'--options: {unknown[0]!r} is no argument of finetuner.fit')
     callbacks = further.pop('callbacks', None)
     evaluates = any(callback.get('name') == EvaluationCallback.__name__ for callback in callbacks or [])
     if eval_data and not evaluates and (callbacks is not None or limit != EvaluationCallback.limit):
         given = EvaluationCallback(eval_data, train, limit=limit, gather_examples=True)  # else it is the default
         callbacks = [given, *(callbacks or [])]
-    try:
-        run = finetuner.fit(model, train, eval_data, callbacks=callbacks, **arguments, **further)
-    except TypeError as error:  # an argument in --options that there is not
-        raise ValueError(f'--options: {error}') from error
+    run = finetuner.fit(model, train, eval_data, callbacks=callbacks, **arguments, **further)
     state = 'is in the queue' if run.record['status'] == 'CREATED' else 'is there already'
     console.print(f'Run [bold]{escape(run.name)}[/] {state}.')
     if not follow:
@@ -360,51 +362,30 @@ def _read_lines(file: Path) -> list[str]:
 
 
 def _write_embeddings(texts: list[str], embeddings: np.ndarray, output: Path) -> None:
-    if output.suffix == '.npy':
-        import numpy as np
+    if str(output) == '-':
+        _write_lines(texts, embeddings, sys.stdout)
+        return
+    aside = output.with_name(f'.{output.name}.{os.getpid()}')
+    try:
+        if output.suffix == '.npy':
+            import numpy as np
 
-        np.save(output, embeddings)
-    else:
-        with contextlib.nullcontext(sys.stdout) if str(output) == '-' else output.open('w', encoding='utf-8') as file:
-            for text, row in zip(texts, embeddings, strict=True):
-                file.write(json.dumps({'text': text, 'embedding': row.tolist()}) + '\n')
-        if str(output) == '-':
-            return
+            with aside.open('wb') as binary:
+                np.save(binary, embeddings)
+        else:
+            with aside.open('w', encoding='utf-8') as file:
+                _write_lines(texts, embeddings, file)
+        aside.replace(output)
+    finally:
+        aside.unlink(missing_ok=True)
     console.print(
         f'Wrote {len(texts)} embeddings of {embeddings.shape[1]} dimensions to [bold]{escape(str(output))}[/].'
     )
 
 
-def complete_freeze(arguments: list[str]) -> list[str]:
-    """The arguments with `--freeze all` where `--freeze` stands alone: an option of click has a value or has none."""
-    completed: list[str] = []
-    for position, argument in enumerate(arguments):
-        completed.append(argument)
-        follows = arguments[position + 1 : position + 2]
-        if argument == '--freeze' and not any(value == 'all' or value.isdecimal() for value in follows):
-            completed.append('all')
-    return completed
-
-
-def parse_freeze(value: str | None) -> bool | int:
-    """
-    :raises ValueError: it is neither 'all' nor a number.
-    """
-    if value is None or value == 'all':
-        return value is not None
-    if not value.isdecimal():
-        raise ValueError(f"--freeze {value}: give 'all', or how many groups of layers")
-    return int(value)
-
-
-def _object(option: str, text: str | None) -> dict[str, Any] | None:
-    try:
-        value = None if text is None else json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f'--{option} is not JSON: {error}') from error
-    if value is not None and not isinstance(value, dict):
-        raise ValueError(f'--{option} is not a JSON object')
-    return value
+def _write_lines(texts: list[str], embeddings: np.ndarray, file: TextIO) -> None:
+    for text, row in zip(texts, embeddings, strict=True):
+        file.write(json.dumps({'text': text, 'embedding': row.tolist()}) + '\n')
 
 
 def _experiment(name: str | None) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
 from rich.table import Table
@@ -47,6 +49,14 @@ def make_progress(*columns: ProgressColumn) -> Progress:
         transient=True,
         disable=not (progress_console.is_terminal or progress_console.is_jupyter),
     )
+
+
+def show_log(*names: str) -> None:
+    """Show what these loggers say on stderr, and warnings of all others."""
+    handler = RichHandler(console=progress_console, show_path=False, show_level=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, format='%(message)s', handlers=[handler])
+    for name in names:
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, float]], config: Mapping[str, Any] | None = None) -> Table:

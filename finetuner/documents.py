@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from docarray import BaseDoc, DocList
 from docarray.typing import ID, NdArray
-from pydantic import Field, field_serializer, field_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from finetuner import codec
 from finetuner.excepts import DataError
@@ -67,6 +67,17 @@ class Content(BaseDoc):
         'embedding': codec.write_array,
         'tags': codec.write_tags,
     }
+
+    @model_validator(mode='before')
+    @classmethod
+    def _place_content(cls, values: Any) -> Any:
+        """`content=` is a text, a blob or a tensor, as it was in docarray v1."""
+        if not isinstance(values, dict) or 'content' not in values:
+            return values
+        values = dict(values)
+        content = values.pop('content')
+        field = 'text' if isinstance(content, str) else 'blob' if isinstance(content, bytes) else 'tensor'
+        return {field: content, **values}
 
     @field_validator('blob', mode='before')
     @classmethod

@@ -6,7 +6,7 @@ Beside these names any hub id, model directory, timm name (`timm/<name>`), torch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,10 +67,12 @@ _POOLING = (
 _PRETRAINED = Option('pretrained', 'bool', True)
 _WEIGHTS = Option('weights', 'str | None')
 _AUGMENT = Option('augment', 'bool', False)
-_IMAGES = (*_POOLING, _PRETRAINED, _WEIGHTS, _AUGMENT, Option('preprocess_options', 'dict | None'))
-_CLIP = (_PRETRAINED, _AUGMENT, Option('normalize', 'bool | None'))
+_PREPROCESS = Option('preprocess_options', 'dict | None')
+_COLLATE = Option('collate_options', 'dict | None')
+_IMAGES = (*_POOLING, _PRETRAINED, _WEIGHTS, _AUGMENT, _PREPROCESS)
+_CLIP = (_PRETRAINED, _AUGMENT, Option('normalize', 'bool | None'), _COLLATE)
 OPTIONS: dict[Library, tuple[Option, ...]] = {
-    'transformers': _POOLING,
+    'transformers': (*_POOLING, _COLLATE),
     'torchvision': _IMAGES,
     'timm': _IMAGES,
     'open_clip': (*_CLIP, _WEIGHTS),
@@ -80,6 +82,7 @@ OPTIONS: dict[Library, tuple[Option, ...]] = {
         Option('width', 'float', 1.0),
         _AUGMENT,
         Option('up_axis', 'str', 'y'),
+        _PREPROCESS,
     ),
     'mlp': (
         Option('input_size', 'int', required=True),
@@ -90,6 +93,11 @@ OPTIONS: dict[Library, tuple[Option, ...]] = {
     ),
 }
 """The keys of `model_options` by library; defaults of None are the model's own."""
+# what stands in the options of these names, and is an option of its own as well; of images, see `ImageSettings`
+_PARTS: dict[str, dict[Library, tuple[str, ...]]] = {
+    'collate_options': dict.fromkeys(('transformers', 'open_clip', 'transformers-clip'), ('max_length',)),
+    'preprocess_options': {'pointnet': ('point_cloud_size', 'up_axis')},
+}
 
 
 def _jina(size: str, dim: int, parameters: str) -> Backbone:
@@ -242,9 +250,10 @@ def task_of(name: str) -> Task | None:
     return 'image-to-image' if name.startswith('timm/') else None
 
 
-def check_options(library: Library, options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The options of a model by their first names.
+def check_options(library: Library, options: Mapping[str, Any] | None, complete: bool = True) -> dict[str, Any]:
+    """The options of a model by their first names, those of its parts beside them ('max_length' among them).
 
+    :param complete: those that are required must be there.
     :raises ValueError: one is unknown or given twice, or a required one is missing; the message names it.
     """
     known = OPTIONS[library]
@@ -258,10 +267,30 @@ def check_options(library: Library, options: Mapping[str, Any] | None) -> dict[s
         if first[name] in checked:
             raise ValueError(f'model_options: {name!r} is given twice, {first[name]!r} is another name of it')
         checked[first[name]] = value
+    for part, parts_known in _PARTS.items():
+        if library in parts_known:
+            _unfold(checked, part, parts_known[library])
+    if checked.get('pooling_options') and 'pooling' not in checked:
+        checked['pooling'] = 'gem'  # no other has any
     for option in known:
-        if option.required and checked.get(option.name) is None:
+        if complete and option.required and checked.get(option.name) is None:
             raise ValueError(f'model_options: {option.name!r} is missing')
     return checked
+
+
+def _unfold(options: dict[str, Any], part: str, known: Collection[str]) -> None:
+    """Put what is in the options of a part of the model beside them.
+
+    :raises ValueError: one is unknown or given twice.
+    """
+    for name, value in (options.pop(part, None) or {}).items():
+        if name not in known:
+            raise ValueError(
+                f'model_options: {name!r} is not one of the {part} of this model: it has {", ".join(known)}'
+            )
+        if name in options:
+            raise ValueError(f'model_options: {name!r} is given twice, and in {part}')
+        options[name] = value
 
 
 def list_models() -> list[str]:

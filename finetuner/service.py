@@ -46,6 +46,7 @@ def run_service(artifact: str | None, port: int, http_port: int, home: Path | No
         'GRPC_VERBOSITY': os.environ.get('GRPC_VERBOSITY', 'ERROR'),  # not a line for every connection that ends
         'JINA_LOG_NO_COLOR': os.environ.get('JINA_LOG_NO_COLOR', '1'),  # and no logo of thirty lines
     }
+    environment.setdefault('FINETUNER_MODEL_ROOTS', str(Path.cwd()))
     if home:
         environment['FINETUNER_HOME'] = str(home.expanduser().absolute())
     if served:

@@ -5,8 +5,6 @@ On several devices: `torchrun --nproc-per-node 2 -m training fit train.csv …`.
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import re
 import sys
@@ -14,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import MofNCompleteColumn, TextColumn
 from rich.table import Table
 
-from finetuner.console import console, examples_table, make_progress, metrics_table, progress_console
+from finetuner.command_line import complete_freeze, json_object, parse_freeze
+from finetuner.console import console, examples_table, make_progress, metrics_table, progress_console, show_log
 
 if TYPE_CHECKING:
     import training.progress
@@ -48,7 +46,14 @@ def fit(
     miner: Annotated[str | None, typer.Option(help='A miner of pytorch-metric-learning.', show_default=False)] = None,
     miner_options: JSON = None,
     num_items_per_class: Annotated[int, typer.Option(help='Of a batch.')] = 4,
-    freeze: Annotated[bool, typer.Option('--freeze', help='Train only what is beyond the backbone.')] = False,
+    freeze: Annotated[
+        str | None,
+        typer.Option(
+            metavar='[all|N]',
+            help='Train only what is beyond the backbone, or beyond its first N groups of layers.',
+            show_default=False,
+        ),
+    ] = None,
     output_dim: Annotated[int | None, typer.Option(help='Add a projection head.', show_default=False)] = None,
     time_limit: Annotated[float | None, typer.Option(help='Seconds of training.', show_default=False)] = None,
     resume: Annotated[bool, typer.Option('--resume', help='Go on from the last checkpoint in the directory.')] = False,
@@ -67,19 +72,19 @@ def fit(
         'batch_size': batch_size,
         'learning_rate': learning_rate,
         'loss': loss,
-        'loss_options': _object('loss-options', loss_options),
+        'loss_options': json_object('loss-options', loss_options),
         'miner': miner,
-        'miner_options': _object('miner-options', miner_options),
+        'miner_options': json_object('miner-options', miner_options),
         'num_items_per_class': num_items_per_class,
-        'freeze': freeze,
+        'freeze': parse_freeze(freeze),
         'output_dim': output_dim,
         'time_limit': time_limit,
         'device': device,
         'seed': seed,
     }
     if csv_options is not None:
-        arguments['csv_options'] = _object('csv-options', csv_options)
-    further = _object('options', options) or {}
+        arguments['csv_options'] = json_object('csv-options', csv_options)
+    further = json_object('options', options) or {}
     own = {'train_data', 'eval_data', 'model', 'directory', 'report', 'resume', 'interruption'}
     if given := sorted(further.keys() & own):
         raise ValueError(f'--options: {given[0]} has an option of its own')
@@ -88,9 +93,7 @@ def fit(
     from training.local import fit as fit_here
 
     is_main = os.environ.get('RANK', '0') == '0'
-    handler = RichHandler(console=progress_console, show_path=False, show_level=False)
-    logging.basicConfig(level=logging.WARNING, format='%(message)s', handlers=[handler])
-    logging.getLogger('training').setLevel(logging.INFO if is_main else logging.ERROR)
+    show_log(*(['training', 'finetuner.data'] if is_main else []))
     with make_progress(MofNCompleteColumn(), TextColumn('{task.fields[facts]}')) as bar:
         task = bar.add_task('Starting', total=None, facts='')
 
@@ -122,20 +125,10 @@ def fit(
     console.print(f'Serve it with\n  finetuner serve {result.artifact}', soft_wrap=True, highlight=False)
 
 
-def _object(option: str, text: str | None) -> dict[str, Any] | None:
-    try:
-        value = None if text is None else json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f'--{option} is not JSON: {error}') from error
-    if value is not None and not isinstance(value, dict):
-        raise ValueError(f'--{option} is not a JSON object')
-    return value
-
-
 def app() -> None:
     """The entry point. An error that the user can mend is one sentence, and exit code 1."""
     try:
-        cli(prog_name='python -m training')
+        cli(complete_freeze(sys.argv[1:]), prog_name='python -m training')
     except (ValueError, FloatingPointError) as error:
         progress_console.print(f'[red]{escape(str(error))}[/]', soft_wrap=True, highlight=False)
         sys.exit(1)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 TENSORS, STATE = 'tensors.safetensors', 'state.json'
+OPEN = '-open'  # ends the name of one whose epoch has not ended
 # arguments that make no difference to the weights; the content of the data is compared instead of its name
 FREE = frozenset(
     {
@@ -76,13 +77,15 @@ def save_checkpoint(
             file.flush()
             os.fsync(file.fileno())
         aside.chmod(0o755)
-        target = directory / f'step-{state.global_step:09d}'
+        target = directory / f'step-{state.global_step:09d}{"" if epoch_ended else OPEN}'
         if target.exists():  # the same step again, after a training went on from an earlier one
             target.rename(Path(tempfile.mkdtemp(prefix='.', dir=directory)) / 'old')
         aside.rename(target)
     finally:
         for leftover in directory.glob('.*'):
             shutil.rmtree(leftover, ignore_errors=True)
+    if epoch_ended:
+        shutil.rmtree(directory / f'{target.name}{OPEN}', ignore_errors=True)
     for old in _checkpoints(directory)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -213,7 +216,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _checkpoints(directory: Path) -> list[Path]:
-    return sorted(directory.glob('step-*'))
+    return sorted(directory.glob('step-*'), key=lambda path: (path.name.removesuffix(OPEN), OPEN not in path.name))
 
 
 def _config(config: FitConfig) -> dict[str, Any]:
@@ -283,10 +286,7 @@ def _restore_random_state(values: dict[str, Any]) -> None:
     random.setstate(values['python'])
     np.random.set_state(values['numpy'])
     torch.set_rng_state(values['torch'])
-    if torch.distributed.is_initialized() and torch.distributed.get_rank():  # each process drew numbers of its own
-        seed = hashlib.sha256(values['torch'].numpy().tobytes() + bytes([torch.distributed.get_rank()])).digest()
-        torch.manual_seed(int.from_bytes(seed[:8], 'little'))
-    elif values['cuda'] and torch.cuda.is_available() and len(values['cuda']) == torch.cuda.device_count():
+    if values['cuda'] and torch.cuda.is_available() and len(values['cuda']) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(values['cuda'])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -14,6 +15,8 @@ from training.losses import check_objective, needs_positives, objective_shape, u
 from training.losses.cross_batch_memory import CrossBatchMemory
 from training.losses.objective import Objective, Shape
 from training.optimizers import SchedulerOptions, check_optimizer, check_scheduler
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_LEARNING_RATE = 5e-5
 # class weights start at random and must travel further than a pretrained model's
@@ -48,7 +51,9 @@ class FitConfig(BaseModel):
     has none either: an artifact holds both forms.
     """
 
-    model_config = ConfigDict(extra='forbid', protected_namespaces=(), arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra='forbid', protected_namespaces=(), arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
 
     model: str = Field(min_length=1)
     train_data: str = Field(min_length=1)
@@ -103,13 +108,22 @@ class FitConfig(BaseModel):
         try:
             return cls(**arguments)
         except ValidationError as error:
-            raise ParameterError('; '.join(_sentence(dict(found)) for found in error.errors())) from error
+            # from None: pydantic's own text would show the input, and with it a token
+            raise ParameterError('; '.join(_sentence(dict(found)) for found in error.errors())) from None
 
     @field_validator('model_options', 'loss_options', 'miner_options', 'optimizer_options', 'loss_optimizer_options')
     @classmethod
     def _integers(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         """JSON that went over the wire has no integers: 4 arrives as 4.0."""
         return None if value is None else {key: _integer(item) for key, item in value.items()}
+
+    @model_validator(mode='before')
+    @classmethod
+    def _eval_data_over_val_split(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get('eval_data') is not None and values.get('val_split'):
+            logger.warning('val_split is ignored: eval_data are what is held out')
+            return {**values, 'val_split': 0.0}
+        return values
 
     @field_validator('freeze', mode='before')
     @classmethod
@@ -124,11 +138,9 @@ class FitConfig(BaseModel):
     def _names_and_options(self) -> FitConfig:
         if self.csv_options:
             raise ValueError('csv_options tell how to read files, but data sets are read already: give them before')
-        if self.val_split and self.eval_data:
-            raise ValueError('val_split and eval_data are both given: the held-out part is one or the other')
         backbone = find_backbone(self.model)
-        if backbone is not None and self.model_artifact is None:  # which may bring what is required
-            check_options(backbone.library, self.model_options)
+        if backbone is not None:  # an artifact brings what is required
+            check_options(backbone.library, self.model_options, complete=self.model_artifact is None)
         objective = self.example_objective()
         learned = list(objective.parameters())
         # single numbers go with the encoders, see `make_optimizers`
@@ -209,4 +221,6 @@ def _sentence(found: dict[str, Any]) -> str:
         return str(found['ctx']['error'])
     if found['type'] == 'missing':
         return f'{place} is missing'
-    return f'{place}: {found["msg"][0].lower()}{found["msg"][1:]}, got {found["input"]!r}'
+    value = found['input']  # a dict or a list may hold a token
+    shown = f', got {value!r}' if isinstance(value, str | int | float | bool | None) else ''
+    return f'{place}: {found["msg"][0].lower()}{found["msg"][1:]}{shown}'

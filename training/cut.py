@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from finetuner.inference.encoder import Encoder
 from finetuner.inference.text_encoder import TextEncoder
+from finetuner.inference.transfer import on_device
 from training.embed import by_length, length_chunks, model_inputs, run
 from training.rows import Rows
 
@@ -69,8 +70,8 @@ class PooledCut(Cut):
     def compute(self, features: Sequence[np.ndarray], device: torch.device) -> list[np.ndarray]:
         with _without_head(self.encoder) as encoder:
             if isinstance(encoder, TextEncoder) and encoder.can_pack:
-                lengths = torch.tensor([len(row) for row in features], device=device)
-                pooled = encoder.packed(torch.from_numpy(np.concatenate(features).astype(np.int64)).to(device), lengths)
+                tokens = on_device(np.concatenate(features).astype(np.int64), device)
+                pooled = encoder.packed(tokens, torch.tensor([len(row) for row in features]))
             else:
                 pooled = by_length(
                     np.array([len(row) for row in features]),
@@ -90,12 +91,12 @@ class PackedCut(Cut):
 
     def compute(self, features: Sequence[np.ndarray], device: torch.device) -> list[np.ndarray]:
         lengths = np.array([len(row) for row in features])
-        tokens = torch.from_numpy(np.concatenate(features).astype(np.int64)).to(device)
-        hidden = self.encoder.packed_hidden(tokens, torch.from_numpy(lengths).to(device), self.depth)
+        tokens = on_device(np.concatenate(features).astype(np.int64), device)
+        hidden = self.encoder.packed_hidden(tokens, torch.from_numpy(lengths), self.depth)
         return np.split(hidden.float().cpu().numpy(), np.cumsum(lengths)[:-1])
 
     def resume(self, hidden: Tensor, lengths: np.ndarray, features: Sequence[np.ndarray]) -> Tensor:
-        return self.encoder.packed_from(hidden, torch.from_numpy(lengths).to(hidden.device), self.depth)
+        return self.encoder.packed_from(hidden, torch.from_numpy(lengths), self.depth)
 
     def size(self, sample: Sequence[np.ndarray], features: Rows, costs: np.ndarray) -> int:
         return sample[0].nbytes // len(sample[0]) * int(costs.sum())
@@ -167,7 +168,7 @@ class HookedCut(Cut):
         """:raises CannotCut: the encoder, resumed, gives something else than the whole one."""
         try:
             rows = self.compute(features, device)
-            hidden = torch.from_numpy(np.concatenate(rows)).to(device)
+            hidden = on_device(np.concatenate(rows), device)
             resumed = self.resume(hidden, np.array([len(row) for row in rows]), features)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise CannotCut(f'the model cannot be resumed behind layer group {self.depth}: {error}') from error

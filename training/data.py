@@ -173,7 +173,12 @@ def _write_store(
             if rows is None:
                 rows = stack.enter_context(RowsWriter(directory, features[0].dtype, features[0].shape[1:]))
             rows.append(features)
-            np.array([content_key(content) for content in contents], np.uint64).tofile(keys)
+            # of what a path names, not of the path: the file may change
+            named = [
+                feature if isinstance(content, str) and encoder.modality != 'text' else content
+                for content, feature in zip(contents, features, strict=True)
+            ]
+            np.array([content_key(content) for content in named], np.uint64).tofile(keys)
             rate = stop / (time.perf_counter() - start)
             report(Progress(stage, stop, len(reader), samples_per_second=rate, eta=(len(reader) - stop) / rate))
 

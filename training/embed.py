@@ -12,6 +12,7 @@ import torch
 
 from finetuner.inference.encoder import Encoder
 from finetuner.inference.text_encoder import TextEncoder
+from finetuner.inference.transfer import on_device
 from training.progress import Progress, Reporter
 from training.rows import Rows
 
@@ -56,8 +57,8 @@ class FeatureEmbedder:
         if encoder.modality != 'text':
             return run(encoder, features.take(items), device)
         if self.pack and isinstance(encoder, TextEncoder) and encoder.can_pack:
-            tokens = torch.from_numpy(features.concatenated(items).astype(np.int64)).to(device)
-            return encoder.packed(tokens, torch.from_numpy(features.lengths(items)).to(device))
+            tokens = on_device(features.concatenated(items).astype(np.int64), device)
+            return encoder.packed(tokens, torch.from_numpy(features.lengths(items)))
         return by_length(
             features.lengths(items), device, lambda chunk: run(encoder, features.take(items[chunk]), device)
         )
@@ -70,7 +71,7 @@ def item_costs(encoder: Encoder, features: Rows, items: np.ndarray) -> np.ndarra
 def model_inputs(encoder: Encoder, features: Sequence[np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
     """The arguments of the encoder's forward, of one padded batch."""
     inputs = encoder.preprocessor.collate(features)
-    return {name: torch.from_numpy(inputs[name]).to(device, non_blocking=True) for name in encoder.input_names}
+    return {name: on_device(inputs[name], device) for name in encoder.input_names}
 
 
 def run(encoder: Encoder, features: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
@@ -91,7 +92,7 @@ def by_length(lengths: np.ndarray, device: torch.device, embed: Callable[[np.nda
     padded forward (with dropout on: the same in distribution).
     """
     chunks = length_chunks(lengths, device)
-    back = torch.from_numpy(np.argsort(np.concatenate(chunks))).to(device)
+    back = on_device(np.argsort(np.concatenate(chunks)), device)
     return torch.cat([embed(chunk) for chunk in chunks])[back]
 
 

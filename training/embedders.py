@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 
@@ -17,6 +18,8 @@ from training.feature_cache import FeatureCache
 from training.freezing import frozen_groups
 from training.progress import Reporter
 from training.step import has_batch_statistics
+
+logger = logging.getLogger(__name__)
 
 # what goes through an encoder at once where gradient_cache=True asks for parts
 FORCED_BUDGETS = {'text': 1024, 'image': 16, 'mesh': 16, 'tensor': 64}
@@ -39,6 +42,8 @@ def make_embedders(
             with report.stage(f'Caching features of {examples.name}'), accelerator.main_process_first():
                 cache = FeatureCache.open_or_fill(encoder, store.features, store.keys, accelerator.device, report)
             if cache is not None:
+                if config.compile:
+                    logger.warning('compile has no effect on an encoder whose first layers are frozen and cached')
                 embedders[column.encoder] = cache
                 continue
         embedders[column.encoder] = FeatureEmbedder(encoder, store.features, pack=not config.compile)

@@ -40,7 +40,8 @@ def search(
 ) -> np.ndarray:
     """The nearest rows of the index for every query, nearest first; of equally near rows the first comes first.
 
-    No more than `query_block` × `index_block` distances are held at a time, so both sides may be memory-mapped.
+    No more than `query_block` × `index_block` distances are held at a time, and the matches so far: both sides may be
+    memory-mapped.
 
     :param queries: float32 [N, D].
     :param index: float32 [M, D].
@@ -48,25 +49,22 @@ def search(
     :returns: row numbers, int64 [N, min(limit, M)], or min(limit, M - 1) columns with `exclude`.
     """
     limit = min(limit, len(index) - (exclude is not None))
-    found = np.empty((len(queries), limit), np.int64)
-    for start in range(0, len(queries), query_block):
-        block = _prepared(queries[start : start + query_block], distance, device)
-        hidden = None if exclude is None else torch.from_numpy(exclude[start : start + query_block]).to(device)
-        scores = torch.empty(len(block), 0, device=device)
-        rows = torch.empty(len(block), 0, dtype=torch.int64, device=device)
-        for first in range(0, len(index), index_block):
-            part = _prepared(index[first : first + index_block], distance, device)
-            near = (
-                block @ part.T
-                if distance == 'cosine'
-                else -torch.cdist(block, part, compute_mode='donot_use_mm_for_euclid_dist')
-            )
-            if hidden is not None:
+    starts = range(0, len(queries), query_block)
+    scores = [torch.empty(len(queries[start : start + query_block]), 0, device=device) for start in starts]
+    rows = [torch.empty(len(block), 0, dtype=torch.int64, device=device) for block in scores]
+    for first in range(0, len(index), index_block):
+        part = _prepared(index[first : first + index_block], distance, device)
+        for number, start in enumerate(starts):
+            block = _prepared(queries[start : start + query_block], distance, device)
+            near = block @ part.T if distance == 'cosine' else -torch.cdist(block, part, compute_mode=EXACT)
+            if exclude is not None:
+                hidden = torch.from_numpy(exclude[start : start + query_block]).to(device)
                 inside = ((hidden >= first) & (hidden < first + len(part))).nonzero().squeeze(1)
                 near[inside, hidden[inside] - first] = -torch.inf
-            scores, rows = _merge(scores, rows, near, first, limit)
-        found[start : start + len(block)] = rows.cpu().numpy()
-    return found
+            scores[number], rows[number] = _merge(scores[number], rows[number], near, first, limit)
+    if not rows:
+        return np.empty((0, limit), np.int64)
+    return torch.cat(rows).cpu().numpy()
 
 
 def _prepared(block: np.ndarray, distance: Distance, device: torch.device | str) -> torch.Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from finetuner.inference.encoder import Encoder
+from finetuner.inference.transfer import on_device
 from training.cache_folder import CacheFolder
 from training.cut import CannotCut, Cut, make_cut
 from training.embed import ITEMS_AT_ONCE, TOKENS_AT_ONCE, budget_chunks, item_costs
@@ -93,7 +94,7 @@ class FeatureCache:
 
     def embed(self, items: np.ndarray, device: torch.device) -> Tensor:
         """float32 [B, dim], in the order of `items`, with the gradients of the layers that are trained."""
-        hidden = torch.from_numpy(self.features.concatenated(items)).to(device, non_blocking=True)
+        hidden = on_device(self.features.concatenated(items), device)
         return self.cut.resume(hidden, self.features.lengths(items), self.inputs.take(items))
 
 

@@ -15,7 +15,7 @@ from training.callbacks.options import describe_callback
 from training.config import FitConfig
 from training.interruption import Interruption
 from training.losses import unknown_name
-from training.pipeline import FitResult, run_fit
+from training.pipeline import FitResult, has_checkpoints, run_fit
 from training.progress import Progress
 
 
@@ -75,6 +75,8 @@ def fit(
             callback = callback | {'options': options}
         described.append(callback)
     config = FitConfig.from_arguments(model=model, callbacks=described or None, **names, **arguments)
+    if resume and not has_checkpoints(config):
+        raise ParameterError('resume goes on from what the callback TrainingCheckpoint keeps: give it, too')
     artifact = None
     if config.model_artifact is not None:
         artifact = Path(config.model_artifact).expanduser()

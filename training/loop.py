@@ -109,6 +109,8 @@ def train(
                 if state.stop:
                     break
                 train_mode(state)  # an evaluation may have changed it
+            if interruption.requested:  # while the callbacks looked at the last batch
+                interruption.exit()
             step.reduce_buffers()
             if state.step < len(sampler):  # the epoch is broken off, and may go on elsewhere
                 break
@@ -137,7 +139,8 @@ def take_step(
         for parameter in parameters:
             parameter.grad = None
         seed = config.seed + state.global_step
-        loss = torch.stack([step.backward(rows, 1 / len(window), seed) for rows in window]).mean()
+        losses = [step.backward(rows, 1 / len(window), seed + number) for number, rows in enumerate(window)]
+        loss = torch.stack(losses).mean()
         step.reduce_gradients()
         if config.max_grad_norm is not None:
             accelerator.clip_grad_norm_(parameters, config.max_grad_norm)

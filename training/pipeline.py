@@ -41,7 +41,7 @@ from training.progress import Progress, Reporter
 from training.reduced import make_measure, sample_features
 from training.samplers import make_sampler
 from training.state import TrainingState
-from training.step import Step
+from training.step import Step, has_batch_statistics
 from training.task import Task
 from training.validation import make_validation, split
 
@@ -107,6 +107,8 @@ def run_fit(
             encoders = load_for_training(config, artifact)
             for encoder in encoders.values():
                 check_size(encoder.to(accelerator.device))
+        if accelerator.num_processes > 1 and any(map(has_batch_statistics, encoders.values())):
+            logger.warning('BatchNorm sees the share of each process: the result is not that of one process')
         check_trainable(Task(encoders, config.example_objective()))
 
         @functools.cache
@@ -127,6 +129,7 @@ def run_fit(
         check_data(config, reader_of(config.train_data))
         check_scores(config, reader_of(config.train_data))
         training_set = examples_of(config.train_data)
+        check_views(training_set)
         eval_set = None if config.eval_data is None else examples_of(config.eval_data)
         rows, held_out = split(training_set, config.val_split, config.seed)
         logger.info('Training data: %s', describe(training_set, rows))
@@ -137,8 +140,8 @@ def run_fit(
         budgets = earlier.get('budgets') or make_budgets(config, encoders, embedders, accelerator.device)
         batch_size = config.batch_size or earlier.get('batch_size')
         batch_size = batch_size or find_batch_size(task, training_set, embedders, accelerator.device)
-        check_memory(task.objective, min(batch_size, len(rows)) * len(training_set.columns))
         sampler = make_sampler(config, rows, training_set, batch_size)
+        check_memory(task.objective, sampler.largest * len(training_set.columns))
         step = Step(task, training_set, embedders, accelerator, budgets)
         validate = make_validation(config, step, held_out, eval_set, batch_size, embedders_of)
         corpora = Corpora(encoders, embedders_of, work, accelerator.device, reporter)
@@ -147,6 +150,7 @@ def run_fit(
         state = TrainingState(task, config, directory, reporter, is_main=accelerator.is_main_process)
         state.scaler = accelerator.scaler
         state.identity = {'data': data_identity(training_set), 'batch_size': batch_size, 'budgets': budgets}
+        state.identity['evaluation data'] = [data_identity(examples_of(name)) for name in config.data[1:]]
         set_up_optimizers(state, sampler, accelerator)
         everyone = make_callbacks(config.callbacks, evaluators, resume=resume, is_main=state.is_main)
         with reporter.stage('Training'):
@@ -210,9 +214,24 @@ def resumable(config: FitConfig, directory: Path, resume: bool) -> dict[str, Any
 
     :raises ValueError: there is a checkpoint, and it is of another config, or it is not to be gone on from.
     """
-    if not any(getattr(callback, 'name', None) == TrainingCheckpoint.__name__ for callback in config.callbacks or ()):
-        return {}
-    return TrainingCheckpoint.check(directory, config, resume)
+    return TrainingCheckpoint.check(directory, config, resume) if has_checkpoints(config) else {}
+
+
+def has_checkpoints(config: FitConfig) -> bool:
+    return any(callback.name == TrainingCheckpoint.__name__ for callback in config.callbacks or ())
+
+
+def check_views(examples: Examples) -> None:
+    """:raises DataError: both contents of every pair are equal, and equal contents are embedded once."""
+    columns = examples.columns
+    if len(columns) == 2 and columns[0].encoder == columns[1].encoder:
+        rows = np.arange(len(examples))
+        one, other = (column.store.keys[column.items(rows)] for column in columns)
+        if np.array_equal(one, other):
+            raise DataError(
+                f'both contents of every pair of {examples.name} are equal, and an item is its own positive anyway: '
+                'give pairs of two different ones'
+            )
 
 
 def check_scores(config: FitConfig, data: DatasetReader) -> None:

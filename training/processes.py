@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import shutil
@@ -57,13 +58,24 @@ def reproducible(seed: int) -> Iterator[None]:
 
 @contextmanager
 def scratch(directory: Path, accelerator: Accelerator) -> Iterator[None]:
-    """A new folder, shared by all processes, that is gone afterwards, however it ends."""
-    if accelerator.is_main_process:
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    try:
+    """A new folder, shared by all processes, that is gone afterwards, however it ends.
+
+    :raises ValueError: another training is at work in the folder around it.
+    """
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
         yield
-    finally:
-        if accelerator.is_main_process:
+        return
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with (directory.parent / '.lock').open('w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the process ends, however it does
+        except BlockingIOError:
+            raise ValueError(f'another training is at work in {directory.parent}: give another directory') from None
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        accelerator.wait_for_everyone()
+        try:
+            yield
+        finally:
             shutil.rmtree(directory, ignore_errors=True)

@@ -17,6 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 class Sampler(Protocol):
+    @property
+    def largest(self) -> int:
+        """How many rows a batch may have."""
+        ...
+
     def __len__(self) -> int:
         """Batches of an epoch, the same for every epoch."""
         ...
@@ -32,6 +37,11 @@ class RandomSampler:
 
     def __init__(self, rows: int, batch_size: int, seed: int = 0):
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
+
+    @property
+    def largest(self) -> int:
+        starts = self._starts()
+        return self.rows - starts[-1] if len(starts) == 1 else max(self.batch_size, self.rows - starts[-1])
 
     def __len__(self) -> int:
         return len(self._starts())
@@ -81,7 +91,7 @@ class ClassSampler:
         classes = int((self.sizes > 0).sum())
         if classes < 2:
             raise ValueError(f'{name} has {classes} class: at least 2 are needed to tell items apart')
-        self.items_per_class = max(least, min(num_items_per_class, batch_size // 2))
+        self.items_per_class = max(least, min(num_items_per_class, batch_size // 2, int(self.sizes.max())))
         self.classes_per_batch = max(2, batch_size // self.items_per_class)
         if self.classes_per_batch > classes:
             self.classes_per_batch = classes
@@ -100,6 +110,10 @@ class ClassSampler:
         if small:
             logger.warning('%d of %d classes have fewer than %d items', small, classes, self.items_per_class)
         self.groups = int(np.ceil(self.sizes / self.items_per_class).sum())
+
+    @property
+    def largest(self) -> int:
+        return self.items_per_class * self.classes_per_batch
 
     def __len__(self) -> int:
         return -(-self.groups // self.classes_per_batch)
@@ -152,6 +166,10 @@ class Subset:
 
     def __init__(self, sampler: Sampler, rows: np.ndarray):
         self.sampler, self.rows = sampler, rows
+
+    @property
+    def largest(self) -> int:
+        return self.sampler.largest
 
     def __len__(self) -> int:
         return len(self.sampler)

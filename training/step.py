@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from finetuner.inference.transfer import on_device
 from training.data import Examples, distinct
 from training.embed import Embedder, budget_chunks
 from training.task import Task
@@ -50,9 +51,12 @@ class Step:
         batch: call `reduce_gradients` after the last batch of a step.
 
         :param rows: of the examples, int64 [B], the same in all processes.
-        :param seed: of what is random in the objective, where several processes must agree.
+        :param seed: of what is random where there are several processes: in the objective all draw the same, in the
+            encoders each draws its own, and the same again where the training goes on from a checkpoint.
         :returns: the loss, float32 scalar, without a graph.
         """
+        if self.accelerator.num_processes > 1:
+            torch.manual_seed(seed * self.accelerator.num_processes + self.accelerator.process_index)
         embeddings: dict[str, Tensor] = {}
         pending: list[tuple[Tensor, np.ndarray, Backward]] = []
         places: list[tuple[int, str, np.ndarray]] = []
@@ -62,14 +66,14 @@ class Step:
             embeddings[name] = self._gather(own, mine).requires_grad_()
             pending.append((embeddings[name], mine[self.accelerator.process_index], backward))
             places += [(number, name, place) for number, place in where]
-        columns = [embeddings[name][torch.from_numpy(place)] for _, name, place in sorted(places, key=lambda at: at[0])]
+        columns = [embeddings[name][self._put(place)] for _, name, place in sorted(places, key=lambda at: at[0])]
         with self._agreed_randomness(seed):
             loss = self._objective(columns, rows)
         if loss.requires_grad:
             self.accelerator.backward(loss * weight)
         for leaf, own_items, backward in pending:
             if leaf.grad is not None and len(own_items):
-                backward(leaf.grad[torch.from_numpy(own_items)])
+                backward(leaf.grad[self._put(own_items)])
         return loss.detach()
 
     @torch.no_grad()
@@ -80,8 +84,8 @@ class Step:
             chunks, parts = self._parts(name, items)
             embeddings = torch.empty(len(items), self._dim(name), device=self.accelerator.device)
             for chunk, part in zip(chunks, parts, strict=True):  # the chunks are sorted by cost
-                embeddings[torch.from_numpy(chunk)] = part
-            columns |= {number: embeddings[torch.from_numpy(place)] for number, place in where}
+                embeddings[self._put(chunk)] = part
+            columns |= {number: embeddings[self._put(place)] for number, place in where}
         return self._objective([columns[number] for number in sorted(columns)], rows)
 
     def reduce_gradients(self) -> None:
@@ -94,6 +98,8 @@ class Step:
         )
         torch.distributed.all_reduce(used)
         parameters = [parameter for parameter, count in zip(trained, used.tolist(), strict=True) if count]
+        if not parameters:
+            return
         for parameter in parameters:  # some process has a gradient, but perhaps not this one
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -114,14 +120,11 @@ class Step:
                     buffer /= self.accelerator.num_processes
 
     def _objective(self, columns: list[Tensor], rows: np.ndarray) -> Tensor:
-        examples, device = self.examples, self.accelerator.device
-        labels = None if examples.labels is None else torch.from_numpy(examples.labels[rows]).long().to(device)
-        scores = None if examples.scores is None else torch.from_numpy(examples.scores[rows]).float().to(device)
-        keys = [
-            torch.from_numpy(column.store.keys[column.items(rows)].view(np.int64)).to(device)
-            for column in examples.columns
-        ]
-        with torch.autocast(device.type, enabled=False):  # distances need all their bits
+        examples = self.examples
+        labels = None if examples.labels is None else self._put(examples.labels[rows].astype(np.int64))
+        scores = None if examples.scores is None else self._put(examples.scores[rows].astype(np.float32))
+        keys = [self._put(column.store.keys[column.items(rows)].view(np.int64)) for column in examples.columns]
+        with torch.autocast(self.accelerator.device.type, enabled=False):  # distances need all their bits
             return self.task.objective([column.float() for column in columns], labels, scores, keys)
 
     def _embed(self, name: str, items: np.ndarray) -> tuple[Tensor, Backward]:
@@ -136,15 +139,15 @@ class Step:
             # the graph of the last chunk is kept: it need not be computed again
             with torch.set_grad_enabled(number == len(chunks) - 1):
                 last = next(parts)
-            found[torch.from_numpy(chunks[number])] = last.detach()
+            found[self._put(chunks[number])] = last.detach()
 
         def backward(gradient: Tensor) -> None:
             if not last.requires_grad:  # all of the encoder is frozen
                 return
-            last.backward(gradient[torch.from_numpy(chunks[-1])])
+            last.backward(gradient[self._put(chunks[-1])])
             for chunk, state in zip(chunks[:-1], states, strict=False):
                 with _random(state, self.accelerator.device):
-                    self._run(name, items[chunk]).backward(gradient[torch.from_numpy(chunk)])
+                    self._run(name, items[chunk]).backward(gradient[self._put(chunk)])
 
         return found, backward
 
@@ -158,6 +161,9 @@ class Step:
     def _run(self, name: str, items: np.ndarray) -> Tensor:
         with self.accelerator.autocast():
             return self.embedders[name].embed(items, self.accelerator.device).float()
+
+    def _put(self, array: np.ndarray) -> Tensor:
+        return on_device(array, self.accelerator.device)
 
     def _dim(self, name: str) -> int:
         return self.task.by_name[name].dim
@@ -180,7 +186,7 @@ class Step:
         torch.distributed.all_gather(gathered, padded)
         together = own.new_empty(sum(map(len, shares)), own.shape[1])
         for share, part in zip(shares, gathered, strict=True):
-            together[torch.from_numpy(share)] = part[: len(share)]
+            together[self._put(share)] = part[: len(share)]
         return together
 
     @contextmanager

@@ -79,7 +79,7 @@ def fit(
     :param train_data: what to learn from.
     :param eval_data: held-out data, for 'val_loss'; without `callbacks`, labelled ones are queries, too, that search
         `train_data`, and pairs search each other.
-    :param val_split: share of `train_data` to hold out instead, for 'val_loss'.
+    :param val_split: share of `train_data` to hold out for 'val_loss'; ignored where there are `eval_data`.
     :param model_artifact: id of an artifact to go on from, in place of the weights of `model`.
     :param run_name: default two random words. The same name with the same arguments is the same run.
     :param description: for people.
@@ -100,7 +100,7 @@ def fit(
     :param freeze: True trains only what is beyond the backbone, a number freezes that many of its first layer groups.
     :param output_dim: width of a projection head of three layers, which is added.
     :param device: 'cuda' where the service has one, or 'cpu'.
-    :param num_workers: processes that load data.
+    :param num_workers: has no effect: contents are read once, into files that training maps into memory.
     :param to_onnx: has no effect: every artifact holds an ONNX model.
     :param csv_options: how files are read: `CSVOptions(...)`, or a dict of its arguments.
     :param public: let everybody who knows its id download the artifact.

@@ -33,6 +33,7 @@ from finetuner.excepts import DataError
 DELIMITERS = ',\t;|'  # the first wins a tie
 SNIFFED_CHARACTERS = 64 * 1024
 MAX_CELL = 16 << 20  # characters
+MAX_LINE = 4 * MAX_CELL
 HEADER_NAMES = LABEL_NAMES | SCORE_NAMES | (IGNORED_NAMES - {''}) | frozenset({
     'text', 'sentence', 'utterance', 'query', 'question', 'answer', 'content', 'document', 'title', 'description',
     'message', 'body', 'phrase', 'input', 'caption', 'passage', 'anchor', 'positive', 'negative', 'image', 'mesh',
@@ -100,7 +101,7 @@ def _checked(rows: Iterator[Row], table: Table, layout: Layout) -> Iterator[Row]
 def _parse(file: TextIO, options: CSVOptions, name: str) -> Iterator[Row]:
     """Rows with at least one filled cell."""
     csv.field_size_limit(MAX_CELL)  # of the whole process: csv knows no other
-    lines = text_lines(file, name)
+    lines = _whole(text_lines(file, name, MAX_LINE), name)
     head = _take(lines, SNIFFED_CHARACTERS)
     dialect = _find_dialect(head) if options.dialect == 'auto' else options.dialect
     reader = csv.reader(itertools.chain(head, lines), dialect, strict=True)
@@ -137,6 +138,17 @@ def text_lines(file: TextIO, name: str, limit: int | None = None) -> Iterator[st
         if not isinstance(line, str):
             raise DataError(f"{name} is opened in binary mode: open it with open(path, newline='', encoding='utf-8')")
         yield line.removeprefix('\ufeff') if number == 0 else line
+
+
+def _whole(lines: Iterable[str], name: str) -> Iterator[str]:
+    """The lines as they are.
+
+    :raises DataError: one is longer than any that can be held.
+    """
+    for number, line in enumerate(lines, 1):
+        if len(line) >= MAX_LINE and not line.endswith(('\n', '\r')):
+            raise DataError(f'{name}, line {number}: the line is longer than {MAX_LINE >> 20} Mi characters')
+        yield line
 
 
 def _take(lines: Iterable[str], characters: int) -> list[str]:

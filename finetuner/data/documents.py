@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import logging
 import math
 import random
@@ -67,7 +68,7 @@ def make_documents(
     if set(kinds) != {'text'}:
         logger.info('%s: %s', table.name, ', '.join(map(str, kinds)))
     is_remote = options.convert_to_blob and any(
-        kind != 'text' and isinstance(row[column], str) and is_url(row[column].strip())
+        kind != 'text' and is_url(_uri(row[column]))
         for column, kind in zip(layout.contents, kinds, strict=True)
         for _, row in table.sample
     )
@@ -138,6 +139,13 @@ def _kind_of_value(value: Any) -> str | None:
     if _is_picture(value):
         return 'image'
     return 'tensor' if isinstance(value, list | tuple) or hasattr(value, '__array__') else 'text'
+
+
+def _uri(value: Any) -> str:
+    """What a cell points at, '' if it is nothing of this kind."""
+    if isinstance(value, dict):
+        value = None if value.get('bytes') else value.get('path')
+    return value.strip() if isinstance(value, str) else ''
 
 
 def _is_picture(value: Any) -> bool:
@@ -339,7 +347,8 @@ def check_documents(
     """
     from finetuner.documents import Document
 
-    for position, document in sampled(documents, options):
+    def make(numbered: tuple[int, Any]) -> Document:
+        position, document = numbered
         place = f'item {position} of {name}'
         if not isinstance(document, Document):
             raise DataError(f'{place} is of type {type(document).__name__}: {accepted}')
@@ -348,11 +357,29 @@ def check_documents(
             chunks = [_complete(chunk, options, task, links) for chunk in document.chunks or ()]
         except DataError as error:
             raise DataError(f'{place} (id {document.id!r}): {error}') from error
-        if any(chunks):
+        swapped = _is_image_and_text(document.chunks or ())
+        if any(chunks) or swapped:
             assert document.chunks is not None
             made = [chunk.model_copy(update=new) for chunk, new in zip(document.chunks, chunks, strict=True)]
-            found['chunks'] = type(document.chunks)(made)
-        yield document.model_copy(update=found) if found else document
+            found['chunks'] = type(document.chunks)(made[::-1] if swapped else made)
+        return document.model_copy(update=found) if found else document
+
+    items = sampled(documents, options)
+    first = next(items, None)
+    if first is None:
+        return
+    contents = [first[1], *(getattr(first[1], 'chunks', None) or ())]
+    is_remote = options.convert_to_blob and any(is_url(getattr(content, 'uri', None) or '') for content in contents)
+    items = itertools.chain([first], items)
+    yield from in_order(make, items) if is_remote else map(make, items)
+
+
+def _is_image_and_text(chunks: Sequence[Content]) -> bool:
+    """Whether they are a pair the other way round than models of texts and images have it."""
+    return len(chunks) == 2 and [chunk.text is not None or chunk.modality == 'text' for chunk in chunks] == [
+        False,
+        True,
+    ]
 
 
 def _complete(content: Content, options: CSVOptions, task: str | None, links: Links) -> dict[str, Any]:

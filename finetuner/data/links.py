@@ -70,7 +70,7 @@ class Links:
             return self._read_path(uri, limit)
         if self.schemes is not None and scheme.lower() not in self.schemes:
             raise DataError(f'{scheme.lower()}:// URIs are not read here: put the files beside the data')
-        return _fetch(uri, scheme.lower(), limit, self.schemes)
+        return _fetch(uri, limit, self.schemes)
 
     def path(self, uri: str) -> Path:
         """Where a file is, by a path or `file://` URI.
@@ -119,12 +119,12 @@ def _check_size(size: int, limit: int, shown: str) -> None:
         raise DataError(f'{shown} is larger than the limit of {limit >> 20} MiB')
 
 
-def _fetch(url: str, scheme: str, limit: int, schemes: Collection[str] | None) -> bytes:
+def _fetch(url: str, limit: int, schemes: Collection[str] | None) -> bytes:
     from finetuner.inference.remote import without_secrets
 
     shown = without_secrets(url)
     try:
-        with _open(url, scheme, schemes) as source:
+        with open_url(url, schemes) as source:
             content = _copy(source, limit)
     except DataError as error:
         raise DataError(f'{shown} {error}') from None
@@ -135,8 +135,13 @@ def _fetch(url: str, scheme: str, limit: int, schemes: Collection[str] | None) -
     return content
 
 
-def _open(url: str, scheme: str, schemes: Collection[str] | None) -> Any:
-    if scheme in ('http', 'https'):
+def open_url(url: str, schemes: Collection[str] | None) -> Any:
+    """Open a file elsewhere, in binary mode, as a context manager.
+
+    :param schemes: where `http(s)://` may lead to; None is anywhere in the web.
+    :raises DataError: it leads elsewhere, or nothing here reads URLs of its kind.
+    """
+    if url.partition('://')[0].lower() in ('http', 'https'):
         request = urllib.request.Request(url, headers={'User-Agent': 'finetuner'})
         return _web(schemes).open(request, timeout=TIMEOUT)
     if importlib.util.find_spec('fsspec') is None:

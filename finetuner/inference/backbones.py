@@ -18,6 +18,7 @@ MODEL = 'model'
 
 _HUB = 'hf-hub:'
 _LOCAL = 'local-dir:'
+_HUB_ID = re.compile(r'([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]*', re.ASCII)
 _CLIP: tuple[Library, ...] = ('open_clip', 'transformers-clip')
 
 
@@ -78,6 +79,8 @@ def load_encoders(
             raise ValueError(f'max_length is {max_length}: it is for models that take texts')
         return {MODEL: _open_saved(location, library, given)}
     checked = check_options(library, given)
+    collated = checked.pop('max_length', None)
+    max_length = collated if max_length is None else max_length
     if library in _CLIP:
         return _load_clip(location, checked, max_length)
     if library == 'transformers':
@@ -121,14 +124,14 @@ def find_library(source: str | Path) -> tuple[Library, str | Path]:
     :param source: as of :func:`load_encoders`.
     :raises ValueError: it is a directory of something else, or a path where nothing is.
     """
+    if isinstance(source, str) and (backbone := find_backbone(source)):  # whatever folders there are
+        # texts are found by their own module, which knows of copies that need no download
+        return backbone.library, source if backbone.library == 'transformers' else backbone.source
     directory = Path(str(source).removeprefix(_LOCAL)).expanduser()
     if str(source) and directory.is_dir():
         return _of_directory(directory)
     if isinstance(source, Path):
         raise ValueError(f'the model directory {str(source)!r} does not exist')
-    if backbone := find_backbone(source):
-        # texts are found by their own module, which knows of copies that need no download
-        return backbone.library, source if backbone.library == 'transformers' else backbone.source
     if '::' in source:
         return 'open_clip', source
     if found := _image_model(source):
@@ -170,7 +173,12 @@ def _of_config(config: Any) -> Library | None:
 
 
 def _of_hub(hub_id: str) -> tuple[Library, str]:
-    """What a repository of the hub holds, by its files; without a network, what was downloaded before."""
+    """What a repository of the hub holds, by its files; without a network, what was downloaded before.
+
+    :raises ValueError: no repository can have this name.
+    """
+    if not _HUB_ID.fullmatch(hub_id):
+        raise ValueError(f'{hub_id!r} is no id of a repository: it is written <organisation>/<name>')
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 

@@ -30,8 +30,9 @@ def get_model(
 ) -> InferenceEngine:
     """Load a fine-tuned model on this machine.
 
-    :param artifact: a run's artifact id, a zip, its unpacked folder, one model's folder in it, a URL, or a hub id.
-    :param token: for an artifact id: default is the one of `finetuner.login`.
+    :param artifact: a run's artifact id, a zip, its unpacked folder, one model's folder in it, a URL, a hub id, or its
+        page on huggingface.co.
+    :param token: for an artifact id: default is the one of `finetuner.login`. Private models of the hub need HF_TOKEN.
     :param batch_size: how many items the model is given at once.
     :param select_model: `clip-text` or `clip-vision`, of a CLIP model; others ignore it.
     :param device: `cpu` or `cuda`; None is `cuda` where there is one that the engine can use.

@@ -31,17 +31,19 @@ def packaged_directory() -> Path | None:
 def resolve(name: str | Path) -> str | Path:
     """Where the weights of a model are: a local directory or a hub id.
 
-    A directory stays as it is. The short name `all-minilm-l6-v2` and its hub id mean the packaged copy where that is
-    installed, so that they work without a network. Anything else is taken for a hub id.
+    A directory stays as it is, unless it is called like one of the short names. The short name `all-minilm-l6-v2` and
+    its hub id mean the packaged copy where that is installed, so that they work without a network. Anything else is
+    taken for a hub id.
 
     :param name: a directory, a short name (see :data:`HUB_IDS`, in any case) or a hub id.
     :raises ValueError: the name is empty or cannot be a hub id.
     """
     if isinstance(name, Path) and not name.expanduser().is_dir():
         raise ValueError(f'the model directory {str(name)!r} does not exist')
-    if str(name) and Path(name).expanduser().is_dir():
+    known = HUB_IDS.get(name.lower()) if isinstance(name, str) else None
+    if known is None and str(name) and Path(name).expanduser().is_dir():
         return Path(name).expanduser()
-    hub_id = HUB_IDS.get(str(name).lower(), str(name))
+    hub_id = known or str(name)
     packaged = packaged_directory() if hub_id.lower() == HUB_IDS[PACKAGED].lower() else None
     if packaged is not None:
         return packaged

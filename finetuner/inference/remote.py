@@ -22,6 +22,7 @@ from finetuner.excepts import ArtifactError
 MAX_BYTES = 16 << 30
 
 _ID = re.compile(r'[0-9a-f]{24}')
+_HUB_PAGE = re.compile(r'https://huggingface\.co/([\w.-]+/[\w.-]+)/?', re.ASCII)
 _TIMEOUT = 60  # seconds without a byte
 _CHUNK = 1 << 20
 
@@ -30,11 +31,14 @@ def resolve_artifact(artifact: str | Path, token: str | None = None) -> str | Pa
     """Where an artifact lies on this machine, after fetching it if need be.
 
     :param artifact: a path; an id of 24 hexadecimal digits, fetched from the service and kept, since what an id means
-        never changes; or a URL: `http(s)://`, `file://`, or any other that an installed fsspec reads. Anything else is
-        returned as it is, as it may be the name of a pretrained model.
+        never changes; or a URL: `http(s)://`, `file://`, or any other that an installed fsspec reads. The page of a
+        model on huggingface.co means the model, by its hub id. Anything else is returned as it is, as it may be the
+        name of a pretrained model.
     :param token: for ids: who asks the service.
     :raises ArtifactError: it could not be fetched.
     """
+    if isinstance(artifact, str) and (page := _HUB_PAGE.fullmatch(artifact)):
+        return page[1]
     if isinstance(artifact, str) and '://' in artifact:
         return fetch_url(artifact)
     if isinstance(artifact, Path) or Path(artifact).expanduser().exists():

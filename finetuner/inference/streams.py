@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from finetuner.inference.layers import pool
+from finetuner.inference.transfer import on_device
 
 
 class Stream:
     """How the texts of a batch lie in their stream of tokens: the shortest first.
 
     :param lengths: of the texts, int64 [B], each at least 1.
+    :param device: of the stream; None is that of the lengths.
     :param start: how many layer groups have been computed already; then `hidden` is what they gave.
     :param hidden: float [N, D].
     :param stop: how many layer groups to compute in all; None is all, and what comes after them.
@@ -29,12 +31,13 @@ class Stream:
     def __init__(
         self,
         lengths: Tensor,
+        device: torch.device | None = None,
         start: int = 0,
         hidden: Tensor | None = None,
         stop: int | None = None,
     ):
         self.lengths = lengths.cpu().numpy()
-        self.device = lengths.device
+        self.device = device or lengths.device
         self.start, self.hidden, self.stop = start, hidden, stop
         self.order = np.argsort(self.lengths, kind='stable')
         self.is_sorted = bool((np.diff(self.order) == 1).all())
@@ -81,7 +84,7 @@ class Stream:
         return [part.unflatten(0, group) for part, group in zip(states.split(self.sizes), self.groups, strict=True)]
 
     def _put(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return on_device(array, self.device)
 
 
 def attend(
@@ -167,7 +170,12 @@ def _attend_on_gpu(
             from flash_attn import flash_attn_varlen_func
 
             attended = flash_attn_varlen_func(
-                *arguments, dropout_p=dropout, softmax_scale=scale, causal=causal, window_size=sides
+                *arguments,
+                dropout_p=dropout,
+                softmax_scale=scale,
+                causal=causal,
+                window_size=sides,
+                deterministic=torch.are_deterministic_algorithms_enabled(),
             )
             return attended[None]
         if not dropout:

@@ -179,10 +179,10 @@ class TextEncoder(Encoder):
         With dropout the embeddings have the same distribution as those of :meth:`forward`, without it they are equal.
 
         :param tokens: the token ids of all texts, one text after the other, int64 [N].
-        :param lengths: how many tokens each text has, at least one, int64 [B].
+        :param lengths: how many tokens each text has, at least one, int64 [B], on the CPU or not.
         :return: float32 [B, dim].
         """
-        stream = Stream(lengths)
+        stream = Stream(lengths, tokens.device)
         return self._finish_stream(self._packer.run(stream.sort(tokens), stream), stream)
 
     def packed_hidden(self, tokens: Tensor, lengths: Tensor, stop: int) -> Tensor:
@@ -190,7 +190,7 @@ class TextEncoder(Encoder):
 
         :param stop: how many layer groups, from 1 to all.
         """
-        stream = Stream(lengths, stop=stop)
+        stream = Stream(lengths, tokens.device, stop=stop)
         return stream.unsort(self._packer.run(stream.sort(tokens), stream))
 
     def packed_from(self, hidden: Tensor, lengths: Tensor, start: int) -> Tensor:
@@ -199,7 +199,7 @@ class TextEncoder(Encoder):
         :param hidden: float [N, D].
         :param start: how many layer groups that was.
         """
-        stream = Stream(lengths, start=start)
+        stream = Stream(lengths, hidden.device, start=start)
         stream.hidden = hidden = stream.sort(hidden)
         if start < self._packer.groups:
             hidden = self._packer.run(hidden.new_zeros(len(hidden), dtype=torch.int64), stream)

@@ -48,7 +48,8 @@ def submit(executor, monkeypatch):
     token = registry.create_token(account.id, 'test')
 
     def make(**arguments):
-        parameters = FitParameters(token=token, model='all-minilm-l6-v2', train_data='data', run_name='r', **arguments)
+        arguments = {'model': 'all-minilm-l6-v2', 'train_data': 'data', 'run_name': 'r', **arguments}
+        parameters = FitParameters(token=token, **arguments)
         return executor.fit(DocumentArray(), parameters=parameters)[0].tags
 
     return make, token
@@ -149,6 +150,52 @@ def test_an_allowed_tracker_is_taken(submit, monkeypatch, uri):
     given = {} if uri is None else {'tracking_uri': uri}
     tags = make(callbacks=[{'name': 'MLFlowLogger', 'options': {'experiment': 'e', **given}}])
     assert tags['status'] == 'CREATED'
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {'model': '/etc'},
+        {'model': 'local-dir:/etc'},
+        {'model': '../../etc'},
+        {'model': '~/models'},
+        {'model': 'link'},  # it lies in the folder that is allowed, and leads out of it
+        {'model': '/nowhere/at/all'},
+        {'model': 'hf-hub:/etc'},
+        {'model': 'hf-hub:link'},
+        {'model': 'local-dir:hf-hub:~/models'},
+        {'model': '~nobody-of-this-name/models'},
+        {'model': '/' + 5000 * 'x'},
+        {'model': 'ViT-B-32::/etc/passwd'},
+        {'model': 'resnet-base', 'model_options': {'weights': '/etc/passwd'}},
+        {'model': 'ViT-B-32::openai', 'model_options': {'weights': './weights.pt'}},
+    ],
+)
+def test_a_model_on_this_machine_needs_to_be_allowed(submit, monkeypatch, tmp_path, arguments):
+    make, _ = submit
+    (tmp_path / 'models').mkdir()
+    (tmp_path / 'models' / 'link').symlink_to('/etc')
+    monkeypatch.chdir(tmp_path / 'models')
+    for allowed in ('', str(tmp_path / 'models')):
+        monkeypatch.setenv('FINETUNER_MODEL_ROOTS', allowed)
+        if arguments['model'].startswith('ViT-B-32::openai') and allowed:
+            continue  # that file lies where it may
+        with pytest.raises(ParameterError, match='is not below a folder whose models .*FINETUNER_MODEL_ROOTS'):
+            make(check_only=True, **arguments)
+
+
+def test_an_allowed_model_is_taken(submit, monkeypatch, tmp_path):
+    make, _ = submit
+    (tmp_path / 'models' / 'mine').mkdir(parents=True)
+    monkeypatch.setenv('FINETUNER_MODEL_ROOTS', str(tmp_path / 'models'))
+    assert make(model=str(tmp_path / 'models' / 'mine'))['status'] == 'CREATED'
+
+
+@pytest.mark.parametrize('model', ['all-minilm-l6-v2', 'org/name', 'timm/resnet18', 'ViT-B-32::openai'])
+def test_names_need_no_folder(submit, monkeypatch, model):
+    make, _ = submit
+    monkeypatch.delenv('FINETUNER_MODEL_ROOTS', raising=False)
+    assert make(model=model, check_only=True) == {'checked': True}
 
 
 def test_a_run_that_an_earlier_version_stored_is_found_again(executor, submit):

@@ -130,17 +130,28 @@ def test_no_option_is_listed_twice():
         names = [option['name'] for option in options]
         assert names == list(dict.fromkeys(names))
     assert {option['name'] for option in finetuner.list_model_options()['clip-base-en']} == {
-        *('pretrained', 'augment', 'normalize')
+        *('pretrained', 'augment', 'normalize', 'collate_options')
     }
 
 
 GIVEN: dict[str, dict[str, Any]] = {
-    'transformers': {'pooling': 'gem', 'pooling_options': {'p': 2}},
+    'transformers': {'pooling': 'gem', 'pooling_options': {'p': 2}, 'collate_options': {'max_length': 8}},
     'torchvision': {'pooling': 'gem', 'pooling_options': {'p': 2}, 'preprocess_options': {'size': 64}},
     'timm': {'pooling': 'gem', 'pooling_options': {'p': 2}, 'preprocess_options': {'size': 64}},
-    'open_clip': {'normalize': True},
-    'transformers-clip': {'pretrained': False, 'normalize': True, 'augment': True},
-    'pointnet': {'point_cloud_size': 64, 'width': 0.125, 'augment': True, 'up_axis': 'z'},
+    'open_clip': {'normalize': True, 'collate_options': {'max_length': 77}},
+    'transformers-clip': {
+        'pretrained': False,
+        'normalize': True,
+        'augment': True,
+        'collate_options': {'max_length': 8},
+    },
+    'pointnet': {
+        'point_cloud_size': 64,
+        'width': 0.125,
+        'augment': True,
+        'up_axis': 'z',
+        'preprocess_options': {'up_axis': 'z'},
+    },
     'mlp': {'input_size': 6, 'hidden_sizes': [5, 4], 'bias': False, 'activation': 'tanh', 'l2': True},
 }
 
@@ -163,8 +174,7 @@ def test_every_listed_option_is_taken_by_its_loader(library, tiny_model, tiny_cl
         required, given['weights'] = {'pretrained': False}, str(saved_weights(source, tmp_path / 'weights.safetensors'))
     for option in OPTIONS[library]:
         for name in filter(None, (option.name, option.alias)):
-            together = {'pooling': 'gem'} if option.name == 'pooling_options' else {}
-            assert load_encoders(source, options={**required, **together, name: given[option.name]}), name
+            assert load_encoders(source, options={**required, name: given[option.name]}), name
 
 
 def tiny_architecture(directory) -> str:
@@ -215,6 +225,30 @@ def test_command_line(capsys):
 def test_names_of_older_code():
     assert finetuner.model.get_header is get_header
     assert get_row(list_model_classes()['resnet-base'])[:4] == ('resnet-base', 'image-to-image', '2048', 'cnn')
+
+
+def test_options_of_a_part_do_what_they_say(tiny_model):
+    encoder = load_encoders(tiny_model, options={'collate_options': {'max_length': 8}})['model']
+    assert encoder.max_length == 8
+    assert load_encoders(tiny_model, options={'pooler_options': {'p': 2}})['model'].pooling == 'gem'
+    options = {'preprocess_options': {'point_cloud_size': 64, 'up_axis': 'z'}, 'width': 0.125}
+    assert load_encoders('pointnet-base', options=options)['model'].point_cloud_size == 64
+    with pytest.raises(ValueError, match="'padding' is not one of the collate_options of this .*: it has max_length"):
+        load_encoders(tiny_model, options={'collate_options': {'padding': True}})
+    with pytest.raises(ValueError, match="'up_axis' is given twice, and in preprocess_options"):
+        check_options('pointnet', {'up_axis': 'z', 'preprocess_options': {'up_axis': 'y'}})
+
+
+def test_a_name_is_no_folder_by_chance(tmp_path, monkeypatch):
+    (tmp_path / 'mlp').mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_encoders('mlp', options={'input_size': 4, 'hidden_sizes': [2]})['model'].dim == 2
+
+
+@pytest.mark.parametrize('name', ['hf-hub:/etc', 'hf-hub:~/x', 'hf-hub:../x', 'hf-hub:a/b/c', '../x'])
+def test_a_hub_id_is_no_path(name):
+    with pytest.raises(ValueError, match='is no id of a repository|is neither a model directory'):
+        load_encoders(name)
 
 
 def test_check_options():

@@ -8,6 +8,7 @@ import socket
 import string
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable
@@ -70,6 +71,7 @@ class Service:
                 'FINETUNER_CONFIG_DIR': folder / 'config',
                 'FINETUNER_PORT': self.port,
                 'FINETUNER_HTTP_PORT': self.http_port,
+                'FINETUNER_MODEL_ROOTS': tempfile.gettempdir(),
                 **variables,
             }
         )

@@ -60,7 +60,6 @@ def config(**arguments):
         ({'scheduler': 'linear', 'scheduler_options': {'warmup': 3}}, 'scheduler_options.warmup: extra inputs'),
         ({'scheduler_options': {}}, 'scheduler_options are given without a scheduler'),
         ({'freeze': -1}, 'freeze is -1: give True, False, or how many layer groups'),
-        ({'val_split': 0.2, 'eval_data': 'held-out'}, 'val_split and eval_data are both given'),
         ({'val_split': 1.0}, 'val_split'),
         ({'output_dim': 0}, 'output_dim'),
         ({'lora': {'rank': 4}}, 'rank'),

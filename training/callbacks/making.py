@@ -74,7 +74,7 @@ class Callbacks(Callback):
         return [member for member in self.members if isinstance(member, EvaluationCallback)]
 
     def on_fit_begin(self, state: TrainingState) -> None:
-        self._each('on_fit_begin', lambda member: member.on_fit_begin(state))
+        self._each(state, 'on_fit_begin', lambda member: member.on_fit_begin(state))
         if any(_rank(member, ORDER) == ORDER.index(Callback) for member in self.members):
             return  # those of the user may put any figure into the metrics
         known = dict.fromkeys(LOSSES, math.nan) | state.metrics
@@ -86,20 +86,20 @@ class Callbacks(Callback):
                 raise CallbackRefusal(f'the callback {member.name}: {error}') from error
 
     def on_resume(self, state: TrainingState) -> None:
-        self._each('on_resume', lambda member: member.on_resume(state))
+        self._each(state, 'on_resume', lambda member: member.on_resume(state))
 
     def on_epoch_begin(self, state: TrainingState) -> None:
-        self._each('on_epoch_begin', lambda member: member.on_epoch_begin(state))
+        self._each(state, 'on_epoch_begin', lambda member: member.on_epoch_begin(state))
 
     def on_batch_end(self, state: TrainingState) -> None:
-        self._each('on_batch_end', lambda member: member.on_batch_end(state))
+        self._each(state, 'on_batch_end', lambda member: member.on_batch_end(state))
 
     def on_epoch_end(self, state: TrainingState) -> None:
-        self._each('on_epoch_end', lambda member: member.on_epoch_end(state))
+        self._each(state, 'on_epoch_end', lambda member: member.on_epoch_end(state))
 
     def on_fit_end(self, state: TrainingState) -> None:
         members = sorted(self.members, key=lambda member: _rank(member, ORDER_AT_END))
-        self._each('on_fit_end', lambda member: member.on_fit_end(state), members)
+        self._each(state, 'on_fit_end', lambda member: member.on_fit_end(state), members)
 
     def on_exception(self, state: TrainingState, error: BaseException) -> None:
         for member in self.members:
@@ -108,10 +108,17 @@ class Callbacks(Callback):
             except Exception:  # the first error is what matters
                 logger.exception('The callback %s failed in on_exception', member.name)
 
-    def _each(self, event: str, call: Callable[[Callback], None], members: Sequence[Callback] | None = None) -> None:
+    def _each(
+        self,
+        state: TrainingState,
+        event: str,
+        call: Callable[[Callback], None],
+        members: Sequence[Callback] | None = None,
+    ) -> None:
         for member in members or self.members:
             try:
                 call(member)
+                state.metrics = {name: float(value) for name, value in state.metrics.items()}
             except Exception as error:
                 what = f'the callback {member.name} failed in {event}'
                 if isinstance(error, ValueError):

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingCheckpoint(Callback):
-    """Writes the whole state at the end of every epoch, and after the batch where the training is stopped.
+    """Writes the whole state before and after the validation of every epoch, and where the training is stopped.
 
     :param last_k_epochs: how many checkpoints are kept, the latest.
     :param resume: go on from the latest checkpoint in the folder of the run, if there is one.
@@ -62,7 +62,8 @@ class TrainingCheckpoint(Callback):
         return found
 
     def on_batch_end(self, state: TrainingState) -> None:
-        if state.stop:  # of the last batch too: the process may end before the epoch has
+        # of the last batch too: the process may end before the epoch has, in a validation that takes long
+        if state.stop or state.step == state.steps_per_epoch:
             self._save(state, epoch_ended=False)
 
     def on_epoch_end(self, state: TrainingState) -> None:

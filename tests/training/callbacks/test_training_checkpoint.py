@@ -111,6 +111,38 @@ def test_a_signal_leaves_a_checkpoint_of_a_whole_batch(make_training, after, sch
     assert second.state.history == whole.state.history
 
 
+@pytest.mark.parametrize('keep', [1, 2])
+def test_a_process_that_ends_in_a_validation_has_lost_no_batch(make_training, keep):
+    class Ending(Callback):
+        """The process ends while epoch 2 is validated, once."""
+
+        alive = True
+
+        def on_batch_end(self, state):
+            batches.append(state.global_step)
+
+        def on_epoch_end(self, state):
+            if state.epoch == 2 and Ending.alive:
+                Ending.alive = False
+                raise SystemExit(137)
+
+    batches = []
+
+    def given():
+        return [TrainingCheckpoint(last_k_epochs=keep), Stop(), Ending()]
+
+    settings = {'scheduler': 'linear', 'scheduler_options': {'scheduler_step': 'epoch'}}
+    with pytest.raises(SystemExit):
+        make_training(given(), 'parts', **settings).run()
+    second = make_training(given(), 'parts', resume=True, **settings)
+    second.run()
+    assert batches == [*range(1, 19)], 'none is trained on twice'
+    whole = make_training(given(), 'whole', **settings)
+    whole.run()
+    assert_same(whole.weights(), second.weights())
+    assert second.state.history == whole.state.history
+
+
 def test_the_state_of_callbacks_goes_on(make_training):
     """Nothing is better than epoch 1: with patience 3 the training ends after epoch 4, stopped in between or not."""
     given = [TrainingCheckpoint(), EarlyStopping(patience=3), BestModelCheckpoint(), WiSEFTCallback(0.5)]

@@ -1,0 +1,43 @@
+"""How the command lines of the client and of training read their options."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def complete_freeze(arguments: list[str]) -> list[str]:
+    """The arguments with `--freeze all` where `--freeze` stands alone: an option of click has a value or has none."""
+    completed: list[str] = []
+    for position, argument in enumerate(arguments):
+        completed.append(argument)
+        follows = arguments[position + 1 : position + 2]
+        if argument == '--freeze' and not any(value == 'all' or value.isdecimal() for value in follows):
+            completed.append('all')
+    return completed
+
+
+def parse_freeze(value: str | None) -> bool | int:
+    """What `--freeze` means to `fit`.
+
+    :raises ValueError: it is neither 'all' nor a number.
+    """
+    if value is None or value == 'all':
+        return value is not None
+    if not value.isdecimal():
+        raise ValueError(f"--freeze {value}: give 'all', or how many groups of layers")
+    return int(value)
+
+
+def json_object(option: str, text: str | None) -> dict[str, Any] | None:
+    """The value of an option that is a JSON object.
+
+    :raises ValueError: it is none.
+    """
+    try:
+        value = None if text is None else json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'--{option} is not JSON: {error}') from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f'--{option} is not a JSON object')
+    return value
