@@ -5,6 +5,8 @@ UV_VERSION := 0.13.8
 BIN := .venv/bin
 DATA ?= ../shared/data
 WEIGHTS ?= $(DATA)/../models/squeezenet1_1_rgb_torchvision.pt
+# processes that run tests, each a file at a time
+TEST_WORKERS ?= 2
 LINTED := finetuner registry training executors flows tests benchmarks examples tools
 
 COMPILE = $(BIN)/uv pip compile --quiet --python-version 3.11 --custom-compile-command 'make lock'
@@ -52,7 +54,7 @@ lint: .venv/.installed-dev  ## ruff and mypy
 
 .PHONY: test
 test: lint  ## lint and the tests (what CI runs)
-	@$(BIN)/pytest -m 'not slow'
+	@$(BIN)/pytest -m 'not slow' -n $(TEST_WORKERS) --dist loadfile
 
 .PHONY: test-all
 test-all: test test-py312  ## the slow tests too, Python 3.12, and the benchmark that has a goal

@@ -11,6 +11,10 @@ learning rate, linear decay and gradient clipping:
 * head: the short pairs, a frozen backbone and a projection head of three layers; what counts is an epoch after the
   first.
 
+On a GPU, `--device cuda --precision bf16` compares both in half the bits, and `--flash` gives the peer FlashAttention,
+where it is installed. MFU is what a side does of the arithmetic that its texts take, padding not counted, in parts of
+what a matrix product does there (bf16 on a GPU, float32 on a CPU).
+
 The sides take turns, each in a process of its own, so that the peak of its memory is its own. Seconds are those of
 training, tokenisation included, loading and saving excluded; the fastest round counts. 'of CPU' is the ratio by CPU
 seconds. Judge of both is one function: the average precision at 20 of held-out texts that search the training texts,
@@ -53,11 +57,17 @@ class Clock:
         self.laps = [(time.perf_counter(), time.process_time())]
 
     def lap(self) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.laps.append((time.perf_counter(), time.process_time()))
-        self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        on_gpu = torch.cuda.is_available() and torch.cuda.max_memory_allocated()
+        self.peak = (on_gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**20
 
     def result(self, setting: str, examples: int, before: float = 0.0) -> dict[str, float]:
-        """What was done from the start on, or of a head after the first epoch, and the peak of memory in MiB.
+        """What was done from the start on, or of a head after the first epoch, and the peak of memory in MiB, on a GPU
+        of its own.
 
         :param examples: of all epochs.
         :param before: seconds of preparations before the start.
@@ -106,7 +116,8 @@ def train_ours(setting: str, work: Path, target: Path, options: dict[str, Any]) 
         learning_rate=LEARNING_RATES.get(setting, 5e-5),
         epochs=EPOCHS.get(setting, 1),
         batch_size=options['batch_size'],
-        device='cpu',
+        device=options['device'],
+        precision=options['precision'],
         **{'freeze': True, 'output_dim': HEAD} if setting == 'head' else {},
     )
     before = sum(spent for stage, spent in result.seconds.items() if stage.startswith(('Preparing', 'Caching')))
@@ -133,13 +144,14 @@ def train_theirs(setting: str, work: Path, target: Path, options: dict[str, Any]
         def on_epoch_end(self, *_: Any, **__: Any) -> None:
             self.clock.lap()
 
-    model = SentenceTransformer(str(resolve(options['model'])), device='cpu')
+    device, attention = options['device'], {'attn_implementation': 'flash_attention_2'} if options['flash'] else {}
+    model = SentenceTransformer(str(resolve(options['model'])), device=device, model_kwargs=attention)
     if setting == 'head':
         transformer, pooling = model[0].requires_grad_(False), model[1]
         width = pooling.get_embedding_dimension()
         sizes = [(width, nn.ReLU()), (width, nn.ReLU()), (HEAD, nn.Identity())]
         head = [modules.Dense(width, size, activation_function=activation) for size, activation in sizes]
-        model = SentenceTransformer(modules=[transformer, pooling, *head, modules.Normalize()], device='cpu')
+        model = SentenceTransformer(modules=[transformer, pooling, *head, modules.Normalize()], device=device)
     if setting == 'labels':
         distance = losses.TripletDistanceMetric.EUCLIDEAN
         loss: nn.Module = losses.TripletLoss(model, distance_metric=distance, triplet_margin=MARGIN)
@@ -153,7 +165,9 @@ def train_theirs(setting: str, work: Path, target: Path, options: dict[str, Any]
             num_train_epochs=EPOCHS.get(setting, 1),
             per_device_train_batch_size=options['batch_size'],
             learning_rate=LEARNING_RATES.get(setting, 5e-5),
-            use_cpu=True,
+            use_cpu=device == 'cpu',
+            bf16=options['precision'] == 'bf16',
+            fp16=options['precision'] == 'fp16',
             save_strategy='no',
             logging_strategy='no',
             report_to='none',
@@ -187,10 +201,42 @@ def evaluate(setting: str, work: Path, target: Path, options: dict[str, Any]) ->
     return {'metric': float(((precision * hits).sum(1) / hits.sum(1).clip(1)).mean())}
 
 
+def measure(setting: str, work: Path, target: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Operations that an example takes on each side, forward and backward, and that the device does in a second."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    from finetuner.inference.pretrained import resolve
+
+    location = resolve(options['model'])
+    config, tokenizer = AutoConfig.from_pretrained(location), AutoTokenizer.from_pretrained(location)
+    weights = AutoModel.from_pretrained(location)
+    of_layers = sum(p.numel() for name, p in weights.named_parameters() if 'embeddings' not in name)
+    operations = {}
+    for side, file in (('ours', 'train.csv'), ('theirs', 'triplets.csv' if setting == 'labels' else 'train.csv')):
+        columns = [column for name, column in read_csv(work / file).items() if name != 'label']
+        lengths = np.array(
+            [len(tokens) for column in columns for tokens in tokenizer(column, truncation=True).input_ids]
+        )
+        attention = 12 * config.num_hidden_layers * config.hidden_size * lengths**2
+        operations[side] = float((6 * of_layers * lengths + attention).sum() / len(columns[0]))
+    device = torch.device(options['device'])
+    size, dtype = (8192, torch.bfloat16) if device.type == 'cuda' else (2048, torch.float32)
+    one = torch.randn(size, size, device=device, dtype=dtype)
+    clock = Clock()
+    clock.start()
+    for _ in range(20):
+        one @ one
+        clock.lap()
+    fastest = min(end[0] - begin[0] for begin, end in zip(clock.laps, clock.laps[1:], strict=False))
+    return {'operations': operations, 'device': 2 * size**3 / fastest}
+
+
 JOBS: dict[str, Callable[..., dict[str, Any]]] = {
     'ours': train_ours,
     'sentence-transformers': train_theirs,
     'evaluate': evaluate,
+    'measure': measure,
 }
 
 
@@ -297,6 +343,9 @@ def main(
     limit: Annotated[int, typer.Option(help='Pairs or texts to train on; a quarter of it with long ones.')] = 640,
     rounds: Annotated[int, typer.Option(help='Times that the sides take turns; the fastest of each counts.')] = 1,
     settings: Annotated[str, typer.Option(help='Which settings, with commas between.')] = ','.join(GOALS),
+    device: Annotated[str, typer.Option(help='cpu or cuda.')] = 'cpu',
+    precision: Annotated[str, typer.Option(help='fp32, bf16 or fp16.')] = 'fp32',
+    flash: Annotated[bool, typer.Option('--flash', help='Give sentence-transformers FlashAttention.')] = False,
     job: Annotated[str | None, typer.Option(hidden=True)] = None,
     setting: Annotated[str, typer.Option(hidden=True)] = '',
     target: Annotated[Path, typer.Option(hidden=True)] = Path(),
@@ -310,6 +359,7 @@ def main(
     sides = ('ours', 'sentence-transformers')
     chosen = settings.split(',')
     rows: dict[str, list[str]] = {}
+    given = {'model': model, 'batch_size': batch_size, 'device': device, 'precision': precision, 'flash': flash}
     with tempfile.TemporaryDirectory() as folder, console.status('') as status:
         for name in chosen:
             work = Path(folder) / name
@@ -318,7 +368,7 @@ def main(
             for turn in range(rounds):
                 for side in sides:
                     status.update(f'{name}: {side}, {turn + 1} of {rounds}')
-                    done = run(side, name, work, work / f'{side}-{turn}', model=model, batch_size=batch_size)
+                    done = run(side, name, work, work / f'{side}-{turn}', **given)
                     results[side] = min(done, results.get(side, done), key=lambda result: float(result['seconds']))
             metrics = []
             for judged in (model, *(results[side]['model'] for side in sides)):
@@ -326,12 +376,18 @@ def main(
                 metrics.append(run('evaluate', name, work, work / 'evaluation', model=judged)['metric'])
             ours, theirs = (results[side] for side in sides)
             speeds = [side['examples'] / side['seconds'] for side in (ours, theirs)]
+            status.update(f'{name}: measuring the device')
+            needed = run('measure', name, work, work / 'measure', **given)
+            flops = [speed * needed['operations'][side] for speed, side in zip(speeds, ('ours', 'theirs'), strict=True)]
+            used = [f'{count / needed["device"]:.1%}' if name != 'head' else '' for count in flops]
             figures = {
                 'examples/s, ours': f'{speeds[0]:,.1f}',
                 'examples/s, theirs': f'{speeds[1]:,.1f}',
                 'ratio': f'{speeds[0] / speeds[1]:.2f}',
                 'of CPU': f'{theirs["cpu"] / theirs["examples"] / (ours["cpu"] / ours["examples"]):.2f}',
                 'goal': f'{GOALS[name]:g}',
+                'MFU, ours': used[0],
+                'MFU, theirs': used[1],
                 'peak MiB, ours': f'{ours["peak"]:,.0f}',
                 'peak MiB, theirs': f'{theirs["peak"]:,.0f}',
                 'AP@20 before': f'{metrics[0]:.4f}',
@@ -340,11 +396,12 @@ def main(
             }
             for row, figure in figures.items():
                 rows.setdefault(row, []).append(figure)
-    table = Table('', title=f'{model}, batches of {batch_size}', title_justify='left')
+    title = f'{model}, batches of {batch_size}, {precision} on {device}'
+    table = Table('', title=title, title_justify='left')
     for name in chosen:
         table.add_column(name, justify='right')
     for row, found in rows.items():
-        table.add_row(row, *found, end_section=row in ('goal', 'peak MiB, theirs'))
+        table.add_row(row, *found, end_section=row in ('goal', 'MFU, theirs', 'peak MiB, theirs'))
     console.print(table)
 
 

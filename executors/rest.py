@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,11 @@ STATUS = {
     'RunInProgressError': 409,
     'RunFailedError': 409,
 }
+MAX_BODY = 64 << 20
+"""Bytes of a request, default of `FINETUNER_MAX_BODY_BYTES`: it is read before anyone has asked for a token."""
+# what a body may hold beside `data` and `parameters`: clients of Jina write it
+OF_JINA = ('header', 'execEndpoint', 'exec_endpoint', 'targetExecutor', 'target_executor', 'request_id')
+
 UNREACHABLE = {grpc.StatusCode.UNAVAILABLE: 503, grpc.StatusCode.NOT_FOUND: 503, grpc.StatusCode.DEADLINE_EXCEEDED: 504}
 
 
@@ -100,7 +106,7 @@ def _describe_body() -> dict[str, Any]:
 def _add_post(app: FastAPI, handler: 'RoutingRequestHandler', endpoint: str) -> None:
     @app.post(endpoint, summary=f'Endpoint {endpoint}', openapi_extra={'requestBody': _describe_body()})
     async def post(request: Request) -> Response:
-        raw = await request.body()
+        raw = await _read(request)
         body = await asyncio.to_thread(_parse, raw)
         message = DataRequest()
         message.header.exec_endpoint = endpoint
@@ -118,7 +124,7 @@ def _add_stream(app: FastAPI, handler: 'RoutingRequestHandler', endpoint: str) -
     @app.api_route(endpoint, methods=['GET', 'POST'], summary=f'Streaming endpoint {endpoint}')
     async def stream(request: Request) -> Response:
         """Server-sent events, a document in each. The fields of the query, or a document's `tags`, are parameters."""
-        raw = await request.body()
+        raw = await _read(request)
         try:
             document = Document.model_validate_json(raw) if raw else Document()
         except ValidationError as error:
@@ -157,6 +163,21 @@ def _event(answer: SingleDocumentRequest) -> dict[str, Any]:
     return {'event': 'update', 'data': answer.data.doc.model_dump(mode='json')}
 
 
+async def _read(request: Request) -> bytes:
+    """The body, unless it is too large: then not even as much as may be held."""
+    limit = int(os.environ.get('FINETUNER_MAX_BODY_BYTES') or MAX_BODY)
+    refusal = HTTPException(413, f'the body is larger than {limit} bytes: send it in parts')
+    if int(request.headers.get('content-length') or 0) > limit:
+        raise refusal
+    pieces, size = [], 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > limit:
+            raise refusal
+        pieces.append(piece)
+    return b''.join(pieces)
+
+
 def _parse(raw: bytes) -> RequestBody:
     try:
         body = json.loads(raw or b'{}')
@@ -164,10 +185,27 @@ def _parse(raw: bytes) -> RequestBody:
         raise HTTPException(400, f'the body is not JSON: {error}') from error
     if isinstance(body, dict) and isinstance(body.get('data'), dict):
         body['data'] = [body['data']]
+    if isinstance(body, dict):
+        _refuse_unknown(body)
     try:
         return RequestBody.model_validate(body)
     except ValidationError as error:
         raise HTTPException(422, _place(error, body) + describe(error)) from error
+
+
+def _refuse_unknown(body: dict[str, Any]) -> None:
+    """What nobody would look at is refused: it is a misspelt name, or a document without its envelope."""
+    known = {*RequestBody.model_fields, *OF_JINA}
+    if unknown := sorted(map(str, body.keys() - known)):
+        raise HTTPException(422, f'{unknown[0]!r} is unknown: a body is {{"data": [...], "parameters": {{...}}}}')
+    documents = body.get('data')
+    for position, document in enumerate(documents if isinstance(documents, list) else []):
+        given = {name for name, value in document.items() if value is not None} if isinstance(document, dict) else set()
+        if unknown := sorted(given - {*Document.model_fields, 'content'}):
+            fields = ', '.join(Document.model_fields)
+            raise HTTPException(
+                422, f'document {position}: {unknown[0]!r} is unknown: it has {fields}; all else goes into tags'
+            )
 
 
 def _place(error: ValidationError, body: Any) -> str:

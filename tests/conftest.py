@@ -4,7 +4,7 @@ import os
 
 os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['JINA_OPTOUT_TELEMETRY'] = '1'
-os.environ.setdefault('OMP_NUM_THREADS', '2')
+os.environ.setdefault('OMP_NUM_THREADS', '1' if 'PYTEST_XDIST_WORKER' in os.environ else '2')
 
 import pytest
 

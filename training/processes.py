@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.utils.deterministic
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, set_seed
@@ -48,12 +49,16 @@ def reproducible(seed: int) -> Iterator[None]:
     """Seed Python, numpy and torch, and have torch choose algorithms that give the same bits every time."""
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
     set_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # it would write every new tensor twice, for the sake of code that reads one before it is written
+    torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 @contextmanager

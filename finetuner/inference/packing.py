@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from finetuner.inference.dropout import drop
 from finetuner.inference.layer_groups import evaluating, find_layers
 from finetuner.inference.streams import Stream, attend
 
@@ -215,6 +216,8 @@ class PackedBackbone:
         for number, layer in enumerate(self.layers, 1):
             self._replace(layer, 'forward', partial(self._run_layer, layer, layer.forward, number))
         for module in self.backbone.modules():
+            if type(module) is nn.Dropout and module.training and self.backbone.device.type == 'cpu':
+                self._replace(module, 'forward', partial(drop, p=module.p))
             for method, replacement in _REPLACEMENTS.get(type(module).__name__, {}).items():
                 self._replace(module, method, partial(replacement, module, getattr(module, method)))
 

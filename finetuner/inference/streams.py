@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from finetuner.inference.dropout import drop
 from finetuner.inference.layers import pool
 from finetuner.inference.transfer import on_device
 
@@ -116,18 +117,28 @@ def attend(
     for queries, keys, values in zip(*groups, strict=True):
         length = queries.shape[1]
         mask = _mask(length, causal, window, bias, query)
-        part = nn.functional.scaled_dot_product_attention(
-            queries.transpose(1, 2),
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
-            attn_mask=mask,
-            dropout_p=dropout,
-            is_causal=causal and mask is None,
-            scale=scale,
-            enable_gqa=shared,
-        )
+        if dropout and query.device.type == 'cpu' and mask is None and not (causal or shared):
+            part = _attend_with_dropout(queries, keys, values, dropout, scale)
+        else:
+            part = nn.functional.scaled_dot_product_attention(
+                queries.transpose(1, 2),
+                keys.transpose(1, 2),
+                values.transpose(1, 2),
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=causal and mask is None,
+                scale=scale,
+                enable_gqa=shared,
+            )
         parts.append(part.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts).unsqueeze(0)
+
+
+def _attend_with_dropout(query: Tensor, key: Tensor, value: Tensor, p: float, scale: float | None) -> Tensor:
+    """What torch has no kernel for on a CPU, [texts, H, T, D]; the others are [texts, T, H, D]."""
+    query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+    weights = (query.transpose(1, 2) @ key.permute(0, 2, 3, 1)).softmax(-1)
+    return drop(weights, p) @ value.transpose(1, 2)
 
 
 def _mask(length: int, causal: bool, window: int | None, bias: Tensor | None, like: Tensor) -> Tensor | None:

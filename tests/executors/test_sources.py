@@ -210,3 +210,42 @@ def test_a_remote_file_of_columns_has_a_limit(root, monkeypatch):
     monkeypatch.setattr(sources, 'MAX_REMOTE_BYTES', 100)
     with pytest.raises(DataError, match='memory://folder/large.parquet is larger than the limit'):
         read('memory://folder/large.parquet', schemes=['memory'])
+
+
+@pytest.fixture
+def elsewhere():
+    """A web server that leads to where `elsewhere.target` says; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path == '/long.csv':
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b'a shirt,clothes\n' * 100)
+                return
+            self.send_response(302)
+            self.send_header('Location', server.target)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.address = f'http://127.0.0.1:{server.server_port}'
+    yield server
+    server.shutdown()
+
+
+def test_a_redirect_leads_to_no_other_scheme(elsewhere):
+    for target, message in (('https://127.0.0.1:1/data.csv', 'leads to https://'), ('file:///etc/passwd', 'HTTPError')):
+        elsewhere.target = target
+        with pytest.raises(DataError, match=message):
+            read(f'{elsewhere.address}/data.csv', schemes=['http'])
+
+
+def test_a_remote_text_file_has_a_limit(elsewhere, monkeypatch):
+    assert len(read(f'{elsewhere.address}/long.csv', schemes=['http'])) == 100
+    monkeypatch.setattr(sources, 'MAX_REMOTE_BYTES', 1000)
+    with pytest.raises(DataError, match='long.csv is larger than the limit'):
+        read(f'{elsewhere.address}/long.csv', schemes=['http'])

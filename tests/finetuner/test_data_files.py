@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from finetuner.data import CSVOptions, links, read_data
+from finetuner.data import CSVOptions, csv_file, links, read_data
 from finetuner.data.contents import modality_of_bytes, modality_of_uri
 from finetuner.documents import LABEL, Content, Document
 from finetuner.excepts import DataError
@@ -408,3 +408,36 @@ def test_the_modality_of_a_mesh(format):
 
 def test_the_modality_of_other_bytes():
     assert modality_of_bytes(b'%PDF-1.7') is modality_of_bytes(b'BMessage') is modality_of_bytes(b'') is None
+
+
+def test_a_csv_line_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(csv_file, 'MAX_LINE', 100)
+    (tmp_path / 'data.csv').write_text('text,label\na,b\n' + 200 * 'x')
+    with pytest.raises(DataError, match=r'data\.csv, line 3: the line is longer than'):
+        list(read_data(tmp_path / 'data.csv'))
+
+
+def test_a_picture_and_its_text_come_in_one_order():
+    def pair(*chunks):
+        return Document(chunks=[Content(**chunk) for chunk in chunks])
+
+    text, image = {'text': 'a shirt', 'modality': 'text'}, {'blob': picture(7), 'modality': 'image'}
+    found = list(read_data([pair(text, image), pair(image, text)]))
+    assert [[chunk.modality for chunk in document.chunks] for document in found] == 2 * [['text', 'image']]
+
+
+def test_urls_of_documents_are_fetched_several_at_a_time(monkeypatch):
+    at_once, most = [], []
+
+    def fetch(self, uri, kind):
+        at_once.append(uri)
+        most.append(len(at_once))
+        time.sleep(0.05)
+        at_once.remove(uri)
+        return picture(7)
+
+    monkeypatch.setattr(links.Links, 'read', fetch)
+    documents = [Document(uri=f'https://example.com/{n}.png', tags={'finetuner_label': n}) for n in range(16)]
+    found = list(read_data(documents))
+    assert [document.tags['finetuner_label'] for document in found] == list(range(16))
+    assert all(document.blob == picture(7) for document in found) and max(most) > 2

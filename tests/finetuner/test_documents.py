@@ -129,3 +129,11 @@ def test_embeddings_name_the_document_without_one():
 def test_only_documents_go_into_the_array():
     with pytest.raises(ValueError, match='is not a'):
         DocumentArray([Content()])
+
+
+@pytest.mark.parametrize(
+    ('content', 'field'), [('words', 'text'), (b'bytes', 'blob'), (np.ones(3, np.float32), 'tensor')]
+)
+def test_content_is_what_it_is(content, field):
+    document = Document(content=content)
+    assert np.array_equal(getattr(document, field), content)

@@ -232,7 +232,7 @@ def test_options_of_a_part_do_what_they_say(tiny_model):
     assert encoder.max_length == 8
     assert load_encoders(tiny_model, options={'pooler_options': {'p': 2}})['model'].pooling == 'gem'
     options = {'preprocess_options': {'point_cloud_size': 64, 'up_axis': 'z'}, 'width': 0.125}
-    assert load_encoders('pointnet-base', options=options)['model'].point_cloud_size == 64
+    assert load_encoders('pointnet-base', options=options)['model'].preprocessor.point_cloud_size == 64
     with pytest.raises(ValueError, match="'padding' is not one of the collate_options of this .*: it has max_length"):
         load_encoders(tiny_model, options={'collate_options': {'padding': True}})
     with pytest.raises(ValueError, match="'up_axis' is given twice, and in preprocess_options"):
@@ -257,7 +257,7 @@ def test_check_options():
         'pooling_options': {'p': 3},
     }
     assert check_options('transformers', None) == {}
-    with pytest.raises(ValueError, match="'poling' is not an option of this model: it has pooler, "):
+    with pytest.raises(ValueError, match="'poling' is not an option of this model: it has collate_options, pooler, "):
         check_options('transformers', {'poling': 'mean'})
     with pytest.raises(ValueError, match="'pooling' is given twice"):
         check_options('timm', {'pooler': 'GeM', 'pooling': 'mean'})

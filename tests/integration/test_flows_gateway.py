@@ -293,3 +293,28 @@ def test_embeddings_are_the_same_over_both_protocols(service):
 
 def test_a_message_without_documents_is_a_list_of_none(service):
     assert not DocListProto.FromString(service.channel.call('/encode', {})).docs
+
+
+@pytest.mark.parametrize(
+    ('body', 'message'),
+    [
+        ({'documents': [{'text': 'a'}]}, "'documents' is unknown: a body is"),
+        ({'text': 'a'}, "'text' is unknown: a body is"),
+        ({'data': [{'text': 'a'}, {'text': 'b', 'finetuner_label': 'x'}]}, "document 1: 'finetuner_label' is unknown"),
+    ],
+)
+def test_what_nobody_would_look_at_is_refused(service, body, message):
+    response = requests.post(f'http://127.0.0.1:{service.http_port}/encode', json=body, timeout=60)
+    assert response.status_code == 422
+    assert message in response.json()['detail']
+
+
+def test_a_body_that_is_too_large_is_refused_unread(start_service, tiny_model):
+    service = start_service('encode.yml', FINETUNER_ARTIFACT=tiny_model, FINETUNER_MAX_BODY_BYTES=1000)
+    url = f'http://127.0.0.1:{service.http_port}/encode'
+    assert requests.post(url, json={'data': [{'text': 'a'}]}, timeout=60).status_code == 200
+    large = json.dumps({'data': [{'text': 1000 * 'a'}]}).encode()
+    for sent in (large, iter([large[:500], large[500:]])):  # the latter does not say how much it is
+        response = requests.post(url, data=sent, timeout=60)
+        assert response.status_code == 413
+        assert response.json()['detail'] == 'the body is larger than 1000 bytes: send it in parts'

@@ -123,3 +123,8 @@ def test_a_stored_config_is_read_back():
 def test_all_data_sets_are_named_once():
     checked = config(eval_data='held-out', callbacks=[EvaluationCallback('q', 'train'), EvaluationCallback('q')])
     assert checked.data == ['train', 'held-out', 'q']
+
+
+def test_val_split_is_ignored_where_there_are_eval_data(caplog):
+    config = FitConfig.from_arguments(model='m', train_data='t', val_split=0.2, eval_data='held-out')
+    assert config.val_split == 0 and 'val_split is ignored' in caplog.text

@@ -118,3 +118,21 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
     grown, read = (float(value) for value in result.stdout.split())
     assert read == 50_000
     assert grown < 60
+
+
+def test_a_file_that_changes_has_another_key(tmp_path):
+    """Cached features are found by it, and the path is the same."""
+    from PIL import Image
+
+    from finetuner.inference.backbones import load_encoders
+
+    encoders = load_encoders('squeezenet1_1', options={'pretrained': False})
+    documents = [Document(uri=str(tmp_path / f'{name}.png'), modality='image') for name in 'ab']
+    found = []
+    for number, colour in enumerate(['red', 'red', 'blue']):
+        Image.new('RGB', (8, 8), 'red').save(tmp_path / 'a.png')
+        Image.new('RGB', (8, 8), colour).save(tmp_path / 'b.png')
+        (column,) = examples_of(documents, encoders, tmp_path / str(number)).columns
+        found.append(column.store.keys.tolist())
+    assert found[0] == found[1] != found[2]
+    assert found[0][0] == found[0][1] == found[2][0], 'equal pictures are equal contents, whatever they are called'

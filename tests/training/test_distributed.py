@@ -55,3 +55,11 @@ def copy_without_dropout(source, target):
     config = json.loads((target / 'config.json').read_text())
     config |= {'hidden_dropout_prob': 0.0, 'attention_probs_dropout_prob': 0.0}
     (target / 'config.json').write_text(json.dumps(config))
+
+
+def test_a_frozen_encoder_trains_weights_of_classes_on_two_processes(word_model, train_csv, tmp_path):
+    two = ['-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', '0', '--rdzv-backend', 'c10d']
+    two += ['--rdzv-endpoint', 'localhost:0', '-m']
+    artifact, _ = run(two, tmp_path / 'two', train_csv, word_model, '--loss', 'ArcFaceLoss', '--freeze')
+    start = load_file(word_model / 'model.safetensors')
+    assert all((start[name] == value).all() for name, value in weights(artifact).items())

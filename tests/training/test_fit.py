@@ -198,3 +198,48 @@ def test_a_figure_that_is_not_there_is_told_before_the_training(word_model, trai
     with pytest.raises(ValueError, match="BestModelCheckpoint: monitor='other_precision_at_k' is not there"):
         training.fit(str(word_model), train_csv, directory=tmp_path, callbacks=callbacks, device='cpu')
     assert not list(tmp_path.glob('best*'))
+
+
+def test_resume_needs_what_keeps_checkpoints(word_model, train_csv, tmp_path):
+    with pytest.raises(ParameterError, match='resume goes on from what the callback TrainingCheckpoint keeps'):
+        training.fit(str(word_model), train_csv, directory=tmp_path / 'run', resume=True)
+
+
+def test_two_trainings_do_not_share_a_directory(word_model, train_csv, tmp_path):
+    class Another(Callback):
+        def on_epoch_end(self, state):
+            with pytest.raises(ValueError, match='another training is at work in .*: give another directory'):
+                training.fit(str(word_model), train_csv, directory=tmp_path / 'run', epochs=1, device='cpu')
+
+    training.fit(str(word_model), train_csv, directory=tmp_path / 'run', epochs=1, device='cpu', callbacks=[Another()])
+
+
+def test_pairs_of_equal_contents_are_refused(word_model, tmp_path):
+    (tmp_path / 'pairs.csv').write_text('anchor,positive\n' + ''.join(f'text {n},text {n}\n' for n in range(20)))
+    with pytest.raises(DataError, match='both contents of every pair of .* are equal'):
+        training.fit(
+            str(word_model),
+            tmp_path / 'pairs.csv',
+            directory=tmp_path / 'run',
+            loss='MultipleNegativeRankingLoss',
+            device='cpu',
+        )
+
+
+def test_a_run_does_not_go_on_with_other_evaluation_data(word_model, train_csv, test_csv, tmp_path):
+    class Stop(Callback):
+        def on_epoch_end(self, state):
+            state.stop = True
+
+    held_out = tmp_path / 'held-out.csv'
+    held_out.write_text(test_csv.read_text())
+
+    def fit(*callbacks, resume=False):
+        callbacks = [TrainingCheckpoint(), *callbacks]
+        options = {'directory': tmp_path / 'run', 'epochs': 2, 'device': 'cpu', 'batch_size': 24}
+        return training.fit(str(word_model), train_csv, held_out, callbacks=callbacks, resume=resume, **options)
+
+    fit(Stop())
+    held_out.write_text('\n'.join(test_csv.read_text().splitlines()[:-1]) + '\n')
+    with pytest.raises(ValueError, match='is of another training: evaluation data was'):
+        fit(Stop(), resume=True)

@@ -152,3 +152,15 @@ def test_the_class_sampler_needs_labels():
     config = FitConfig(model='m', train_data='t', sampler='class')
     with pytest.raises(ValueError, match="sampler 'class' needs labels, and data has none"):
         make_sampler(config, np.arange(20), examples_of(None), 8)
+
+
+def test_pairs_fill_a_batch_whatever_the_items_of_a_class():
+    """Each group has one row: taken two by two, half of every batch would be missing."""
+    sampler = ClassSampler(np.arange(100), 16, num_items_per_class=2, least=1)
+    assert (sampler.items_per_class, sampler.classes_per_batch, len(sampler)) == (1, 16, 7)
+
+
+@pytest.mark.parametrize(('rows', 'batch_size'), [(10, 4), (9, 4), (1, 4), (5, 4), (3, 4), (8, 4)])
+def test_the_largest_batch_is_known(rows, batch_size):
+    sampler = RandomSampler(rows, batch_size)
+    assert sampler.largest == max(map(len, sampler.batches(1)))

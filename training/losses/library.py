@@ -77,8 +77,8 @@ def make_loss(
     """
     if name not in LIBRARY:
         raise ValueError(refusal('loss', name, LIBRARY))
-    filled = {
-        'num_classes': num_classes,
+    filled: dict[str, int] = {'num_classes': num_classes} if has_class_weights(name) else {}  # not where it may be None
+    filled |= {
         'embedding_size': embedding_size,
         'descriptors_dim': embedding_size,
         'l': embedding_size,

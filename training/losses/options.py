@@ -56,14 +56,13 @@ def check_options(kind: str, name: str, options: Mapping[str, Any], known: Mappi
 def construct(kind: str, name: str, cls: type, options: Mapping[str, Any], filled: Mapping[str, Any]) -> Any:
     """An object of the class by its checked options.
 
-    :param filled: values of `FROM_DATA`, of which the class gets those that it cannot do without.
+    :param filled: values of `FROM_DATA`, of which the class gets those that it takes.
     :raises ValueError: an option is unknown, misses or has a value that the class refuses.
     """
     known = arguments(cls)
     check_options(kind, name, options, known)
     try:
-        needed = {key for key, argument in known.items() if argument.default is inspect.Parameter.empty}
-        return cls(**options, **{key: value for key, value in filled.items() if key in needed})
+        return cls(**options, **{key: value for key, value in filled.items() if key in known})
     except (TypeError, ValueError, AssertionError) as error:
         raise ValueError(f'{kind}_options of {name}: {error}') from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import traceback
 
 import pytest
 
@@ -127,3 +128,11 @@ def test_a_token_is_neither_shown_nor_stored():
         with pytest.raises(ParameterError) as refused:
             make_config({'name': 'WandBLogger', 'options': wrong})
         assert 's3cr3t' not in str(refused.value)
+
+
+def test_a_token_in_callbacks_that_are_no_list_is_not_shown(capsys):
+    with pytest.raises(ParameterError, match='callbacks: ') as refused:
+        FitConfig.from_arguments(
+            model='m', train_data='t', callbacks={'name': 'WandBLogger', 'options': {'token': 's3cr3t'}}
+        )
+    assert 's3cr3t' not in ''.join(traceback.format_exception(refused.value))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 
+import numpy as np
 import pytest
 import torch
 
@@ -226,3 +227,35 @@ def test_a_damaged_checkpoint_is_named(make_training):
     file.write_text(file.read_text()[:100])
     with pytest.raises(CallbackError, match='the checkpoint .*step-000000006 is damaged'):
         make_training([TrainingCheckpoint()], epochs=1, resume=True).run()
+
+
+def test_a_figure_of_numpy_is_kept(make_training):
+    class Figure(Callback):
+        def on_batch_end(self, state):
+            state.metrics['half'] = torch.tensor(0.5)
+
+        def on_epoch_end(self, state):
+            state.metrics['quarter'] = np.float32(0.25)
+
+    training = make_training([TrainingCheckpoint(), Figure()], epochs=1)
+    training.run()
+    assert training.state.history[0]['half'] == 0.5 and training.state.history[0]['quarter'] == 0.25
+
+
+def test_a_signal_that_comes_with_the_last_batch_is_not_put_off(make_training):
+    class Signal(Callback):
+        def on_batch_end(self, state):
+            if state.global_step == 6:
+                signal.raise_signal(signal.SIGTERM)
+
+        def on_epoch_end(self, state):
+            raise AssertionError('the validation is not waited for')
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        training = make_training([TrainingCheckpoint(), Signal()], interruption=Interruption().install())
+        with pytest.raises(SystemExit):
+            training.run()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert [path.name for path in training.state.directory.glob('checkpoints/*')] == ['step-000000006-open']

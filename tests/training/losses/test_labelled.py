@@ -122,3 +122,11 @@ def test_nca_of_a_batch_without_positives_is_0():
     embeddings, labels = normal(12, 8), torch.arange(12) % 5
     expected = losses.NCALoss()(embeddings, labels)
     torch.testing.assert_close(make_objective('NCALoss', **SIZES)([embeddings], labels), expected)
+
+
+def test_margin_loss_has_one_beta_for_classes_that_it_has_not_seen():
+    """It is not one of the losses that learn weights of classes, so it is also asked about others."""
+    objective = make_objective('MarginLoss', {'learn_beta': True}, num_classes=2, embedding_size=3)
+    assert [parameter.numel() for parameter in objective.parameters()] == [1]
+    embeddings = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.isfinite(objective([embeddings], torch.tensor([5, 5, 6, 6, 7, 7])))
