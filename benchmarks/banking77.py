@@ -30,7 +30,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
-from sides import Result, comparison, judge, peak_memory, run_job, take_turns
+from sides import Result, comparison, fit, judge, peak_memory, run_job, take_turns
 
 LIMIT = 20
 LEARNING_RATE = 5e-5
@@ -59,38 +59,17 @@ OURS: dict[str, dict[str, Any]] = {
 
 
 def train_ours(target: Path, settings: dict[str, Any]) -> Result:
-    import training
-
-    cost: dict[str, float] = {}
-
-    def report(progress: Any) -> None:  # the export comes after training and is no part of the comparison
-        if progress.stage == 'Training':
-            cost.setdefault('start', time.process_time())
-            cost.update(end=time.process_time(), peak=peak_memory())
-
-    result = training.fit(
+    return fit(
         settings['model'],
         settings['train'],
-        directory=target,
-        report=report,
+        target,
+        settings | {'learning_rate': LEARNING_RATE},
         optimizer='AdamW',
         optimizer_options={'weight_decay': 0},
         scheduler='linear',
         max_grad_norm=1.0,
-        learning_rate=LEARNING_RATE,
-        epochs=settings['epochs'],
-        batch_size=settings['batch_size'],
-        device='cpu',
         **OURS[settings['loss']],
     )
-    return {
-        'preparing': sum(spent for stage, spent in result.seconds.items() if stage.startswith('Preparing')),
-        'seconds': result.seconds['Training'],
-        'cpu': cost['end'] - cost['start'],
-        'peak': cost['peak'],
-        'samples': result.samples,
-        'model': str(result.artifact),
-    }
 
 
 def train_theirs(target: Path, settings: dict[str, Any]) -> Result:

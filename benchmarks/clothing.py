@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
-from sides import Result, comparison, judge, peak_memory, run_job, take_turns
+from sides import Result, comparison, fit, judge, peak_memory, run_job, take_turns
 
 ARCHITECTURE = 'squeezenet1_1'
 TEMPERATURE = 0.1
@@ -33,20 +33,11 @@ SEED = 0
 
 
 def train_ours(target: Path, settings: dict[str, Any]) -> Result:
-    import training
-
-    cpu: dict[str, float] = {}
-
-    def report(progress: Any) -> None:
-        if progress.stage == 'Training':
-            cpu.setdefault('start', time.process_time())
-            cpu.update(end=time.process_time(), peak=peak_memory())
-
-    result = training.fit(
+    return fit(
         ARCHITECTURE,
         Path(settings['data']) / 'train.csv',
-        directory=target,
-        report=report,
+        target,
+        settings,
         model_options={
             'weights': settings['weights'],
             'preprocess_options': {'size': settings['size']},
@@ -56,17 +47,10 @@ def train_ours(target: Path, settings: dict[str, Any]) -> Result:
         loss_options={'temperature': TEMPERATURE},
         num_items_per_class=settings['per_class'],
         optimizer='AdamW',
-        learning_rate=settings['learning_rate'],
         scheduler='cosine',
         scheduler_options={'num_warmup_steps': WARMUP},
-        epochs=settings['epochs'],
-        batch_size=settings['batch_size'],
         seed=SEED,
-        device='cpu',
     )
-    preparing = sum(seconds for stage, seconds in result.seconds.items() if stage.startswith('Preparing'))
-    cost = {'preparing': preparing, 'seconds': result.seconds['Training'], 'cpu': cpu['end'] - cpu['start']}
-    return cost | {'samples': result.samples, 'peak': cpu['peak'], 'model': str(result.artifact)}
 
 
 def train_theirs(target: Path, settings: dict[str, Any]) -> Result:

@@ -21,9 +21,6 @@ from __future__ import annotations
 
 import csv
 import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -31,7 +28,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from sides import Result, comparison, fit, peak_memory, run_job, take_turns
 
 CONFIG = {
     'embed_dim': 128,
@@ -48,60 +45,23 @@ SHOWS = (
 )
 
 
-def train_ours(data: Path, target: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    import training
-    from finetuner.callback import EvaluationCallback
-    from training.callbacks import Callback
-
-    cost: dict[str, float] = {}
-
-    class Meter(Callback):  # evaluation and export are no part of the comparison
-        def on_fit_begin(self, state: Any) -> None:
-            cost['cpu'] = -time.process_time()
-
-        def on_fit_end(self, state: Any) -> None:
-            cost['cpu'] += time.process_time()
-            cost['peak'] = peak_memory()
-
-    callbacks = [Meter()] + [
-        EvaluationCallback(
-            str(data / 'test.csv'), limit=k, model='clip-text', index_model='clip-vision', name=f'first-{k}'
-        )
-        for k in CUTOFFS
-    ]
-    result = training.fit(
+def train_ours(target: Path, settings: dict[str, Any]) -> Result:
+    return fit(
         settings['model'],
-        data / 'train.csv',
-        directory=target,
-        callbacks=callbacks,
+        Path(settings['data']) / 'train.csv',
+        target,
+        settings,
         loss='CLIPLoss',
         sampler='random',
         optimizer='AdamW',
         optimizer_options={'weight_decay': WEIGHT_DECAY},
-        learning_rate=settings['learning_rate'],
         scheduler='cosine',
         scheduler_options={'num_warmup_steps': WARMUP},
-        epochs=settings['epochs'],
-        batch_size=settings['batch_size'],
         seed=SEED,
-        device='cpu',
     )
-    stages = ('Training', f'Preparing {data / "train.csv"}')
-    found = {
-        f'recall@{k}': value
-        for k in CUTOFFS
-        for name, value in result.metrics['after'].items()
-        if f'first-{k}_hit' in name
-    }
-    return cost | {
-        'seconds': sum(result.seconds[stage] for stage in stages),
-        'pairs': result.samples,
-        'model': str(result.artifact),
-        'callback': found,
-    }
 
 
-def train_theirs(data: Path, target: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def train_theirs(target: Path, settings: dict[str, Any]) -> Result:
     import open_clip
     import torch
     from PIL import Image
@@ -114,8 +74,7 @@ def train_theirs(data: Path, target: Path, settings: dict[str, Any]) -> dict[str
     torch.manual_seed(SEED)
     name = f'local-dir:{settings["model"]}'
     model, _, transform = open_clip.create_model_and_transforms(name)
-    with (data / 'train.csv').open(newline='') as file:
-        rows = list(csv.DictReader(file))
+    rows = read(settings, 'train.csv')
     photos = torch.stack([transform(Image.open(row['image'])) for row in rows])
     texts = open_clip.get_tokenizer(name)([row['text'] for row in rows])
     sampler = RandomSampler(len(rows), settings['batch_size'], SEED)
@@ -123,7 +82,7 @@ def train_theirs(data: Path, target: Path, settings: dict[str, Any]) -> dict[str
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings['learning_rate'], weight_decay=WEIGHT_DECAY)
     schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP, settings['epochs'] * len(sampler))
     model.train()
-    cpu = time.process_time()
+    preparing, start, cpu = time.perf_counter() - start, time.perf_counter(), time.process_time()
     for epoch in range(1, settings['epochs'] + 1):
         for batch in map(torch.from_numpy, sampler.batches(epoch)):
             optimizer.zero_grad()
@@ -137,10 +96,10 @@ def train_theirs(data: Path, target: Path, settings: dict[str, Any]) -> dict[str
     folder.mkdir()
     save_file(model.state_dict(), folder / 'open_clip_model.safetensors')
     (folder / 'open_clip_config.json').write_text(json.dumps({'model_cfg': CONFIG, 'preprocess_cfg': {}}))
-    return cost | {'pairs': settings['epochs'] * len(rows), 'model': str(folder)}
+    return cost | {'preparing': preparing, 'samples': settings['epochs'] * len(rows), 'model': str(folder)}
 
 
-def evaluate(data: Path, target: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def evaluate(target: Path, settings: dict[str, Any]) -> Result:
     import numpy as np
     import torch
 
@@ -161,8 +120,7 @@ def evaluate(data: Path, target: Path, settings: dict[str, Any]) -> dict[str, An
             parts.append(torch.nn.functional.normalize(found, dim=-1).numpy())
         return np.concatenate(parts)
 
-    with (data / 'test.csv').open(newline='') as file:
-        rows = list(csv.DictReader(file))
+    rows = read(settings, 'test.csv')
     texts = sorted({row['text'] for row in rows})
     cosines = embed('clip-text', texts) @ embed('clip-vision', [row['image'] for row in rows]).T
     shown = np.array([texts.index(row['text']) for row in rows])
@@ -170,25 +128,15 @@ def evaluate(data: Path, target: Path, settings: dict[str, Any]) -> dict[str, An
     ranks = np.cumsum(right, 1) / np.arange(1, right.shape[1] + 1)
     metrics = {f'recall@{k}': right[:, :k].any(1).mean() for k in CUTOFFS}
     metrics |= {'precision@5': right[:, :5].mean(), 'mAP': ((ranks * right).sum(1) / right.sum(1)).mean()}
-    return {'metrics': {name: float(value) for name, value in metrics.items()}, 'queries': len(texts)}
+    return {'metrics': {name: float(value) for name, value in metrics.items()}}
 
 
 JOBS = {'ours': train_ours, 'open_clip': train_theirs, 'evaluate': evaluate}
 
 
-def peak_memory() -> float:
-    """The most memory that this process has had, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def run(job: str, data: Path, target: Path, **settings: Any) -> dict[str, Any]:
-    """Do one of `JOBS` in a process of its own."""
-    target.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, __file__, '--data', str(data), '--job', job, '--target', str(target)]
-    result = subprocess.run([*command, '--settings', json.dumps(settings)], capture_output=True, text=True)
-    if result.returncode:
-        sys.exit(f'{job} failed:\n{result.stderr}')
-    return dict(json.loads(result.stdout.splitlines()[-1]))
+def read(settings: dict[str, Any], name: str) -> list[dict[str, str]]:
+    with (Path(settings['data']) / name).open(newline='') as file:
+        return list(csv.DictReader(file))
 
 
 def write_data(source: Path, target: Path, limit: int | None) -> Path:
@@ -220,7 +168,7 @@ def write_model(target: Path) -> Path:
 
 
 def main(
-    data: Annotated[Path, typer.Option(help='The folder of train.csv, test.csv and the photos.')],
+    data: Annotated[Path, typer.Option(help='The folder of train.csv, test.csv and the photos.')] = Path(),
     epochs: int = 12,
     batch_size: int = 64,
     learning_rate: float = 2e-3,
@@ -232,47 +180,27 @@ def main(
 ) -> None:
     """Train a CLIP with ours and with a loop around open_clip's loss, and print what came of it."""
     if job is not None:
-        print(json.dumps(JOBS[job](data, target, json.loads(settings))))
+        print(json.dumps(JOBS[job](target, json.loads(settings))))
         return
     console = Console()
-    sides: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as folder, console.status('') as status:
+    with tempfile.TemporaryDirectory() as folder, console.status('Writing the model') as status:
         work = Path(folder)
-        status.update('Writing the model')
-        model, pairs = write_model(work / 'start'), write_data(data, work / 'data', limit)
+        options = {
+            'model': str(write_model(work / 'start')),
+            'data': str(write_data(data, work / 'data', limit)),
+            'epochs': epochs,
+            'batch_size': batch_size,
+            'learning_rate': learning_rate,
+        }
         status.update('Evaluating the model as it is')
-        before = run('evaluate', pairs, work / 'before', model=str(model))
-        for turn in range(rounds):
-            for side in ('ours', 'open_clip'):
-                status.update(f'Training: {side}, {turn + 1} of {rounds}')
-                options = {'epochs': epochs, 'batch_size': batch_size, 'learning_rate': learning_rate}
-                done = run(side, pairs, work / f'{side}-{turn}', model=str(model), **options)
-                if turn == 0:
-                    status.update(f'Evaluating: {side}')
-                    done |= run('evaluate', pairs, work / f'{side}-evaluation', model=done['model'])
-                    sides[side] = done
-                for figure in ('seconds', 'cpu', 'peak'):
-                    sides[side][figure] = min(sides[side][figure], done[figure])
-    ours, theirs = sides['ours'], sides['open_clip']
-    title = f'Grocery: {before["queries"]} texts find photos, {epochs} epochs, batches of {batch_size}'
-    table = Table(title=title, title_justify='left')
-    for column in ('', 'before', 'ours', 'open_clip', 'ratio'):
-        table.add_column(column, justify='right' if column else 'left', no_wrap=True)
-    for name, value in before['metrics'].items():
-        one, two = ours['metrics'][name], theirs['metrics'][name]
-        table.add_row(name, f'{value:.3f}', f'{one:.3f}', f'{two:.3f}', f'{one / max(two, 1e-9):.2f}')
-        if (told := ours['callback'].get(name)) is not None and abs(told - one) > 1e-6:
-            table.add_row(f'{name} by EvaluationCallback', '', f'{told:.3f}', '', '')
-    table.add_section()
-    for label, one, two in [
-        ('seconds', ours['seconds'], theirs['seconds']),
-        ('CPU seconds of training', ours['cpu'], theirs['cpu']),
-        ('pairs', ours['pairs'], theirs['pairs']),
-        ('pairs/s', ours['pairs'] / ours['seconds'], theirs['pairs'] / theirs['seconds']),
-        ('peak MiB', ours['peak'], theirs['peak']),
-    ]:
-        table.add_row(label, '', f'{one:,.1f}', f'{two:,.1f}', f'{one / two:.2f}')
-    console.print(table)
+        before = run_job(__file__, 'evaluate', work / 'before', options)['metrics']
+        status.update('Training')
+        sides = take_turns(__file__, ('ours', 'open_clip'), work, options, rounds)
+        status.update('Evaluating')
+        for side in sides:
+            side |= run_job(__file__, 'evaluate', work / 'after', options | {'model': side['model']})
+    title = f'Grocery: texts find photos, {epochs} epochs, batches of {batch_size}'
+    console.print(comparison(title, before, *sides, 'open_clip', CUTOFFS[-1]))
     console.print(SHOWS, soft_wrap=True)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import typer
 from rich.console import Console
 from shapes import FAMILIES, write_shapes
-from sides import Result, comparison, judge, peak_memory, run_job, take_turns
+from sides import Result, comparison, fit, judge, load_trained, run_job, take_turns, train_plainly
 
 LIMIT = 20
 OPTIONS = {'point_cloud_size': 512, 'width': 0.25}
@@ -30,46 +30,23 @@ PER_CLASS = 4
 
 
 def train_ours(target: Path, settings: dict[str, Any]) -> Result:
-    import training
     from finetuner.data import CSVOptions
 
-    cost: dict[str, float] = {}
-
-    def report(progress: Any) -> None:
-        if progress.stage == 'Training':
-            cost.setdefault('prepared', time.perf_counter())
-            cost.setdefault('start', time.process_time())
-            cost.update(end=time.process_time(), peak=peak_memory())
-
-    begin = time.perf_counter()
-    result = training.fit(
+    return fit(
         settings['model'],
         settings['train'],
-        directory=target,
-        report=report,
+        target,
+        settings,
         csv_options=CSVOptions(is_labeled=True, header=True, point_cloud_size=OPTIONS['point_cloud_size']),
         loss='SupConLoss',
         loss_options={'temperature': TEMPERATURE},
-        num_items_per_class=PER_CLASS,
-        learning_rate=settings['learning_rate'],
-        epochs=settings['epochs'],
-        batch_size=settings['batch_size'],
-        device='cpu',
+        num_items_per_class=settings['per_class'],
     )
-    return {
-        'preparing': cost['prepared'] - begin - result.seconds['Loading the model'],
-        'seconds': result.seconds['Training'],
-        'cpu': cost['end'] - cost['start'],
-        'peak': cost['peak'],
-        'samples': result.samples,
-        'model': str(result.artifact),
-    }
 
 
 def train_theirs(target: Path, settings: dict[str, Any]) -> Result:
     import torch
     from pytorch_metric_learning.losses import SupConLoss
-    from pytorch_metric_learning.samplers import MPerClassSampler
 
     from finetuner.inference.point_encoder import PointEncoder
 
@@ -78,30 +55,16 @@ def train_theirs(target: Path, settings: dict[str, Any]) -> Result:
     start = time.perf_counter()
     paths, families = read(settings['train'])
     clouds = torch.from_numpy(np.stack(encoder.preprocessor.features(paths)))
-    labels = torch.tensor([list(FAMILIES).index(family) for family in families])
     preparing = time.perf_counter() - start
-    size = settings['batch_size']
-    sampler = MPerClassSampler(labels, PER_CLASS, size, length_before_new_iter=len(labels) // size * size)
-    loss, optimizer = SupConLoss(TEMPERATURE), torch.optim.Adam(encoder.parameters(), settings['learning_rate'])
-    samples, start, cpu = 0, time.perf_counter(), time.process_time()
-    for _ in range(settings['epochs']):
-        for batch in torch.tensor(list(sampler)).split(size):
-            optimizer.zero_grad()
-            loss(encoder(points=clouds[batch]), labels[batch]).backward()
-            optimizer.step()
-            samples += len(batch)
-    cost = {'preparing': preparing, 'seconds': time.perf_counter() - start, 'cpu': time.process_time() - cpu}
-    return cost | {'samples': samples, 'peak': peak_memory(), 'model': str(encoder.save(target / 'model'))}
+    optimizer = torch.optim.Adam(encoder.parameters(), settings['learning_rate'])
+    done = train_plainly(encoder, 'points', clouds, families, SupConLoss(TEMPERATURE), optimizer, settings)
+    return done | {'preparing': preparing, 'model': str(encoder.save(target / 'model'))}
 
 
 def evaluate(target: Path, settings: dict[str, Any]) -> Result:
     import torch
 
-    from finetuner.artifact import open_artifact
-    from finetuner.inference.backbones import load_encoder
-
-    model = Path(settings['model'])
-    encoder = load_encoder(open_artifact(model).model_directory('model') if model.suffix == '.zip' else model)
+    encoder = load_trained(settings['model'])
 
     @torch.inference_mode()
     def embed(paths: list[str]) -> np.ndarray:
@@ -151,6 +114,7 @@ def main(
             'epochs': epochs,
             'batch_size': batch_size,
             'learning_rate': learning_rate,
+            'per_class': PER_CLASS,
         }
         status.update('Evaluating the model as it is')
         before = run_job(__file__, 'evaluate', work / 'before', options)['metrics']

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
-from sides import Result, comparison, judge, peak_memory, run_job, take_turns
+from sides import Result, comparison, fit, judge, load_trained, run_job, take_turns, train_plainly
 
 LIMIT = 20
 OPTIONS = {'input_size': 384, 'hidden_sizes': [512, 256], 'activation': 'relu', 'l2': True}
@@ -31,51 +31,28 @@ PER_CLASS = 4
 
 
 def train_ours(target: Path, settings: dict[str, Any]) -> Result:
-    import training
     from finetuner import Document, DocumentArray
     from finetuner.documents import LABEL
-
-    cost: dict[str, float] = {}
-
-    def report(progress: Any) -> None:
-        if progress.stage == 'Training':
-            cost.setdefault('prepared', time.perf_counter())
-            cost.setdefault('start', time.process_time())
-            cost.update(end=time.process_time(), peak=peak_memory())
 
     vectors, labels = read(settings['train'])
     documents = DocumentArray(
         [Document(tensor=vector, tags={LABEL: label}) for vector, label in zip(vectors, labels, strict=True)]
     )
-    begin = time.perf_counter()
-    result = training.fit(
+    return fit(
         settings['model'],
         documents,
-        directory=target,
-        report=report,
+        target,
+        settings,
         loss='SupConLoss',
         loss_options={'temperature': TEMPERATURE},
-        num_items_per_class=PER_CLASS,
+        num_items_per_class=settings['per_class'],
         optimizer='AdamW',
-        learning_rate=settings['learning_rate'],
-        epochs=settings['epochs'],
-        batch_size=settings['batch_size'],
-        device='cpu',
     )
-    return {
-        'preparing': cost['prepared'] - begin - result.seconds['Loading the model'],
-        'seconds': result.seconds['Training'],
-        'cpu': cost['end'] - cost['start'],
-        'peak': cost['peak'],
-        'samples': result.samples,
-        'model': str(result.artifact),
-    }
 
 
 def train_theirs(target: Path, settings: dict[str, Any]) -> Result:
     import torch
     from pytorch_metric_learning.losses import SupConLoss
-    from pytorch_metric_learning.samplers import MPerClassSampler
 
     from finetuner.inference.mlp_encoder import MLPEncoder
 
@@ -83,34 +60,20 @@ def train_theirs(target: Path, settings: dict[str, Any]) -> Result:
     encoder = MLPEncoder.load(settings['model']).train()
     start = time.perf_counter()
     vectors, names = read(settings['train'])
-    features = torch.from_numpy(vectors)
-    labels = torch.from_numpy(np.unique(names, return_inverse=True)[1])
     preparing = time.perf_counter() - start
-    size = settings['batch_size']
-    sampler = MPerClassSampler(labels, PER_CLASS, size, length_before_new_iter=len(labels) // size * size)
-    loss, optimizer = SupConLoss(TEMPERATURE), torch.optim.AdamW(encoder.parameters(), settings['learning_rate'])
-    samples, start, cpu = 0, time.perf_counter(), time.process_time()
-    for _ in range(settings['epochs']):
-        for batch in torch.tensor(list(sampler)).split(size):
-            optimizer.zero_grad()
-            loss(encoder(tensor=features[batch]), labels[batch]).backward()
-            optimizer.step()
-            samples += len(batch)
-    cost = {'preparing': preparing, 'seconds': time.perf_counter() - start, 'cpu': time.process_time() - cpu}
-    return cost | {'samples': samples, 'peak': peak_memory(), 'model': str(encoder.save(target / 'model'))}
+    optimizer = torch.optim.AdamW(encoder.parameters(), settings['learning_rate'])
+    loss = SupConLoss(TEMPERATURE)
+    done = train_plainly(encoder, 'tensor', torch.from_numpy(vectors), names, loss, optimizer, settings)
+    return done | {'preparing': preparing, 'model': str(encoder.save(target / 'model'))}
 
 
 def evaluate(target: Path, settings: dict[str, Any]) -> Result:
     import torch
 
-    from finetuner.artifact import open_artifact
-    from finetuner.inference.backbones import load_encoder
-
     if settings['model'] is None:
         embed: Any = np.asarray
     else:
-        model = Path(settings['model'])
-        encoder = load_encoder(open_artifact(model).model_directory('model') if model.suffix == '.zip' else model)
+        encoder = load_trained(settings['model'])
 
         @torch.inference_mode()
         def embed(vectors: np.ndarray) -> np.ndarray:
@@ -173,6 +136,7 @@ def main(
             'epochs': epochs,
             'batch_size': batch_size,
             'learning_rate': learning_rate,
+            'per_class': PER_CLASS,
         }
         options |= run_job(__file__, 'encode', work / 'vectors', options)
         status.update('Evaluating the embeddings as they are')

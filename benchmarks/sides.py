@@ -6,7 +6,8 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,68 @@ def run_job(script: str, job: str, target: Path, settings: Mapping[str, Any]) ->
     if done.returncode:
         sys.exit(f'{job} failed:\n{done.stderr}')
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def fit(model: str, data: Any, target: Path, settings: Mapping[str, Any], **options: Any) -> Result:
+    """Train with `training.fit` on the CPU, and tell what it cost; the export is no part of that.
+
+    :param settings: of them `epochs`, `batch_size` and `learning_rate`.
+    :param options: further arguments of `training.fit`.
+    """
+    import training
+    from training.callbacks import Callback
+
+    cost: dict[str, float] = {}
+
+    class Meter(Callback):
+        def on_fit_begin(self, state: Any) -> None:
+            cost.update(seconds=-time.perf_counter(), cpu=-time.process_time())
+
+        def on_fit_end(self, state: Any) -> None:
+            cost['seconds'] += time.perf_counter()
+            cost['cpu'] += time.process_time()
+            cost['peak'] = peak_memory()
+
+    same = {name: settings[name] for name in ('epochs', 'batch_size', 'learning_rate')}
+    result = training.fit(model, data, directory=target, callbacks=[Meter()], device='cpu', **same, **options)
+    before = ('Reading', 'Preparing', 'Caching')
+    preparing = sum(seconds for stage, seconds in result.seconds.items() if stage.startswith(before))
+    return cost | {'preparing': preparing, 'samples': result.samples, 'model': str(result.artifact)}
+
+
+def train_plainly(
+    encoder: Any, argument: str, features: Any, names: Sequence[str], loss: Any, optimizer: Any, settings: Result
+) -> Result:
+    """The loop that one writes with pytorch-metric-learning: all in memory, one step after the other.
+
+    :param argument: of the encoder's forward that takes the features.
+    :param features: of all items, float32 [N, ...].
+    :param names: their classes.
+    :param settings: of them `epochs`, `batch_size` and `per_class`.
+    """
+    import torch
+    from pytorch_metric_learning.samplers import MPerClassSampler
+
+    labels, size = torch.from_numpy(np.unique(names, return_inverse=True)[1]), settings['batch_size']
+    sampler = MPerClassSampler(labels, settings['per_class'], size, length_before_new_iter=len(labels) // size * size)
+    samples, start, cpu = 0, time.perf_counter(), time.process_time()
+    for _ in range(settings['epochs']):
+        for batch in torch.tensor(list(sampler)).split(size):
+            optimizer.zero_grad()
+            loss(encoder(**{argument: features[batch]}), labels[batch]).backward()
+            optimizer.step()
+            samples += len(batch)
+    cost = {'seconds': time.perf_counter() - start, 'cpu': time.process_time() - cpu}
+    return cost | {'samples': samples, 'peak': peak_memory()}
+
+
+def load_trained(model: str) -> Any:
+    """The encoder of an artifact or of a model directory, in evaluation."""
+    from finetuner.artifact import open_artifact
+    from finetuner.inference.backbones import load_encoder
+
+    is_artifact = model.endswith('.zip')
+    return load_encoder(open_artifact(model).model_directory('model') if is_artifact else model)
 
 
 def take_turns(

@@ -27,8 +27,6 @@ import csv
 import json
 import random
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +37,7 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
+from sides import Result, run_job
 
 # how many times as fast as theirs ours is to be
 GOALS = {'short': 2.5, 'long': 1.3, 'labels': 5.0, 'head': 100.0}
@@ -80,7 +79,7 @@ class Clock:
         return {'examples': examples * (epochs - first) / epochs, 'seconds': seconds, 'cpu': cpu, 'peak': self.peak}
 
 
-def train_ours(setting: str, work: Path, target: Path, options: dict[str, Any]) -> dict[str, Any]:
+def train_ours(setting: str, work: Path, target: Path, options: dict[str, Any]) -> Result:
     import training
     from finetuner.artifact import open_artifact
     from finetuner.data import CSVOptions
@@ -120,12 +119,14 @@ def train_ours(setting: str, work: Path, target: Path, options: dict[str, Any]) 
         precision=options['precision'],
         **{'freeze': True, 'output_dim': HEAD} if setting == 'head' else {},
     )
-    before = sum(spent for stage, spent in result.seconds.items() if stage.startswith(('Preparing', 'Caching')))
+    before = sum(
+        spent for stage, spent in result.seconds.items() if stage.startswith(('Reading', 'Preparing', 'Caching'))
+    )
     model = open_artifact(result.artifact).model_directory('model')
     return watch.clock.result(setting, result.samples, before) | {'model': str(model)}
 
 
-def train_theirs(setting: str, work: Path, target: Path, options: dict[str, Any]) -> dict[str, Any]:
+def train_theirs(setting: str, work: Path, target: Path, options: dict[str, Any]) -> Result:
     from datasets import Dataset
     from sentence_transformers import (
         SentenceTransformer,
@@ -185,7 +186,7 @@ def train_theirs(setting: str, work: Path, target: Path, options: dict[str, Any]
     return result | {'model': str(target / 'model')}
 
 
-def evaluate(setting: str, work: Path, target: Path, options: dict[str, Any]) -> dict[str, Any]:
+def evaluate(setting: str, work: Path, target: Path, options: dict[str, Any]) -> Result:
     from sentence_transformers import SentenceTransformer
 
     from finetuner.inference.pretrained import resolve
@@ -201,7 +202,7 @@ def evaluate(setting: str, work: Path, target: Path, options: dict[str, Any]) ->
     return {'metric': float(((precision * hits).sum(1) / hits.sum(1).clip(1)).mean())}
 
 
-def measure(setting: str, work: Path, target: Path, options: dict[str, Any]) -> dict[str, Any]:
+def measure(setting: str, work: Path, target: Path, options: dict[str, Any]) -> Result:
     """Operations that an example takes on each side, forward and backward, and that the device does in a second."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -232,33 +233,12 @@ def measure(setting: str, work: Path, target: Path, options: dict[str, Any]) -> 
     return {'operations': operations, 'device': 2 * size**3 / fastest}
 
 
-JOBS: dict[str, Callable[..., dict[str, Any]]] = {
+JOBS: dict[str, Callable[..., Result]] = {
     'ours': train_ours,
     'sentence-transformers': train_theirs,
     'evaluate': evaluate,
     'measure': measure,
 }
-
-
-def run(job: str, setting: str, work: Path, target: Path, **options: Any) -> dict[str, Any]:
-    """Do one of `JOBS` in a process of its own."""
-    target.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        __file__,
-        '--data',
-        str(work),
-        '--job',
-        job,
-        '--setting',
-        setting,
-        '--target',
-        str(target),
-    ]
-    result = subprocess.run([*command, '--options', json.dumps(options)], capture_output=True, text=True)
-    if result.returncode:
-        sys.exit(f'{job} failed:\n{result.stderr}')
-    return dict(json.loads(result.stdout.splitlines()[-1]))
 
 
 def read_csv(path: Path) -> dict[str, list[str]]:
@@ -337,47 +317,53 @@ def prepare(setting: str, data: Path, work: Path, limit: int) -> None:
 
 
 def main(
-    data: Annotated[Path, typer.Option(help='The folder of train.csv and test.csv.')],
+    data: Annotated[Path, typer.Option(help='The folder of train.csv and test.csv.')] = Path(),
     model: Annotated[str, typer.Option(help='A model directory, a short name or a hub id.')] = 'all-minilm-l6-v2',
     batch_size: int = 64,
-    limit: Annotated[int, typer.Option(help='Pairs or texts to train on; a quarter of it with long ones.')] = 640,
-    rounds: Annotated[int, typer.Option(help='Times that the sides take turns; the fastest of each counts.')] = 1,
-    settings: Annotated[str, typer.Option(help='Which settings, with commas between.')] = ','.join(GOALS),
+    limit: Annotated[int, typer.Option(help='Pairs or texts to train on; a quarter of it with long ones.')] = 320,
+    rounds: Annotated[int, typer.Option(help='Times that the sides take turns; the fastest of each counts.')] = 2,
+    only: Annotated[str, typer.Option(help='Which settings, with commas between.')] = ','.join(GOALS),
     device: Annotated[str, typer.Option(help='cpu or cuda.')] = 'cpu',
     precision: Annotated[str, typer.Option(help='fp32, bf16 or fp16.')] = 'fp32',
     flash: Annotated[bool, typer.Option('--flash', help='Give sentence-transformers FlashAttention.')] = False,
     job: Annotated[str | None, typer.Option(hidden=True)] = None,
-    setting: Annotated[str, typer.Option(hidden=True)] = '',
     target: Annotated[Path, typer.Option(hidden=True)] = Path(),
-    options: Annotated[str, typer.Option(hidden=True)] = '{}',
+    settings: Annotated[str, typer.Option(hidden=True)] = '{}',
 ) -> None:
     """Train with ours and with sentence-transformers, and print what came of it."""
     if job is not None:
-        print(json.dumps(JOBS[job](setting, data, target, json.loads(options))))
+        given = json.loads(settings)
+        print(json.dumps(JOBS[job](given['setting'], Path(given['work']), target, given)))
         return
     console = Console()
     sides = ('ours', 'sentence-transformers')
-    chosen = settings.split(',')
+    chosen = only.split(',')
     rows: dict[str, list[str]] = {}
     given = {'model': model, 'batch_size': batch_size, 'device': device, 'precision': precision, 'flash': flash}
     with tempfile.TemporaryDirectory() as folder, console.status('') as status:
         for name in chosen:
             work = Path(folder) / name
             prepare(name, data, work, limit)
-            results: dict[str, dict[str, Any]] = {}
+
+            def run(
+                job: str, target: Path, given: Result = given | {'setting': name, 'work': str(work)}, **changed: Any
+            ) -> Result:
+                return run_job(__file__, job, target, given | changed)
+
+            results: dict[str, Result] = {}
             for turn in range(rounds):
                 for side in sides:
                     status.update(f'{name}: {side}, {turn + 1} of {rounds}')
-                    done = run(side, name, work, work / f'{side}-{turn}', **given)
+                    done = run(side, work / f'{side}-{turn}')
                     results[side] = min(done, results.get(side, done), key=lambda result: float(result['seconds']))
             metrics = []
             for judged in (model, *(results[side]['model'] for side in sides)):
                 status.update(f'{name}: evaluating')
-                metrics.append(run('evaluate', name, work, work / 'evaluation', model=judged)['metric'])
+                metrics.append(run('evaluate', work / 'evaluation', model=judged)['metric'])
             ours, theirs = (results[side] for side in sides)
             speeds = [side['examples'] / side['seconds'] for side in (ours, theirs)]
             status.update(f'{name}: measuring the device')
-            needed = run('measure', name, work, work / 'measure', **given)
+            needed = run('measure', work / 'measure')
             flops = [speed * needed['operations'][side] for speed, side in zip(speeds, ('ours', 'theirs'), strict=True)]
             used = [f'{count / needed["device"]:.1%}' if name != 'head' else '' for count in flops]
             figures = {

@@ -114,7 +114,7 @@ def run_fit(
         @functools.cache
         def reader_of(data: str) -> DatasetReader:
             folder = data_folder(data, work)
-            with accelerator.main_process_first():
+            with reporter.stage(f'Reading {data}'), accelerator.main_process_first():
                 folder.mkdir(parents=True, exist_ok=True)
                 return open_data(data, folder)
 

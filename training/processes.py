@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.utils.deterministic
@@ -49,16 +50,17 @@ def reproducible(seed: int) -> Iterator[None]:
     """Seed Python, numpy and torch, and have torch choose algorithms that give the same bits every time."""
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    filled = settings.fill_uninitialized_memory
     set_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     # it would write every new tensor twice, for the sake of code that reads one before it is written
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    settings.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        settings.fill_uninitialized_memory = filled
 
 
 @contextmanager
