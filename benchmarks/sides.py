@@ -54,9 +54,13 @@ def fit(model: str, data: Any, target: Path, settings: Mapping[str, Any], **opti
 
     same = {name: settings[name] for name in ('epochs', 'batch_size', 'learning_rate')}
     result = training.fit(model, data, directory=target, callbacks=[Meter()], device='cpu', **same, **options)
-    before = ('Reading', 'Preparing', 'Caching')
-    preparing = sum(seconds for stage, seconds in result.seconds.items() if stage.startswith(before))
-    return cost | {'preparing': preparing, 'samples': result.samples, 'model': str(result.artifact)}
+    return cost | {'preparing': preparations(result), 'samples': result.samples, 'model': str(result.artifact)}
+
+
+def preparations(result: Any) -> float:
+    """Seconds of a `FitResult` before the first batch that depend on the data."""
+    stages = ('Reading', 'Preparing', 'Caching')
+    return sum(seconds for stage, seconds in result.seconds.items() if stage.startswith(stages))
 
 
 def train_plainly(

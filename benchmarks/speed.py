@@ -37,7 +37,7 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
-from sides import Result, run_job
+from sides import Result, preparations, run_job
 
 # how many times as fast as theirs ours is to be
 GOALS = {'short': 2.5, 'long': 1.3, 'labels': 5.0, 'head': 100.0}
