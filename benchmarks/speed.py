@@ -119,9 +119,7 @@ def train_ours(setting: str, work: Path, target: Path, options: dict[str, Any]) 
         precision=options['precision'],
         **{'freeze': True, 'output_dim': HEAD} if setting == 'head' else {},
     )
-    before = sum(
-        spent for stage, spent in result.seconds.items() if stage.startswith(('Reading', 'Preparing', 'Caching'))
-    )
+    before = preparations(result)
     model = open_artifact(result.artifact).model_directory('model')
     return watch.clock.result(setting, result.samples, before) | {'model': str(model)}
 
