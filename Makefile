@@ -54,7 +54,7 @@ lint: .venv/.installed-dev  ## ruff and mypy
 
 .PHONY: test
 test: lint  ## lint and the tests (what CI runs)
-	@$(BIN)/pytest -m 'not slow' -n $(TEST_WORKERS) --dist loadfile
+	@$(BIN)/pytest -m 'not slow' -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder tests/integration tests
 
 .PHONY: test-all
 test-all: test test-py312  ## the slow tests too, Python 3.12, and the benchmark that has a goal

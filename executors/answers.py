@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetuner.documents import Document, DocumentArray
-from registry import RunRecord
+from registry import ExperimentRecord, RunRecord
 
 INT32 = range(-(2**31), 2**31)
 
@@ -27,6 +27,18 @@ def describe_run(run: RunRecord) -> Document:
         'created_at': run.created_at.isoformat(),
         'config': run.config,
         'progress': run.progress,
+    }
+    return Document(tags=_wire(tags))
+
+
+def describe_experiment(experiment: ExperimentRecord) -> Document:
+    """A document whose tags tell all about an experiment."""
+    tags = {
+        'name': experiment.name,
+        'status': 'ACTIVE',
+        'description': experiment.description,
+        'created_at': experiment.created_at.isoformat(),
+        'runs': experiment.runs,
     }
     return Document(tags=_wire(tags))
 

@@ -89,6 +89,32 @@ class RunsParameters(Parameters):
     size: int = Field(default=50, ge=1, le=100)
 
 
+class ExperimentParameters(Parameters):
+    """An experiment by its name."""
+
+    name: str
+    description: str = ''
+
+
+class ExperimentsParameters(Parameters):
+    """`/experiments`: one page of experiments."""
+
+    page: int = Field(default=1, ge=1)
+    size: int = Field(default=50, ge=1, le=100)
+
+
+class DeleteRunsParameters(Parameters):
+    """`/delete_runs`: the runs of an experiment, or of all."""
+
+    experiment_name: str | None = None
+
+
+class DeleteExperimentsParameters(Parameters):
+    """`/delete_experiments`: the experiments of these names, or all."""
+
+    names: list[str] | None = None
+
+
 class ArtifactParameters(Parameters):
     """`/artifact`: `length` bytes of an artifact from `offset` on."""
 

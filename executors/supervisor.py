@@ -16,6 +16,7 @@ from logging import Logger
 from pathlib import Path
 
 import training
+from finetuner.excepts import RegistryError
 from registry import Registry, RunRecord
 from registry.records import CANCELLED, CREATED, FINISHED, STARTED
 from training.data import SCRATCH
@@ -140,7 +141,11 @@ class Supervisor:
     def _bury(self, run_id: str, process: subprocess.Popen[bytes]) -> None:
         """A worker of ours has ended: fail its run unless the run has ended too, or is another worker's."""
         _signal(process, signal.SIGKILL)  # what it may have left of its process group
-        run = self._registry.get_run_by_id(run_id)
+        run = self._find(run_id)
+        if run is None:  # deleted, while its worker was about to stop
+            shutil.rmtree(self._registry.run_directory(run_id), ignore_errors=True)
+            del self._workers[run_id]
+            return
         resumed = run.status == CREATED and run.worker == _name(process)  # the next worker is yet to come
         never_began = run.status == CREATED and process.returncode != TAKEN and not resumed
         if never_began or (run.status == STARTED and run.worker == _name(process)):
@@ -157,12 +162,17 @@ class Supervisor:
 
     def _hurry(self, run_id: str, process: subprocess.Popen[bytes]) -> None:
         """The run of a living worker was cancelled: the worker stops by itself, or else is killed after a while."""
-        run = self._registry.get_run_by_id(run_id)
-        if run.status != CANCELLED or run.finished_at is None:
+        run = self._find(run_id)
+        if run is None or run.status != CANCELLED or run.finished_at is None:
             return
         if (datetime.now(UTC) - run.finished_at).total_seconds() > CANCEL_GRACE:
             _signal(process, signal.SIGKILL)
             shutil.rmtree(self._registry.run_directory(run_id) / SCRATCH, ignore_errors=True)
+
+    def _find(self, run_id: str) -> RunRecord | None:
+        with suppress(RegistryError):
+            return self._registry.get_run_by_id(run_id)
+        return None
 
     def _check(self, run: RunRecord) -> bool:
         """Whether a STARTED run has a living worker on this machine. Fails the run if its worker is lost."""

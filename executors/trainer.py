@@ -8,13 +8,17 @@ from typing import Any, AsyncIterator  # noqa: UP035  Jina does not know the one
 
 from jina import Executor, requests
 
-from executors.answers import answer, describe_run
+from executors.answers import answer, describe_experiment, describe_run
 from executors.endpoints import unknown_endpoint
 from executors.lifetime import end_with_parent
 from executors.logs import read_log
 from executors.models import check_model
 from executors.parameters import (
     ArtifactParameters,
+    DeleteExperimentsParameters,
+    DeleteRunsParameters,
+    ExperimentParameters,
+    ExperimentsParameters,
     FitParameters,
     LogParameters,
     RunParameters,
@@ -140,6 +144,48 @@ class TrainerExecutor(Executor):
         account = self.registry.authenticate(parameters.secret)
         runs = self.registry.list_runs(account.id, parameters.experiment_name, parameters.page, parameters.size)
         return DocumentArray([describe_run(run) for run in runs])
+
+    @requests(on='/delete_run')
+    def delete_run(self, docs: DocumentArray, parameters: RunParameters, **kwargs: Any) -> DocumentArray:
+        """Delete a run with its artifact, log and checkpoints, and return it as it was."""
+        account = self.registry.authenticate(parameters.secret)
+        run = self._find(parameters)
+        self.registry.delete_run(account.id, parameters.experiment_name, parameters.run_name)
+        return DocumentArray([describe_run(run)])
+
+    @requests(on='/delete_runs')
+    def delete_runs(self, docs: DocumentArray, parameters: DeleteRunsParameters, **kwargs: Any) -> DocumentArray:
+        """Delete all runs of an experiment, or of all experiments. None of them, if one is at work."""
+        account = self.registry.authenticate(parameters.secret)
+        return answer(deleted=self.registry.delete_runs(account.id, parameters.experiment_name))
+
+    @requests(on='/create_experiment')
+    def create_experiment(self, docs: DocumentArray, parameters: ExperimentParameters, **kwargs: Any) -> DocumentArray:
+        """The experiment of this name, made if there is none."""
+        account = self.registry.authenticate(parameters.secret)
+        made = self.registry.create_experiment(account.id, parameters.name, parameters.description)
+        return DocumentArray([describe_experiment(made)])
+
+    @requests(on='/experiment')
+    def experiment(self, docs: DocumentArray, parameters: ExperimentParameters, **kwargs: Any) -> DocumentArray:
+        account = self.registry.authenticate(parameters.secret)
+        return DocumentArray([describe_experiment(self.registry.get_experiment(account.id, parameters.name))])
+
+    @requests(on='/experiments')
+    def experiments(self, docs: DocumentArray, parameters: ExperimentsParameters, **kwargs: Any) -> DocumentArray:
+        """A page of experiments, the newest first."""
+        account = self.registry.authenticate(parameters.secret)
+        found = self.registry.list_experiments(account.id, parameters.page, parameters.size)
+        return DocumentArray([describe_experiment(experiment) for experiment in found])
+
+    @requests(on='/delete_experiments')
+    def delete_experiments(
+        self, docs: DocumentArray, parameters: DeleteExperimentsParameters, **kwargs: Any
+    ) -> DocumentArray:
+        """Delete experiments with all their runs, and return what they were. Nothing, if a run is at work."""
+        account = self.registry.authenticate(parameters.secret)
+        deleted = self.registry.delete_experiments(account.id, parameters.names)
+        return DocumentArray([describe_experiment(experiment) for experiment in deleted])
 
     @requests(on='/logs')
     def logs(self, docs: DocumentArray, parameters: LogParameters, **kwargs: Any) -> DocumentArray:

@@ -10,9 +10,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from finetuner import callback, model
+from finetuner.client.experiments import (
+    create_experiment,
+    delete_experiment,
+    delete_experiments,
+    get_experiment,
+    list_experiments,
+)
 from finetuner.client.session import get_token, login
-from finetuner.client.training import fit, get_run, list_runs
+from finetuner.client.training import delete_run, delete_runs, fit, get_run, list_runs
 from finetuner.data import CSVOptions
+from finetuner.experiment import Experiment
 from finetuner.models import describe_models, list_model_options, list_models
 from finetuner.run import Run
 
@@ -36,19 +44,27 @@ __all__ = [
     'Content',
     'Document',
     'DocumentArray',
+    'Experiment',
     'Run',
     'build_model',
     'callback',
     'cos_sim',
+    'create_experiment',
     'create_run',
     'create_training_run',
+    'delete_experiment',
+    'delete_experiments',
+    'delete_run',
+    'delete_runs',
     'describe_models',
     'encode',
     'fit',
+    'get_experiment',
     'get_model',
     'get_run',
     'get_token',
     'list_callbacks',
+    'list_experiments',
     'list_model_options',
     'list_models',
     'list_runs',

@@ -243,6 +243,49 @@ def runs(
 
 
 @cli.command()
+def delete(
+    names: Annotated[list[str] | None, typer.Argument(metavar='NAME...', show_default=False)] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help='Of the runs; without names, the experiment itself.', show_default='default')
+    ] = None,
+    yes: Annotated[bool, typer.Option('--yes', '-y', help='Do not ask.')] = False,
+) -> None:
+    """Delete runs, or a whole experiment, with artifacts, logs and checkpoints."""
+    import finetuner
+
+    if not names and experiment is None:
+        raise ValueError('give the names of runs, or --experiment to delete with all its runs')
+    what = ', '.join(names) if names else f'the experiment {experiment} with all its runs'
+    if not yes:
+        typer.confirm(f'Delete {what} for good?', abort=True, err=True)
+    if names:
+        for name in names:
+            finetuner.delete_run(name, experiment)
+    else:
+        finetuner.delete_experiment(str(experiment))
+    console.print(f'Deleted {escape(what)}.')
+    _next('runs')
+
+
+@cli.command()
+def experiments(
+    page: Annotated[int, typer.Option(min=1)] = 1,
+    size: Annotated[int, typer.Option(min=1, max=100, help='Experiments on a page.')] = 50,
+) -> None:
+    """List experiments, newest first."""
+    import finetuner
+    from finetuner.console import experiments_table
+
+    found = finetuner.list_experiments(page, size)
+    if not found:
+        console.print('There are no experiments.' if page == 1 else f'There are no experiments on page {page}.')
+        _next('fit', 'train.csv', '--eval-data', 'test.csv')
+        return
+    console.print(experiments_table(found))
+    _next('runs', '--experiment', found[0].name)
+
+
+@cli.command()
 def status(name: RunName, experiment: Experiment = None) -> None:
     """Show how far a run is."""
     import finetuner

@@ -19,6 +19,7 @@ from finetuner.run import Run, describe_progress
 if TYPE_CHECKING:
     import numpy as np
 
+    from finetuner.experiment import Experiment
     from finetuner.models import Backbone
 
 console = Console()
@@ -154,6 +155,16 @@ def runs_table(runs: Sequence[Run]) -> Table:
             _short_time(run.created_at),
             '' if details == status else escape(textwrap.shorten(details, 80, placeholder=' …')),
         )
+    return table
+
+
+def experiments_table(experiments: Sequence[Experiment]) -> Table:
+    table = Table()
+    for name in ('Experiment', 'Runs', 'Created', 'Description'):
+        table.add_column(name, justify='right' if name == 'Runs' else 'left', overflow='fold')
+    for experiment in experiments:
+        created, runs = _short_time(experiment.created_at), f'{experiment.runs}'
+        table.add_row(escape(experiment.name), runs, created, escape(experiment.description))
     return table
 
 

@@ -1,6 +1,25 @@
 """What outlives a process: accounts, tokens, data sets, experiments, runs, artifacts, in SQL and an object store."""
 
-from registry.records import Account, ArtifactRecord, Dataset, DatasetSummary, RunRecord, Shard, Token
+from registry.records import (
+    Account,
+    ArtifactRecord,
+    Dataset,
+    DatasetSummary,
+    ExperimentRecord,
+    RunRecord,
+    Shard,
+    Token,
+)
 from registry.registry import Registry
 
-__all__ = ['Account', 'ArtifactRecord', 'Dataset', 'DatasetSummary', 'Registry', 'RunRecord', 'Shard', 'Token']
+__all__ = [
+    'Account',
+    'ArtifactRecord',
+    'Dataset',
+    'DatasetSummary',
+    'ExperimentRecord',
+    'Registry',
+    'RunRecord',
+    'Shard',
+    'Token',
+]

@@ -127,6 +127,7 @@ class ExperimentRow(Base):
 
     account_id: Mapped[str] = mapped_column(ForeignKey('accounts.id'))
     name: Mapped[str]
+    description: Mapped[str] = mapped_column(Text, default='')
 
 
 class RunRow(Base):

@@ -94,6 +94,20 @@ class Dataset(DatasetSummary):
 
 
 @dataclass(frozen=True, slots=True)
+class ExperimentRecord:
+    """A group of runs.
+
+    :param runs: how many there are.
+    """
+
+    id: str
+    name: str
+    description: str
+    created_at: datetime
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """A run as it stood when it was read. All times are in UTC.
 

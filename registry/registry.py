@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from datetime import datetime
@@ -11,17 +12,28 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from finetuner import settings
 from finetuner.excepts import ArtifactError, DataError, RegistryError
-from registry import accounts, artifacts, datasets, first_start, runs
+from registry import accounts, artifacts, datasets, experiments, first_start, runs
 from registry.database import Database
 from registry.datasets import restore, snapshot
 from registry.models import ArtifactRow, ShardRow
 from registry.names import check_id, check_name, new_id
 from registry.objects import ObjectStore, copy_hashed
 from registry.plain import plain
-from registry.records import STARTED, Account, ArtifactRecord, Dataset, DatasetSummary, RunRecord, Shard, Token
+from registry.records import (
+    STARTED,
+    Account,
+    ArtifactRecord,
+    Dataset,
+    DatasetSummary,
+    ExperimentRecord,
+    RunRecord,
+    Shard,
+    Token,
+)
 from registry.shards import write_shard
 from registry.staging import Staging, exclusive
 
@@ -245,12 +257,9 @@ class Registry:
 
         :raises RegistryError: there is no such experiment, or the page or size (1 to 1000) makes no sense.
         """
-        if page < 1 or not 1 <= size <= MAX_PAGE_SIZE:
-            raise RegistryError(
-                f'There is no page {page} of {size} runs: pages count from 1, a size is 1 to {MAX_PAGE_SIZE}'
-            )
+        page, size = check_page(page, size, 'runs')
         with self.database.read() as session:
-            return runs.list_runs(session, account_id, experiment_name, int(page), int(size))
+            return runs.list_runs(session, account_id, experiment_name, page, size)
 
     def unfinished_runs(self) -> list[RunRecord]:
         """All runs, of every account, that are CREATED or STARTED: the oldest first, without `examples`."""
@@ -309,6 +318,73 @@ class Registry:
         with self.database.write() as session:
             return runs.resume_run(session, run_id)
 
+    def delete_run(self, account_id: str, experiment_name: str, run_name: str) -> None:
+        """Delete a run with its artifact, its log and its checkpoints.
+
+        :raises RegistryError: the account has none of this name.
+        :raises RunInProgressError: it is at work.
+        """
+        run = self.get_run(account_id, experiment_name, run_name)
+        self._delete(lambda session: experiments.delete_runs(session, [runs.get_run_row(session, run.id)]))
+
+    def delete_runs(self, account_id: str, experiment_name: str | None = None) -> int:
+        """Delete all runs of an experiment, or of all experiments, which stay. Returns how many.
+
+        :raises RegistryError: there is no such experiment.
+        :raises RunInProgressError: one is at work; then none is deleted.
+        """
+        deleted = self._delete(
+            lambda session: experiments.delete_runs(session, runs.find_rows(session, account_id, experiment_name))
+        )
+        return len(deleted.runs)
+
+    # experiments
+
+    def create_experiment(self, account_id: str, name: str, description: str = '') -> ExperimentRecord:
+        """The experiment of this name, made if there is none.
+
+        :raises RegistryError: the name is malformed.
+        """
+        check_name('experiment', name)
+        with self.database.write() as session:
+            return experiments.create_experiment(session, account_id, name, description)
+
+    def get_experiment(self, account_id: str, name: str) -> ExperimentRecord:
+        """
+        :raises RegistryError: the account has none of this name.
+        """
+        with self.database.read() as session:
+            return experiments.get_experiment(session, account_id, name)
+
+    def list_experiments(self, account_id: str, page: int = 1, size: int = 50) -> list[ExperimentRecord]:
+        """One page of experiments, the newest first.
+
+        :raises RegistryError: the page or size (1 to 1000) makes no sense.
+        """
+        page, size = check_page(page, size, 'experiments')
+        with self.database.read() as session:
+            return experiments.list_experiments(session, account_id, page, size)
+
+    def delete_experiments(self, account_id: str, names: Sequence[str] | None = None) -> list[ExperimentRecord]:
+        """Delete experiments with all their runs, and return what they were; None is all of the account.
+
+        :raises RegistryError: there is none of a name.
+        :raises RunInProgressError: one of their runs is at work; then nothing is deleted.
+        """
+        deleted = self._delete(lambda session: experiments.delete_experiments(session, account_id, names))
+        return deleted.experiments
+
+    def _delete(self, change: Callable[[Session], experiments.Deleted]) -> experiments.Deleted:
+        """Commit a deletion, and then remove what it leaves in the object store and on this disk."""
+        with ExitStack() as stages, self.database.write() as session:
+            deleted = change(session)
+            # noted before the commit, removed after it: a stage ends with the objects that no row knows
+            for key in deleted.keys:
+                stages.enter_context(self._staging.stage(key))
+        for run_id in deleted.runs:
+            shutil.rmtree(self.home / 'runs' / check_id('run', run_id), ignore_errors=True)
+        return deleted
+
     def run_directory(self, run_id: str) -> Path:
         """The folder of a run on this machine, made if it is not there; it holds `log.txt`."""
         folder = self.home / 'runs' / check_id('run', run_id)
@@ -348,6 +424,17 @@ class Registry:
             return self.objects.read(artifact.key, int(offset), min(int(length), MAX_READ))
         except FileNotFoundError as error:
             raise ArtifactError(f'The file of the artifact {artifact.id} is missing in the object store') from error
+
+
+def check_page(page: float, size: float, what: str) -> tuple[int, int]:
+    """
+    :raises RegistryError: there is no such page.
+    """
+    if page < 1 or not 1 <= size <= MAX_PAGE_SIZE:
+        raise RegistryError(
+            f'There is no page {page} of {size} {what}: pages count from 1, a size is 1 to {MAX_PAGE_SIZE}'
+        )
+    return int(page), int(size)
 
 
 def _is_referenced(database: Database, key: str) -> bool:

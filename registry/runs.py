@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from finetuner.excepts import RegistryError
 from registry.database import find_or_insert
+from registry.experiments import find_row
 from registry.models import ArtifactRow, ExperimentRow, RunRow, now
 from registry.names import known
 from registry.plain import clean, plain
@@ -74,8 +75,7 @@ def get_run(session: Session, account_id: str, experiment_name: str, run_name: s
     row = session.scalar(query.where(RunRow.name == run_name))
     if row is not None:
         return _record(row)
-    if session.scalar(select(ExperimentRow.id).where(*owned)) is None:
-        raise _no_experiment(session, account_id, experiment_name)
+    find_row(session, account_id, experiment_name)
     names = session.scalars(select(RunRow.name).join(RunRow.experiment).where(*owned))
     raise RegistryError(
         f'There is no run {str(run_name)[:200]!r} in the experiment {experiment_name!r}: {known(str(run_name), names)}'
@@ -101,11 +101,21 @@ def list_runs(session: Session, account_id: str, experiment_name: str | None, pa
     owned = [ExperimentRow.account_id == account_id]
     if experiment_name is not None:
         owned.append(ExperimentRow.name == experiment_name)
-        if session.scalar(select(ExperimentRow.id).where(*owned)) is None:
-            raise _no_experiment(session, account_id, experiment_name)
+        find_row(session, account_id, experiment_name)
     query = select(RunRow).join(RunRow.experiment).where(*owned).order_by(RunRow.created_at.desc(), RunRow.id.desc())
     rows = session.scalars(query.offset((page - 1) * size).limit(size))
     return [_record(row, examples=False) for row in rows]
+
+
+def find_rows(session: Session, account_id: str, experiment_name: str | None) -> list[RunRow]:
+    """All runs of an experiment, or of the account.
+
+    :raises RegistryError: there is no such experiment.
+    """
+    query = select(RunRow).join(RunRow.experiment).where(ExperimentRow.account_id == account_id)
+    if experiment_name is not None:
+        query = query.where(RunRow.experiment_id == find_row(session, account_id, experiment_name).id)
+    return list(session.scalars(query))
 
 
 def unfinished_runs(session: Session) -> list[RunRecord]:
@@ -188,11 +198,6 @@ def _step(session: Session, run_id: str, statuses: list[str], **values: Any) -> 
     if stepped is None:
         get_run_row(session, run_id)
     return stepped is not None
-
-
-def _no_experiment(session: Session, account_id: str, name: str) -> RegistryError:
-    names = session.scalars(select(ExperimentRow.name).where(ExperimentRow.account_id == account_id))
-    return RegistryError(f'There is no experiment {str(name)[:200]!r}: {known(str(name), names)}')
 
 
 def _without(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -74,11 +74,7 @@ def scratch(directory: Path, accelerator: Accelerator) -> Iterator[None]:
         yield
         return
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with (directory.parent / '.lock').open('w') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the process ends, however it does
-        except BlockingIOError:
-            raise ValueError(f'another training is at work in {directory.parent}: give another directory') from None
+    with locked(directory.parent):
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
         accelerator.wait_for_everyone()
@@ -86,3 +82,20 @@ def scratch(directory: Path, accelerator: Accelerator) -> Iterator[None]:
             yield
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a folder until the end, which is that of the process at the latest.
+
+    :raises ValueError: another holds it.
+    """
+    folder = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f'another training is at work in {directory}: give another directory') from None
+        yield
+    finally:
+        os.close(folder)

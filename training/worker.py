@@ -11,10 +11,11 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetuner.excepts import RegistryError
 from registry import Registry, RunRecord
 from registry.records import FINISHED
 from training.interruption import Interruption
@@ -44,7 +45,8 @@ def main(run_id: str) -> int:
                 work(registry, registry.get_run_by_id(run_id), report, interruption)
         except Exception as error:
             logger.exception('Failed')
-            registry.fail_run(run_id, reason(error))
+            with suppress(RegistryError):  # the run was deleted
+                registry.fail_run(run_id, reason(error))
             return 1
     logger.info('Finished')
     return 0
@@ -107,11 +109,15 @@ class Heartbeat:
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
-                alive = self._registry.heartbeat(self._run_id, self._progress)
+                if self._registry.heartbeat(self._run_id, self._progress):
+                    continue
+                ended = self._registry.get_run_by_id(self._run_id).status != FINISHED
+            except RegistryError:  # the run was deleted
+                ended = True
             except Exception:  # a database that is away for a while is no reason to stop
                 logger.exception('The registry does not answer')
                 continue
-            if not alive and self._registry.get_run_by_id(self._run_id).status != FINISHED:
+            if ended:
                 logger.error('The run was ended from outside: stopping')
                 os.kill(os.getpid(), signal.SIGTERM)
                 return

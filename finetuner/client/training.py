@@ -163,6 +163,26 @@ def list_runs(experiment_name: str | None = None, page: int = 1, size: int = 50)
     return [Run(session, answer.tags) for answer in session.request_all('/runs', page=page, size=size, **chosen)]
 
 
+def delete_run(run_name: str, experiment_name: str | None = None) -> None:
+    """Delete a run with its artifact, its log and its checkpoints.
+
+    :raises RegistryError: there is no such run.
+    :raises RunInProgressError: it is at work: cancel it first.
+    """
+    key: dict[str, Any] = {'run_name': run_name, 'experiment_name': experiment_name or DEFAULT_EXPERIMENT}
+    current_session().request('/delete_run', **key)
+
+
+def delete_runs(experiment_name: str | None = None) -> None:
+    """Delete all runs of an experiment, or of all experiments, which stay.
+
+    :raises RegistryError: there is no such experiment.
+    :raises RunInProgressError: one is at work; then none is deleted.
+    """
+    chosen: dict[str, Any] = {} if experiment_name is None else {'experiment_name': experiment_name}
+    current_session().request('/delete_runs', **chosen)
+
+
 def _free_name(session: Session) -> str:
     """A random name that none of the latest runs has."""
     taken = {answer.tags['name'] for answer in session.request_all('/runs', page=1, size=100)}

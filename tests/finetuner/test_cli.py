@@ -63,6 +63,8 @@ def test_help_and_no_arguments_list_the_commands(finetuner):
         'login',
         'fit',
         'runs',
+        'experiments',
+        'delete',
         'status',
         'logs',
         'metrics',
@@ -226,6 +228,34 @@ def test_runs_are_a_table(training, finetuner):
     assert err == 'Next: finetuner status brisk-heron\n'
     training.endpoints['/runs'] = lambda *_: []
     assert finetuner('runs')[1] == 'There are no runs.\n'
+
+
+def test_experiments_are_a_table(training, finetuner):
+    record = {'name': 'support', 'status': 'ACTIVE', 'description': 'Mail', 'created_at': '2026-01-01', 'runs': 3.0}
+    training.endpoints['/experiments'] = lambda *_: [Document(tags=record)]
+    code, out, err = finetuner('experiments')
+    assert code == 0 and re.search(r'support\W+3\W+2026-01-01.*Mail', out)
+    assert err == 'Next: finetuner runs --experiment support\n'
+    training.endpoints['/experiments'] = lambda *_: []
+    assert finetuner('experiments')[1] == 'There are no experiments.\n'
+
+
+def test_what_is_deleted_is_asked_about(training, finetuner, monkeypatch):
+    deleted = []
+    training.endpoints['/delete_run'] = lambda parameters, _: deleted.append(parameters['run_name']) or {'name': 'x'}
+    training.endpoints['/delete_experiments'] = lambda parameters, _: (
+        deleted.append(parameters['names']) or [Document(tags={'name': 'support', 'runs': 1})]
+    )
+    give_stdin(monkeypatch, 'n\n')
+    code, _, err = finetuner('delete', 'one', 'two')
+    assert code == 1 and 'Delete one, two for good?' in err and deleted == []
+    give_stdin(monkeypatch, 'y\n')
+    code, out, _ = finetuner('delete', 'one', 'two')
+    assert code == 0 and out.strip() == 'Deleted one, two.' and deleted == ['one', 'two']
+    code, out, _ = finetuner('delete', '--experiment', 'support', '--yes')
+    assert code == 0 and out == 'Deleted the experiment support with all its runs.\n' and deleted[2] == ['support']
+    code, _, err = finetuner('delete')
+    assert code == 1 and err.startswith('Give the names of runs, or --experiment')
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,14 @@ from finetuner.client.encoding import encode_remotely
 from finetuner.data import read_csv
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import (
+    ArtifactError,
     AuthenticationError,
     DataError,
     FinetunerServerError,
     ParameterError,
     RegistryError,
     RunFailedError,
+    RunInProgressError,
 )
 
 FRUITS = ('apple', 'fig', 'pear', 'plum')
@@ -262,3 +264,43 @@ def test_nobody_there_is_said_in_one_sentence(service):
     assert os.environ.get('FINETUNER_TOKEN') is None
     with pytest.raises(FinetunerServerError):
         session.Session('grpc://localhost:1', 'x').request('/whoami')
+
+
+def test_experiments_are_made_listed_and_deleted(client, tiny_model, files, tmp_path):
+    made = client.create_experiment('support', 'Questions of customers')
+    assert (made.name, made.status, made.description, made.runs) == ('support', 'ACTIVE', 'Questions of customers', 0)
+    run = made.create_training_run(
+        str(tiny_model), files / 'train.csv', run_name='first', epochs=1, batch_size=8, device='cpu'
+    ).wait()
+    path, artifact = run.save_artifact(str(tmp_path)), run.artifact_id
+    again = client.create_experiment('support')
+    assert (again.description, again.runs, [found.name for found in again.list_runs()]) == (
+        'Questions of customers',
+        1,
+        ['first'],
+    )
+    assert 'support' in [found.name for found in client.list_experiments()]
+    assert again.get_run('first').artifact_id == artifact
+
+    again.delete_run('first')
+    with pytest.raises(RegistryError, match="There is no run 'first' in the experiment 'support'"):
+        again.get_run('first')
+    with pytest.raises(ArtifactError, match='There is no artifact'):
+        run.save_artifact(str(tmp_path / 'again'))
+    assert finetuner.get_model(path).dim == 32, "what was downloaded is the user's"
+    assert client.delete_experiment('support').runs == 0
+    with pytest.raises(RegistryError, match="There is no experiment 'support'"):
+        client.get_experiment('support')
+
+
+def test_a_run_at_work_is_cancelled_before_it_is_deleted(client, service, tiny_model, files):
+    given = {'model': str(tiny_model), 'train_data': files / 'train.csv', 'batch_size': 8, 'device': 'cpu'}
+    run = client.fit(run_name='long', epochs=10_000, **given)
+    worker = service.worker_of('long')
+    with pytest.raises(RunInProgressError, match="'long' of the experiment 'default' is at work: cancel it first"):
+        client.delete_run('long')
+    assert run.cancel()['status'] == 'CANCELLED'
+    client.delete_run('long')  # at once: the worker is yet to notice
+    worker.wait(30)
+    client.fit(run_name='later', epochs=1, **given).wait()  # those who look after runs are not confused
+    client.delete_run('later')

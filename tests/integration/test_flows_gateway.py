@@ -30,6 +30,12 @@ GUARDED = {
     '/examples': RUN,
     '/artifact': {'artifact_id': 'a' * 24},
     '/whoami': {},
+    '/create_experiment': {'name': 'x'},
+    '/experiment': {'name': 'no-such-experiment'},
+    '/experiments': {},
+    '/delete_run': RUN,
+    '/delete_runs': {},
+    '/delete_experiments': {},
 }
 ALL = ', '.join(sorted([*GUARDED, '/encode', '/logstream']))
 

@@ -185,23 +185,23 @@ def mined_pairs(kind: str, embeddings: Tensor, of: Tensor) -> tuple[Tensor, ...]
 
 
 @pytest.mark.parametrize('kind', [*MINED, 'some', 'few', 'twice', 'no negatives', 'one of each'])
-@pytest.mark.parametrize(('name', 'options'), CASES)
+@pytest.mark.parametrize(('name', 'options'), [case for case in CASES if case[0] != 'PNPLoss'])  # it takes no miner
 @pytest.mark.filterwarnings('ignore:Using a non-tuple sequence')
 def test_mined_pairs_give_the_librarys_value_and_gradient(name, options, kind):
-    if name == 'PNPLoss':
-        pytest.skip('it takes no miner')
     of, embeddings = labels('uneven'), normal(40, 16, dtype=torch.float64)
     mined = mined_pairs(kind, embeddings, of)
     ours, library = (outcome(cls, options, embeddings, of, mined) for cls in (FORMS[name], getattr(losses, name)))
     assert_equal(ours, library, max(TOLERANCE[torch.float64], COARSE.get(name, 0)))
 
 
-@pytest.mark.parametrize('name', [name for name in FORMS if name not in ('PNPLoss', 'SmoothAPLoss')])
+# ThresholdConsistentMarginLoss stays with the library there, whose own form has B × B × D
+OTHERS = ('PNPLoss', 'SmoothAPLoss', 'ThresholdConsistentMarginLoss')
+
+
+@pytest.mark.parametrize('name', [name for name in FORMS if name not in OTHERS])
 def test_memory_with_mined_pairs_grows_with_pairs_alone(name, monkeypatch):
     embeddings, of = normal(160, 8).requires_grad_(), torch.arange(160) // 16
     mined, largest = mined_pairs('some', embeddings, of), 0
-    if name in ('ThresholdConsistentMarginLoss',):
-        pytest.skip('it stays with the library, whose own form has B × B × D')
 
     class Note(TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -237,8 +237,6 @@ def test_signal_to_noise_distance_is_the_librarys():
 @pytest.mark.parametrize('name', FORMS)
 def test_memory_grows_with_pairs_alone(name):
     """Nothing of B² × B or P × N elements is made: the largest tensor that is kept for the gradient."""
-    if name in ('CircleLoss', 'GeneralizedLiftedStructureLoss', 'MultiSimilarityLoss', 'SupConLoss', 'ContrastiveLoss'):
-        pytest.skip('nor does the library')
     size, largest = 160, 0
     embeddings, of = normal(size, 8).requires_grad_(), torch.arange(size) // 16
 
@@ -251,4 +249,4 @@ def test_memory_grows_with_pairs_alone(name):
         patch.setattr(pairs, 'CHUNK', size * size)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             FORMS[name]()(embeddings, of).backward()
-    assert largest <= size * size
+    assert largest <= size * (size + 1)  # one column more in the library's sums

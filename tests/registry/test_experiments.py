@@ -1,0 +1,127 @@
+import pytest
+
+from finetuner.excepts import ArtifactError, RegistryError, RunInProgressError
+
+
+@pytest.fixture
+def finished_run(registry, account, artifact_path):
+    """Makes a run that has finished, with an artifact, a log and a directory."""
+
+    def make(experiment='default', name='run'):
+        run, _ = registry.create_run(account, experiment, name, {})
+        registry.start_run(run.id, 'host:1')
+        (registry.run_directory(run.id) / 'log.txt').write_text('a line')
+        registry.finish_run(run.id, artifact_path, {}, {})
+        return registry.get_run_by_id(run.id)
+
+    return make
+
+
+def test_an_experiment_is_made_once(registry, account):
+    made = registry.create_experiment(account, 'support', 'Questions of customers')
+    assert (made.name, made.description, made.runs) == ('support', 'Questions of customers', 0)
+    assert registry.create_experiment(account, 'support', 'another') == made
+    assert registry.get_experiment(account, 'support') == made
+    with pytest.raises(RegistryError, match='is not a valid experiment name'):
+        registry.create_experiment(account, '../support')
+
+
+def test_experiments_are_listed_page_by_page(registry, account):
+    for name in 'abcde':
+        registry.create_experiment(account, name)
+    registry.create_run(account, 'e', 'run', {})
+    pages = [registry.list_experiments(account, page, 2) for page in (1, 2, 3, 4)]
+    assert [[found.name for found in page] for page in pages] == [['e', 'd'], ['c', 'b'], ['a'], []]
+    assert [found.runs for found in pages[0]] == [1, 0]
+    with pytest.raises(RegistryError, match='There is no page 0 of 50 experiments'):
+        registry.list_experiments(account, 0)
+
+
+def test_another_account_sees_and_deletes_nothing(registry, account, finished_run):
+    run = finished_run('support')
+    other = registry.create_account('other').id
+    assert registry.list_experiments(other) == []
+    for call in (
+        lambda: registry.get_experiment(other, 'support'),
+        lambda: registry.delete_experiments(other, ['support']),
+        lambda: registry.delete_runs(other, 'support'),
+        lambda: registry.delete_run(other, 'support', 'run'),
+    ):
+        with pytest.raises(RegistryError, match="There is no experiment 'support'"):
+            call()
+    assert registry.delete_experiments(other) == [] and registry.delete_runs(other) == 0
+    assert registry.get_run_by_id(run.id) == run
+
+
+def test_deleting_a_run_leaves_nothing_of_it(registry, account, finished_run, stored_files):
+    kept, run = finished_run(name='kept'), finished_run(name='gone')
+    directory = registry.run_directory(run.id)
+    assert len(stored_files()) == 2
+    registry.delete_run(account, 'default', 'gone')
+    assert [found.name for found in registry.list_runs(account)] == ['kept']
+    with pytest.raises(ArtifactError, match='There is no artifact'):
+        registry.get_artifact(account, run.artifact_id)
+    assert len(stored_files()) == 1 and not directory.exists()
+    assert registry.artifact_file(registry.get_artifact(account, kept.artifact_id)).is_file()
+    with pytest.raises(RegistryError, match="There is no run 'gone'"):
+        registry.delete_run(account, 'default', 'gone')
+
+
+def test_the_name_of_a_deleted_run_is_free(registry, account, finished_run):
+    first = finished_run()
+    registry.delete_run(account, 'default', 'run')
+    second, is_new = registry.create_run(account, 'default', 'run', {'epochs': 2})
+    assert is_new and second.artifact_id != first.artifact_id
+
+
+def test_a_run_at_work_is_not_deleted_and_one_that_waits_is(registry, account, finished_run, stored_files):
+    finished_run('support', 'done')
+    working, _ = registry.create_run(account, 'support', 'working', {})
+    registry.start_run(working.id, 'host:1')
+    for call in (
+        lambda: registry.delete_run(account, 'support', 'working'),
+        lambda: registry.delete_runs(account, 'support'),
+        lambda: registry.delete_runs(account),
+        lambda: registry.delete_experiments(account),
+    ):
+        with pytest.raises(RunInProgressError, match="'working' of the experiment 'support' is at work: cancel it"):
+            call()
+    assert registry.get_experiment(account, 'support').runs == 2 and len(stored_files()) == 1, 'all or nothing'
+    waiting, _ = registry.create_run(account, 'support', 'waiting', {})
+    registry.delete_run(account, 'support', 'waiting')
+    with pytest.raises(RegistryError):
+        registry.start_run(waiting.id, 'host:2')
+
+
+def test_runs_of_one_experiment_or_of_all_are_deleted(registry, account, finished_run, stored_files):
+    for experiment in ('a', 'b', 'c'):
+        for name in ('one', 'two'):
+            finished_run(experiment, name)
+    assert registry.delete_runs(account, 'a') == 2
+    assert registry.get_experiment(account, 'a').runs == 0 and registry.get_experiment(account, 'b').runs == 2
+    assert [found.name for found in registry.delete_experiments(account, ['b'])] == ['b']
+    assert [found.name for found in registry.list_experiments(account)] == ['c', 'a']
+    assert registry.delete_runs(account) == 2 and stored_files() == []
+    assert {found.name for found in registry.delete_experiments(account)} == {'a', 'c'}
+    assert registry.list_experiments(account) == []
+
+
+def test_what_a_crash_left_of_a_deletion_goes_at_the_next_start(registry, account, finished_run, stored_files, script):
+    """Killed between the commit and the removal of the file."""
+    finished_run()
+    process = script(
+        """
+        from registry import Registry
+        from registry.objects import ObjectStore
+        ObjectStore.delete = lambda self, key: os._exit(9)
+        registry = Registry.open()
+        registry.delete_run(registry.get_account().id, 'default', 'run')
+        """
+    )
+    process.join(60)
+    assert process.exitcode == 9 and registry.list_runs(account) == []
+    assert any(name.endswith('.zip') for name in stored_files())
+    from registry import Registry
+
+    Registry.open().close()
+    assert not any(name.endswith('.zip') for name in stored_files())
