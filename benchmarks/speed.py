@@ -381,11 +381,12 @@ def main(
             for row, figure in figures.items():
                 rows.setdefault(row, []).append(figure)
     title = f'{model}, batches of {batch_size}, {precision} on {device}'
-    table = Table('', title=title, title_justify='left')
+    table = Table('')
     for name in chosen:
         table.add_column(name, justify='right')
     for row, found in rows.items():
         table.add_row(row, *found, end_section=row in ('goal', 'MFU, theirs', 'peak MiB, theirs'))
+    console.print(title)
     console.print(table)
 
 

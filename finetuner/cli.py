@@ -116,7 +116,7 @@ def fit(
         str | None,
         typer.Option(
             metavar='[all|N]',
-            help='Train only what is beyond the backbone, or beyond its first N groups of layers.',
+            help='Train only what is beyond the backbone (with --output-dim), or beyond its first N groups of layers.',
             show_default=False,
         ),
     ] = None,
@@ -135,7 +135,9 @@ def fit(
         str | None,
         typer.Option(help='A JSON object of further arguments of finetuner.fit.', show_default=False),
     ] = None,
-    name: Annotated[str | None, typer.Option(help='Of the run.', show_default='two random words')] = None,
+    name: Annotated[
+        str | None, typer.Option('--name', '--run-name', help='Of the run.', show_default='two random words')
+    ] = None,
     experiment: Experiment = None,
     follow: Annotated[bool, typer.Option('--follow/--detach', help='Wait for the run, or return at once.')] = True,
 ) -> None:
@@ -256,6 +258,8 @@ def delete(
     if not names and experiment is None:
         raise ValueError('give the names of runs, or --experiment to delete with all its runs')
     what = ', '.join(names) if names else f'the experiment {experiment} with all its runs'
+    if not names:
+        what += f' ({finetuner.get_experiment(str(experiment)).runs})'
     if not yes:
         typer.confirm(f'Delete {what} for good?', abort=True, err=True)
     if names:
@@ -293,6 +297,8 @@ def status(name: RunName, experiment: Experiment = None) -> None:
 
     run = finetuner.get_run(name, experiment)
     console.print(runs_table([run]))
+    if run.record['status'] in ('FAILED', 'CANCELLED'):
+        console.print(escape(run.record.get('details') or ''), soft_wrap=True, highlight=False)
     after = {'FINISHED': 'metrics', 'FAILED': 'logs', 'CANCELLED': 'resume'}.get(run.status()['status'])
     _next(after or 'logs', name, *_experiment(experiment), *([] if after else ['--follow']))
 
@@ -324,7 +330,7 @@ def metrics(name: RunName, experiment: Experiment = None) -> None:
 
     run = finetuner.get_run(name, experiment)
     run.display_metrics()
-    _next('examples', name, *_experiment(experiment))
+    _next('examples' if run.metrics().get('after') else 'pull', name, *_experiment(experiment))
 
 
 @cli.command()

@@ -179,7 +179,9 @@ def models_table(backbones: Sequence[Backbone], task: str | None = None) -> Tabl
     caption = 'Any hub id, model directory, timm/<name> and <architecture>::<pretrained> of open_clip will do, too.'
     table = Table(title=title, title_justify='left', caption=caption, caption_justify='left')
     for name in get_header():
-        table.add_column(name, justify='right' if name == 'output_dim' else 'left', overflow='fold')
+        table.add_column(
+            name, justify='right' if name == 'output_dim' else 'left', overflow='fold', no_wrap=name == 'name'
+        )
     for backbone in backbones:
         table.add_row(*map(escape, get_row(backbone)))
     return table

@@ -42,6 +42,7 @@ class Backbone:
     :param library: what opens it.
     :param source: the name by which the library knows it: a hub id, or one of its own names.
     :param listed: whether the tables show it.
+    :param has_head: whether it brings dense layers behind the pooling.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Backbone:
     library: Library
     source: str
     listed: bool = True
+    has_head: bool = False
 
     @property
     def options(self) -> tuple[Option, ...]:
@@ -108,8 +110,11 @@ def _jina(size: str, dim: int, parameters: str) -> Backbone:
     )
 
 
-def _text(name: str, source: str, dim: int, description: str, *aliases: str) -> Backbone:
-    return Backbone(name, (*aliases, source), 'text-to-text', dim, 'transformer', description, 'transformers', source)
+def _text(name: str, source: str, dim: int, description: str, *aliases: str, has_head: bool = False) -> Backbone:
+    names = (*aliases, source)
+    return Backbone(
+        name, names, 'text-to-text', dim, 'transformer', description, 'transformers', source, has_head=has_head
+    )
 
 
 def _image(name: str, source: str, dim: int, title: str, listed: bool = True) -> Backbone:
@@ -184,6 +189,7 @@ BACKBONES: tuple[Backbone, ...] = (
         512,
         'Multilingual Universal Sentence Encoder, distilled',
         'distiluse-base-multilingual-cased-v2',
+        has_head=True,
     ),
     _text(
         'sbert-base-en',

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from finetuner import settings
 from finetuner.client.channel import open_channel
-from finetuner.console import console
+from finetuner.console import console, progress_console
 from finetuner.inference.remote import without_secrets
 
 PATIENCE = 30.0  # seconds that the service may take to end before it is killed
@@ -74,6 +74,7 @@ def _run(command: list[str], environment: dict[str, str], announce: Callable[[su
                 return 0 if signals else code
             except subprocess.TimeoutExpired:
                 if signals and asked is None:
+                    progress_console.print('Stopping. Runs at work become FAILED: finetuner resume NAME goes on.')
                     child.terminate()
                     asked = time.monotonic()
                 if asked is not None and (len(signals) > 1 or time.monotonic() - asked > PATIENCE):

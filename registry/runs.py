@@ -76,6 +76,12 @@ def get_run(session: Session, account_id: str, experiment_name: str, run_name: s
     if row is not None:
         return _record(row)
     find_row(session, account_id, experiment_name)
+    owner = select(ExperimentRow.name).join(RunRow, RunRow.experiment_id == ExperimentRow.id)
+    elsewhere = session.scalars(owner.where(ExperimentRow.account_id == account_id, RunRow.name == run_name)).all()
+    if elsewhere:
+        raise RegistryError(
+            f'There is no run {run_name!r} in the experiment {experiment_name!r}: it is in {" and ".join(elsewhere)}'
+        )
     names = session.scalars(select(RunRow.name).join(RunRow.experiment).where(*owned))
     raise RegistryError(
         f'There is no run {str(run_name)[:200]!r} in the experiment {experiment_name!r}: {known(str(run_name), names)}'

@@ -50,7 +50,7 @@ def fit(
         str | None,
         typer.Option(
             metavar='[all|N]',
-            help='Train only what is beyond the backbone, or beyond its first N groups of layers.',
+            help='Train only what is beyond the backbone (with --output-dim), or beyond its first N groups of layers.',
             show_default=False,
         ),
     ] = None,

@@ -162,6 +162,12 @@ class FitConfig(BaseModel):
         check_scheduler(self.scheduler, self.scheduler_options)
         has_val_loss = bool(self.val_split or self.eval_data)
         check_callbacks(self.callbacks or [], has_val_loss=has_val_loss, has_metrics=bool(self.evaluations))
+        whole = backbone is not None and not backbone.has_head and self.model_artifact is None
+        if self.freeze is True and whole and self.output_dim is None and not learned and not self.lora:
+            raise ValueError(
+                f'freeze leaves nothing to train of {self.model}: give output_dim for a head, or a number of layer '
+                'groups to freeze'
+            )
         if self.lora and self.freeze is True:
             raise ValueError('lora trains adapters in the backbone, and freeze=True freezes it: give one of them')
         return self

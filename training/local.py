@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,11 +13,15 @@ from finetuner.excepts import DataError, ParameterError
 from finetuner.models import task_of
 from registry.shards import DatasetReader, write_shard
 from training.callbacks.options import describe_callback
+from training.callbacks.training_checkpoint import TrainingCheckpoint
+from training.checkpoint import find_checkpoint
 from training.config import FitConfig
 from training.interruption import Interruption
 from training.losses import unknown_name
 from training.pipeline import FitResult, has_checkpoints, run_fit
 from training.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 
 def fit(
@@ -77,6 +82,8 @@ def fit(
     config = FitConfig.from_arguments(model=model, callbacks=described or None, **names, **arguments)
     if resume and not has_checkpoints(config):
         raise ParameterError('resume goes on from what the callback TrainingCheckpoint keeps: give it, too')
+    if resume and find_checkpoint(Path(directory) / TrainingCheckpoint.FOLDER) is None:
+        logger.warning('There is no checkpoint in %s: the training begins at its beginning', directory)
     artifact = None
     if config.model_artifact is not None:
         artifact = Path(config.model_artifact).expanduser()

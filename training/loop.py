@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,8 @@ from training.progress import Progress
 from training.samplers import Sampler
 from training.state import TrainingState
 from training.step import Step
+
+logger = logging.getLogger(__name__)
 
 
 def set_up_optimizers(state: TrainingState, sampler: Sampler, accelerator: Accelerator) -> None:
@@ -121,6 +124,15 @@ def train(
             notify(callbacks, 'on_epoch_end', state)
             state.history.append({'epoch': float(epoch), **state.metrics})
             state.stop = agreed(state.stop, accelerator)
+        if state.stop:
+            logger.info(
+                'Stopped in epoch %d of %d, after %d of its %d batches: %s',
+                state.epoch,
+                config.epochs,
+                state.step,
+                len(sampler),
+                state.stop_reason or 'a callback asked for it',
+            )
         notify(callbacks, 'on_fit_end', state)
     return seen
 

@@ -267,3 +267,10 @@ def test_a_run_has_a_folder(registry, account):
     assert folder.is_dir() and folder == registry.home / 'runs' / run.id
     with pytest.raises(RegistryError, match='is not the id of a run'):
         registry.run_directory('../../elsewhere')
+
+
+def test_a_run_of_another_experiment_is_said_to_be_there(registry, account):
+    registry.create_run(account, 'default', 'other', {})
+    registry.create_run(account, 'support', 'run', {})
+    with pytest.raises(RegistryError, match="no run 'run' in the experiment 'default': it is in support"):
+        registry.get_run(account, 'default', 'run')

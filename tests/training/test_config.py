@@ -128,3 +128,24 @@ def test_all_data_sets_are_named_once():
 def test_val_split_is_ignored_where_there_are_eval_data(caplog):
     config = FitConfig.from_arguments(model='m', train_data='t', val_split=0.2, eval_data='held-out')
     assert config.val_split == 0 and 'val_split is ignored' in caplog.text
+
+
+@pytest.mark.parametrize('model', ['all-minilm-l6-v2', 'resnet-base', 'pointnet-base'])
+def test_a_freeze_that_leaves_nothing_is_refused_at_the_door(model):
+    with pytest.raises(ParameterError, match=f'freeze leaves nothing to train of {model}: give output_dim'):
+        FitConfig.from_arguments(model=model, train_data='t', freeze=True)
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {'output_dim': 8},
+        {'loss': 'ArcFaceLoss'},
+        {'freeze': 3},
+        {'model_artifact': 'a'},  # it may have a head
+        {'model': 'distiluse-base-multi'},  # it has one
+        {'model': 'some/hub-id'},
+    ],
+)
+def test_a_freeze_that_may_leave_something_passes(arguments):
+    FitConfig.from_arguments(**{'model': 'all-minilm-l6-v2', 'train_data': 't', 'freeze': True, **arguments})

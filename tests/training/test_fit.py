@@ -243,3 +243,11 @@ def test_a_run_does_not_go_on_with_other_evaluation_data(word_model, train_csv, 
     held_out.write_text('\n'.join(test_csv.read_text().splitlines()[:-1]) + '\n')
     with pytest.raises(ValueError, match='is of another training: evaluation data was'):
         fit(Stop(), resume=True)
+
+
+def test_why_a_training_ended_early_is_in_the_log(word_model, train_csv, tmp_path, caplog):
+    caplog.set_level('INFO', 'training')
+    options = {'directory': tmp_path / 'run', 'device': 'cpu', 'batch_size': 24, 'time_limit': 1e-6}
+    training.fit(str(word_model), train_csv, callbacks=[TrainingCheckpoint()], resume=True, **options)
+    assert 'There is no checkpoint in' in caplog.text
+    assert 'Stopped in epoch 1 of 5, after 1 of its 5 batches: time_limit: 1e-06 seconds have passed' in caplog.text
