@@ -243,6 +243,7 @@ def test_experiments_are_a_table(training, finetuner):
 def test_what_is_deleted_is_asked_about(training, finetuner, monkeypatch):
     deleted = []
     training.endpoints['/delete_run'] = lambda parameters, _: deleted.append(parameters['run_name']) or {'name': 'x'}
+    training.endpoints['/experiment'] = lambda *_: {'name': 'support', 'runs': 3}
     training.endpoints['/delete_experiments'] = lambda parameters, _: (
         deleted.append(parameters['names']) or [Document(tags={'name': 'support', 'runs': 1})]
     )
@@ -253,7 +254,7 @@ def test_what_is_deleted_is_asked_about(training, finetuner, monkeypatch):
     code, out, _ = finetuner('delete', 'one', 'two')
     assert code == 0 and out.strip() == 'Deleted one, two.' and deleted == ['one', 'two']
     code, out, _ = finetuner('delete', '--experiment', 'support', '--yes')
-    assert code == 0 and out == 'Deleted the experiment support with all its runs.\n' and deleted[2] == ['support']
+    assert code == 0 and out == 'Deleted the experiment support with all its runs (3).\n' and deleted[2] == ['support']
     code, _, err = finetuner('delete')
     assert code == 1 and err.startswith('Give the names of runs, or --experiment')
 
