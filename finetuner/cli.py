@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from rich.markup import escape
 
-from finetuner.command_line import complete_freeze, json_object, parse_freeze
+from finetuner.command_line import JSON, Freeze, complete_freeze, json_object, parse_freeze
 from finetuner.console import console, progress_console, show_log
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 RunName = Annotated[str, typer.Argument(metavar='NAME', help='The name of the run.')]
-JSON = Annotated[str | None, typer.Option(help='A JSON object.', show_default=False)]
 Experiment = Annotated[str | None, typer.Option(help='The experiment of the run.', show_default='default')]
 
 
@@ -112,14 +111,7 @@ def fit(
     loss_options: JSON = None,
     miner: Annotated[str | None, typer.Option(help='A miner of pytorch-metric-learning.')] = None,
     miner_options: JSON = None,
-    freeze: Annotated[
-        str | None,
-        typer.Option(
-            metavar='[all|N]',
-            help='Train only what is beyond the backbone (with --output-dim), or beyond its first N groups of layers.',
-            show_default=False,
-        ),
-    ] = None,
+    freeze: Freeze = None,
     output_dim: Annotated[int | None, typer.Option(help='Add a projection head.', show_default=False)] = None,
     model_artifact: Annotated[
         str | None, typer.Option(help='The id of an artifact to go on from.', show_default=False)

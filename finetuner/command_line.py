@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any
+
+import typer
+
+JSON = Annotated[str | None, typer.Option(help='A JSON object.', show_default=False)]
+Freeze = Annotated[
+    str | None,
+    typer.Option(
+        metavar='[all|N]',
+        help='Train only what is beyond the backbone (with --output-dim), or beyond its first N groups of layers.',
+        show_default=False,
+    ),
+]
 
 
 def complete_freeze(arguments: list[str]) -> list[str]:

@@ -16,14 +16,13 @@ from rich.markup import escape
 from rich.progress import MofNCompleteColumn, TextColumn
 from rich.table import Table
 
-from finetuner.command_line import complete_freeze, json_object, parse_freeze
+from finetuner.command_line import JSON, Freeze, complete_freeze, json_object, parse_freeze
 from finetuner.console import console, examples_table, make_progress, metrics_table, progress_console, show_log
 
 if TYPE_CHECKING:
     import training.progress
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-JSON = Annotated[str | None, typer.Option(help='A JSON object.', show_default=False)]
 
 
 @cli.callback()
@@ -46,14 +45,7 @@ def fit(
     miner: Annotated[str | None, typer.Option(help='A miner of pytorch-metric-learning.', show_default=False)] = None,
     miner_options: JSON = None,
     num_items_per_class: Annotated[int, typer.Option(help='Of a batch.')] = 4,
-    freeze: Annotated[
-        str | None,
-        typer.Option(
-            metavar='[all|N]',
-            help='Train only what is beyond the backbone (with --output-dim), or beyond its first N groups of layers.',
-            show_default=False,
-        ),
-    ] = None,
+    freeze: Freeze = None,
     output_dim: Annotated[int | None, typer.Option(help='Add a projection head.', show_default=False)] = None,
     time_limit: Annotated[float | None, typer.Option(help='Seconds of training.', show_default=False)] = None,
     resume: Annotated[bool, typer.Option('--resume', help='Go on from the last checkpoint in the directory.')] = False,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from training import backbone
-from training.backbone import for_export
+from training.backbone import for_export, load_for_training
+from training.config import FitConfig
 from training.losses import make_objective
 from training.pipeline import from_model
 from training.task import Task
@@ -34,3 +35,12 @@ def test_options_that_are_given_are_kept():
     options = {'loss': 'SigLIPLoss', 'loss_options': {'bias': 1.0}}
     assert from_model('MatryoshkaLoss', options, VALUES)['loss_options'] == {'scale': 5.0, 'bias': 1.0}
     assert from_model('CLIPLoss', {}, VALUES) == {}
+
+
+@pytest.mark.parametrize('compile', [True, False])
+def test_encoders_are_compiled_where_that_is_asked_for(word_model, compile):
+    config = FitConfig.from_arguments(model=str(word_model), train_data='t', device='cpu', compile=compile)
+    encoders = load_for_training(config)
+    assert (encoders['model']._compiled_call_impl is not None) == compile
+    task = Task(encoders, make_objective('NTXentLoss', **SIZES))
+    assert for_export(task)['model']._compiled_call_impl is None, 'an export is of the model itself'
