@@ -249,9 +249,10 @@ def delete(
 
     if not names and experiment is None:
         raise ValueError('give the names of runs, or --experiment to delete with all its runs')
-    what = ', '.join(names) if names else f'the experiment {experiment} with all its runs'
-    if not names:
-        what += f' ({finetuner.get_experiment(str(experiment)).runs})'
+    if names:
+        what = ', '.join(names)
+    else:
+        what = f'the experiment {experiment} with all its runs ({finetuner.get_experiment(str(experiment)).runs})'
     if not yes:
         typer.confirm(f'Delete {what} for good?', abort=True, err=True)
     if names:

@@ -32,11 +32,7 @@ class Deleted:
 
 def create_experiment(session: Session, account_id: str, name: str, description: str) -> ExperimentRecord:
     """The experiment of this name, made if there is none. One that is there keeps its description."""
-    row, _ = find_or_insert(
-        session,
-        select(ExperimentRow).where(ExperimentRow.account_id == account_id, ExperimentRow.name == name),
-        lambda: ExperimentRow(account_id=account_id, name=name, description=clean(description)),
-    )
+    row = find_or_make_row(session, account_id, name, description)
     return _record(row, _count(session, row))
 
 
@@ -92,6 +88,16 @@ def delete_runs(session: Session, rows: list[RunRow]) -> Deleted:
     session.execute(delete(ArtifactRow).where(ArtifactRow.run_id.in_(ids)))
     session.execute(delete(RunRow).where(RunRow.id.in_(ids)))
     return Deleted(runs=ids, keys=keys)
+
+
+def find_or_make_row(session: Session, account_id: str, name: str, description: str = '') -> ExperimentRow:
+    """The row of this name, inserted if there is none, also if others do so at once."""
+    row, _ = find_or_insert(
+        session,
+        select(ExperimentRow).where(ExperimentRow.account_id == account_id, ExperimentRow.name == name),
+        lambda: ExperimentRow(account_id=account_id, name=name, description=clean(description)),
+    )
+    return row
 
 
 def find_row(session: Session, account_id: str, name: str) -> ExperimentRow:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from finetuner.excepts import RegistryError
 from registry.database import find_or_insert
-from registry.experiments import find_row
+from registry.experiments import find_or_make_row, find_row
 from registry.models import ArtifactRow, ExperimentRow, RunRow, now
 from registry.names import known
 from registry.plain import clean, plain
@@ -33,11 +33,7 @@ def create_run(
 
     :raises RegistryError: it is there with another configuration, or its data sets have changed since.
     """
-    experiment, _ = find_or_insert(
-        session,
-        select(ExperimentRow).where(ExperimentRow.account_id == account_id, ExperimentRow.name == experiment_name),
-        lambda: ExperimentRow(account_id=account_id, name=experiment_name),
-    )
+    experiment = find_or_make_row(session, account_id, experiment_name)
     config = plain(config, 'config')
     row, is_new = find_or_insert(
         session,
