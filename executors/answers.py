@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from finetuner.documents import Document, DocumentArray
-from registry import ExperimentRecord, RunRecord
+from registry import ExperimentRecord, Page, RunRecord
+
+Item = TypeVar('Item')
 
 INT32 = range(-(2**31), 2**31)
 
@@ -15,9 +18,15 @@ def answer(text: str | None = None, blob: bytes | None = None, **tags: Any) -> D
     return DocumentArray([Document(text=text, blob=blob, tags=_wire(tags))])
 
 
-def describe_run(run: RunRecord) -> Document:
-    """A document whose tags tell all about a run but its results."""
-    tags = {
+def answer_page(page: Page[Item], describe: Callable[[Item], dict[str, Any]]) -> DocumentArray:
+    """One document whose tags hold a page of a list: `items`, `total`, `page`, `size`."""
+    items = [describe(item) for item in page.items]
+    return answer(items=items, total=page.total, page=page.number, size=page.size)
+
+
+def describe_run(run: RunRecord) -> dict[str, Any]:
+    """All about a run but its results."""
+    return {
         'name': run.name,
         'experiment_name': run.experiment_name,
         'status': run.status,
@@ -28,19 +37,17 @@ def describe_run(run: RunRecord) -> Document:
         'config': run.config,
         'progress': run.progress,
     }
-    return Document(tags=_wire(tags))
 
 
-def describe_experiment(experiment: ExperimentRecord) -> Document:
-    """A document whose tags tell all about an experiment."""
-    tags = {
+def describe_experiment(experiment: ExperimentRecord) -> dict[str, Any]:
+    """All about an experiment."""
+    return {
         'name': experiment.name,
         'status': 'ACTIVE',
         'description': experiment.description,
         'created_at': experiment.created_at.isoformat(),
         'runs': experiment.runs,
     }
-    return Document(tags=_wire(tags))
 
 
 def _wire(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, AsyncIterator  # noqa: UP035  Jina does not know the one
 
 from jina import Executor, requests
 
-from executors.answers import answer, describe_experiment, describe_run
+from executors.answers import answer, answer_page, describe_experiment, describe_run
 from executors.endpoints import unknown_endpoint
 from executors.lifetime import end_with_parent
 from executors.logs import read_log
@@ -78,7 +78,7 @@ class TrainerExecutor(Executor):
             self._check_dataset(account.id, config, name, role)
         run = self._create_run(account.id, config, list(dict.fromkeys(name for name, _ in roles)))
         self.supervisor.wake()
-        return DocumentArray([describe_run(run)])
+        return answer(**describe_run(run))
 
     def _create_run(self, account_id: str, config: FitConfig, datasets: list[str]) -> RunRecord:
         experiment_name, description = config.experiment_name or 'default', config.description or ''
@@ -117,7 +117,7 @@ class TrainerExecutor(Executor):
 
     @requests(on='/status')
     def status(self, docs: DocumentArray, parameters: RunParameters, **kwargs: Any) -> DocumentArray:
-        return DocumentArray([describe_run(self._find(parameters))])
+        return answer(**describe_run(self._find(parameters)))
 
     @requests(on='/cancel')
     def cancel(self, docs: DocumentArray, parameters: RunParameters, **kwargs: Any) -> DocumentArray:
@@ -125,7 +125,7 @@ class TrainerExecutor(Executor):
         run = self._find(parameters)
         account = self.registry.authenticate(parameters.secret)
         self.registry.cancel_run(run.id, f'Cancelled by the account {account.name!r}')
-        return DocumentArray([describe_run(self._find(parameters))])
+        return answer(**describe_run(self._find(parameters)))
 
     @requests(on='/resume')
     def resume(self, docs: DocumentArray, parameters: RunParameters, **kwargs: Any) -> DocumentArray:
@@ -136,14 +136,14 @@ class TrainerExecutor(Executor):
             if run.status == FINISHED:
                 raise RegistryError(f'the run {run.name!r} has finished: there is nothing to go on with')
         self.supervisor.wake()
-        return DocumentArray([describe_run(self._find(parameters))])
+        return answer(**describe_run(self._find(parameters)))
 
     @requests(on='/runs')
     def runs(self, docs: DocumentArray, parameters: RunsParameters, **kwargs: Any) -> DocumentArray:
         """A page of runs, the newest first."""
         account = self.registry.authenticate(parameters.secret)
         runs = self.registry.list_runs(account.id, parameters.experiment_name, parameters.page, parameters.size)
-        return DocumentArray([describe_run(run) for run in runs])
+        return answer_page(runs, describe_run)
 
     @requests(on='/delete_run')
     def delete_run(self, docs: DocumentArray, parameters: RunParameters, **kwargs: Any) -> DocumentArray:
@@ -151,7 +151,7 @@ class TrainerExecutor(Executor):
         account = self.registry.authenticate(parameters.secret)
         run = self._find(parameters)
         self.registry.delete_run(account.id, parameters.experiment_name, parameters.run_name)
-        return DocumentArray([describe_run(run)])
+        return answer(**describe_run(run))
 
     @requests(on='/delete_runs')
     def delete_runs(self, docs: DocumentArray, parameters: DeleteRunsParameters, **kwargs: Any) -> DocumentArray:
@@ -164,19 +164,19 @@ class TrainerExecutor(Executor):
         """The experiment of this name, made if there is none."""
         account = self.registry.authenticate(parameters.secret)
         made = self.registry.create_experiment(account.id, parameters.name, parameters.description)
-        return DocumentArray([describe_experiment(made)])
+        return answer(**describe_experiment(made))
 
     @requests(on='/experiment')
     def experiment(self, docs: DocumentArray, parameters: ExperimentParameters, **kwargs: Any) -> DocumentArray:
         account = self.registry.authenticate(parameters.secret)
-        return DocumentArray([describe_experiment(self.registry.get_experiment(account.id, parameters.name))])
+        return answer(**describe_experiment(self.registry.get_experiment(account.id, parameters.name)))
 
     @requests(on='/experiments')
     def experiments(self, docs: DocumentArray, parameters: ExperimentsParameters, **kwargs: Any) -> DocumentArray:
         """A page of experiments, the newest first."""
         account = self.registry.authenticate(parameters.secret)
         found = self.registry.list_experiments(account.id, parameters.page, parameters.size)
-        return DocumentArray([describe_experiment(experiment) for experiment in found])
+        return answer_page(found, describe_experiment)
 
     @requests(on='/delete_experiments')
     def delete_experiments(
@@ -185,7 +185,7 @@ class TrainerExecutor(Executor):
         """Delete experiments with all their runs, and return what they were. Nothing, if a run is at work."""
         account = self.registry.authenticate(parameters.secret)
         deleted = self.registry.delete_experiments(account.id, parameters.names)
-        return DocumentArray([describe_experiment(experiment) for experiment in deleted])
+        return answer(items=[describe_experiment(experiment) for experiment in deleted])
 
     @requests(on='/logs')
     def logs(self, docs: DocumentArray, parameters: LogParameters, **kwargs: Any) -> DocumentArray:

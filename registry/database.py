@@ -17,7 +17,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, Select, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, Select, create_engine, event, func, make_url, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -113,6 +113,12 @@ def find_or_insert(session: Session, query: Select[Row], make: Callable[[], Row]
             raise
         return row, False
     return row, True
+
+
+def read_page(session: Session, query: Select[Any], page: int, size: int) -> tuple[list[Any], int]:
+    """The rows of one page of `query`, each as the query's tuple, and how many rows all pages have."""
+    total = session.scalar(select(func.count()).select_from(query.order_by(None).subquery())) or 0
+    return list(session.execute(query.offset((page - 1) * size).limit(size))), total
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

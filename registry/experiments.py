@@ -9,11 +9,11 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from finetuner.excepts import RegistryError, RunInProgressError
-from registry.database import find_or_insert
+from registry.database import find_or_insert, read_page
 from registry.models import ArtifactRow, ExperimentRow, RunRow
 from registry.names import known
 from registry.plain import clean
-from registry.records import STARTED, ExperimentRecord
+from registry.records import STARTED, ExperimentRecord, Page
 
 
 @dataclass
@@ -42,12 +42,13 @@ def get_experiment(session: Session, account_id: str, name: str) -> ExperimentRe
     return _record(row, _count(session, row))
 
 
-def list_experiments(session: Session, account_id: str, page: int, size: int) -> list[ExperimentRecord]:
+def list_experiments(session: Session, account_id: str, page: int, size: int) -> Page[ExperimentRecord]:
     """One page of the account's experiments, the newest first."""
     counts = select(func.count()).where(RunRow.experiment_id == ExperimentRow.id).correlate(ExperimentRow)
     query = select(ExperimentRow, counts.scalar_subquery()).where(ExperimentRow.account_id == account_id)
     query = query.order_by(ExperimentRow.created_at.desc(), ExperimentRow.id.desc())
-    return [_record(row, count) for row, count in session.execute(query.offset((page - 1) * size).limit(size))]
+    rows, total = read_page(session, query, page, size)
+    return Page([_record(row, count) for row, count in rows], total, page, size)
 
 
 def delete_experiments(session: Session, account_id: str, names: Iterable[str] | None) -> Deleted:

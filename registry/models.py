@@ -13,6 +13,7 @@ from sqlalchemy import (
     Dialect,
     ForeignKey,
     Index,
+    LargeBinary,
     MetaData,
     String,
     Text,
@@ -72,6 +73,9 @@ class AccountRow(Base):
     __tablename__ = 'accounts'
 
     name: Mapped[str] = mapped_column(unique=True)
+    # limits, None for none: bytes of data sets and artifacts, and runs at work at once
+    max_bytes: Mapped[int | None]
+    max_runs: Mapped[int | None]
 
 
 class TokenRow(Base):
@@ -151,6 +155,10 @@ class RunRow(Base):
     finished_at: Mapped[datetime | None]
     heartbeat_at: Mapped[datetime | None]
     worker: Mapped[str | None]
+    priority: Mapped[int] = mapped_column(default=0, server_default='0')  # the higher, the sooner
+    attempts: Mapped[int] = mapped_column(default=0, server_default='0')  # starts since it was submitted
+    lease: Mapped[str | None] = mapped_column(String(24))  # made anew by each start: the token of its worker
+    not_before: Mapped[datetime | None]  # when a run that crashed may be tried again
     progress: Mapped[dict[str, Any]] = mapped_column(default=dict)
     metrics: Mapped[dict[str, Any] | None]
     examples: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)
@@ -169,3 +177,34 @@ class ArtifactRow(Base):
     key: Mapped[str] = mapped_column(unique=True)
 
     run: Mapped[RunRow] = relationship(lazy='joined', innerjoin=True)
+
+
+class LogPieceRow(Base):
+    __tablename__ = 'log_pieces'
+    __table_args__ = (UniqueConstraint('run_id', 'offset'),)
+
+    run_id: Mapped[str] = mapped_column(ForeignKey('runs.id', ondelete='CASCADE'))
+    offset: Mapped[int]  # in bytes, of the log of all attempts
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class CheckpointRow(Base):
+    __tablename__ = 'checkpoints'
+
+    run_id: Mapped[str] = mapped_column(ForeignKey('runs.id', ondelete='CASCADE'), index=True)
+    name: Mapped[str]
+    size: Mapped[int]
+    sha256: Mapped[str] = mapped_column(String(64))
+    key: Mapped[str] = mapped_column(unique=True)
+
+
+class PromotionRow(Base):
+    """An artifact that an alias names, or has named: the highest number counts."""
+
+    __tablename__ = 'promotions'
+    __table_args__ = (UniqueConstraint('account_id', 'alias', 'number'),)
+
+    account_id: Mapped[str] = mapped_column(ForeignKey('accounts.id'))
+    alias: Mapped[str]
+    number: Mapped[int]
+    artifact_id: Mapped[str] = mapped_column(ForeignKey('artifacts.id'), index=True)

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 CREATED = 'CREATED'
 STARTED = 'STARTED'
 FINISHED = 'FINISHED'
 FAILED = 'FAILED'
 CANCELLED = 'CANCELLED'
+
+
+Item = TypeVar('Item')
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Item]):
+    """Some of a list.
+
+    :param total: how many there are on all pages.
+    :param number: of the page, from 1.
+    :param size: the most items that a page has.
+    """
+
+    items: list[Item]
+    total: int
+    number: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)

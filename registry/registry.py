@@ -30,6 +30,7 @@ from registry.records import (
     Dataset,
     DatasetSummary,
     ExperimentRecord,
+    Page,
     RunRecord,
     Shard,
     Token,
@@ -252,7 +253,7 @@ class Registry:
 
     def list_runs(
         self, account_id: str, experiment_name: str | None = None, page: int = 1, size: int = 50
-    ) -> list[RunRecord]:
+    ) -> Page[RunRecord]:
         """One page of runs, the newest first, without `examples`.
 
         :raises RegistryError: there is no such experiment, or the page or size (1 to 1000) makes no sense.
@@ -356,7 +357,7 @@ class Registry:
         with self.database.read() as session:
             return experiments.get_experiment(session, account_id, name)
 
-    def list_experiments(self, account_id: str, page: int = 1, size: int = 50) -> list[ExperimentRecord]:
+    def list_experiments(self, account_id: str, page: int = 1, size: int = 50) -> Page[ExperimentRecord]:
         """One page of experiments, the newest first.
 
         :raises RegistryError: the page or size (1 to 1000) makes no sense.

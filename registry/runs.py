@@ -11,12 +11,12 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from finetuner.excepts import RegistryError
-from registry.database import find_or_insert
+from registry.database import find_or_insert, read_page
 from registry.experiments import find_or_make_row, find_row
 from registry.models import ArtifactRow, ExperimentRow, RunRow, now
 from registry.names import known
 from registry.plain import clean, plain
-from registry.records import CANCELLED, CREATED, FAILED, FINISHED, STARTED, RunRecord
+from registry.records import CANCELLED, CREATED, FAILED, FINISHED, STARTED, Page, RunRecord
 
 
 def create_run(
@@ -98,15 +98,15 @@ def get_run_by_id(session: Session, run_id: str) -> RunRecord:
     return _record(get_run_row(session, run_id))
 
 
-def list_runs(session: Session, account_id: str, experiment_name: str | None, page: int, size: int) -> list[RunRecord]:
+def list_runs(session: Session, account_id: str, experiment_name: str | None, page: int, size: int) -> Page[RunRecord]:
     """One page of the account's runs, the newest first, without their examples."""
     owned = [ExperimentRow.account_id == account_id]
     if experiment_name is not None:
         owned.append(ExperimentRow.name == experiment_name)
         find_row(session, account_id, experiment_name)
     query = select(RunRow).join(RunRow.experiment).where(*owned).order_by(RunRow.created_at.desc(), RunRow.id.desc())
-    rows = session.scalars(query.offset((page - 1) * size).limit(size))
-    return [_record(row, examples=False) for row in rows]
+    rows, total = read_page(session, query, page, size)
+    return Page([_record(row, examples=False) for (row,) in rows], total, page, size)
 
 
 def find_rows(session: Session, account_id: str, experiment_name: str | None) -> list[RunRow]:

@@ -32,7 +32,8 @@ def list_experiments(page: int = 1, size: int = 50) -> list[Experiment]:
     :param size: experiments on a page, at most 100.
     """
     session = current_session()
-    return [Experiment(session, answer.tags) for answer in session.request_all('/experiments', page=page, size=size)]
+    found = session.request('/experiments', page=page, size=size).tags['items']
+    return [Experiment(session, record) for record in found]
 
 
 def delete_experiment(name: str) -> Experiment:
@@ -54,4 +55,5 @@ def delete_experiments() -> list[Experiment]:
 
 def _delete(**chosen: Any) -> list[Experiment]:
     session = current_session()
-    return [Experiment(session, answer.tags) for answer in session.request_all('/delete_experiments', **chosen)]
+    deleted = session.request('/delete_experiments', **chosen).tags['items']
+    return [Experiment(session, record) for record in deleted]

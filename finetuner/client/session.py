@@ -31,16 +31,12 @@ class Session:
         :param parameters: JSON values; the token is added.
         :raises Exception: as the service does, see :mod:`finetuner.excepts`.
         """
-        answers = self.request_all(endpoint, docs, **parameters)
+        from finetuner.client.answers import read_answers
+
+        answers = read_answers(self.request_bytes(endpoint, docs, **parameters))
         if len(answers) != 1:
             raise FinetunerServerError(f'{self.host} answered {endpoint} with {len(answers)} documents, not with one')
         return answers[0]
-
-    def request_all(self, endpoint: str, docs: bytes = b'', **parameters: Any) -> list[Answer]:
-        """The same for an answer of any number of documents."""
-        from finetuner.client.answers import read_answers
-
-        return read_answers(self.request_bytes(endpoint, docs, **parameters))
 
     def request_bytes(self, endpoint: str, docs: bytes = b'', **parameters: Any) -> bytes:
         """The same, with the answer as it came: a serialized `docarray.DocListProto`."""

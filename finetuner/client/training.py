@@ -160,7 +160,7 @@ def list_runs(experiment_name: str | None = None, page: int = 1, size: int = 50)
     """
     session = current_session()
     chosen: dict[str, Any] = {} if experiment_name is None else {'experiment_name': experiment_name}
-    return [Run(session, answer.tags) for answer in session.request_all('/runs', page=page, size=size, **chosen)]
+    return [Run(session, record) for record in session.request('/runs', page=page, size=size, **chosen).tags['items']]
 
 
 def delete_run(run_name: str, experiment_name: str | None = None) -> None:
@@ -185,7 +185,7 @@ def delete_runs(experiment_name: str | None = None) -> None:
 
 def _free_name(session: Session) -> str:
     """A random name that none of the latest runs has."""
-    taken = {answer.tags['name'] for answer in session.request_all('/runs', page=1, size=100)}
+    taken = {record['name'] for record in session.request('/runs', page=1, size=100).tags['items']}
     return next(name for name in iter(random_name, None) if name not in taken)
 
 

@@ -69,7 +69,7 @@ def test_a_run_is_cancelled_and_resumed(executor, submit, tmp_path):
         executor.metrics(DocumentArray(), parameters=parameters)
     assert make()['status'] == 'CANCELLED'  # the same run
     assert tags(executor.resume)['status'] == tags(executor.resume)['status'] == 'CREATED'
-    run = executor.registry.list_runs(executor.registry.get_account().id)[0]
+    run = executor.registry.list_runs(executor.registry.get_account().id).items[0]
     executor.registry.start_run(run.id, 'host:1')
     (tmp_path / 'a.zip').write_bytes(b'zip')
     executor.registry.finish_run(run.id, tmp_path / 'a.zip', {}, {})
@@ -82,7 +82,7 @@ def test_a_token_of_a_tracker_is_kept_for_the_worker_alone(executor, submit):
     make, _ = submit
     tags = make(callbacks=[{'name': 'WandBLogger', 'options': {'token': 's3cr3t', 'wandb_args': {'project': 'p'}}}])
     assert 's3cr3t' not in repr(tags)
-    run = executor.registry.list_runs(executor.registry.get_account().id)[0]
+    run = executor.registry.list_runs(executor.registry.get_account().id).items[0]
     assert 's3cr3t' not in repr(run)
     assert 's3cr3t' in (executor.registry.run_directory(run.id) / 'secrets.json').read_text()
     home = executor.registry.home

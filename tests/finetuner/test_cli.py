@@ -49,7 +49,7 @@ def training(service, run_record):
             '/fit': run_record('CREATED'),
             '/status': status,
             '/metrics': lambda *_: {'before': {'hit_at_k': 0.5}, 'after': {'hit_at_k': 0.75}},
-            '/runs': lambda *arguments: [Document(tags=run_record('FINISHED')(*arguments))],
+            '/runs': lambda *arguments: {'items': [run_record('FINISHED')(*arguments)]},
         }
     )
     return service
@@ -226,17 +226,17 @@ def test_runs_are_a_table(training, finetuner):
     code, out, err = finetuner('runs')
     assert code == 0 and 'brisk-heron' in out and 'FINISHED' in out
     assert err == 'Next: finetuner status brisk-heron\n'
-    training.endpoints['/runs'] = lambda *_: []
+    training.endpoints['/runs'] = lambda *_: {'items': []}
     assert finetuner('runs')[1] == 'There are no runs.\n'
 
 
 def test_experiments_are_a_table(training, finetuner):
     record = {'name': 'support', 'status': 'ACTIVE', 'description': 'Mail', 'created_at': '2026-01-01', 'runs': 3.0}
-    training.endpoints['/experiments'] = lambda *_: [Document(tags=record)]
+    training.endpoints['/experiments'] = lambda *_: {'items': [record]}
     code, out, err = finetuner('experiments')
     assert code == 0 and re.search(r'support\W+3\W+2026-01-01.*Mail', out)
     assert err == 'Next: finetuner runs --experiment support\n'
-    training.endpoints['/experiments'] = lambda *_: []
+    training.endpoints['/experiments'] = lambda *_: {'items': []}
     assert finetuner('experiments')[1] == 'There are no experiments.\n'
 
 
@@ -245,7 +245,7 @@ def test_what_is_deleted_is_asked_about(training, finetuner, monkeypatch):
     training.endpoints['/delete_run'] = lambda parameters, _: deleted.append(parameters['run_name']) or {'name': 'x'}
     training.endpoints['/experiment'] = lambda *_: {'name': 'support', 'runs': 3}
     training.endpoints['/delete_experiments'] = lambda parameters, _: (
-        deleted.append(parameters['names']) or [Document(tags={'name': 'support', 'runs': 1})]
+        deleted.append(parameters['names']) or {'items': [{'name': 'support', 'runs': 1}]}
     )
     give_stdin(monkeypatch, 'n\n')
     code, _, err = finetuner('delete', 'one', 'two')

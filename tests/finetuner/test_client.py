@@ -44,7 +44,7 @@ def datasets(service, run_record):
         parts[part] = documents.texts
         return {'name': parameters['name'], 'rows': sum(map(len, parts.values()))}
 
-    service.endpoints.update({'/ingest': ingest, '/fit': run_record('CREATED'), '/runs': lambda *_: []})
+    service.endpoints.update({'/ingest': ingest, '/fit': run_record('CREATED'), '/runs': lambda *_: {'items': []}})
     return stored
 
 
@@ -58,7 +58,7 @@ def test_login_needs_no_arguments_where_a_token_lies(service, monkeypatch):
 
 
 def test_calls_work_without_login_if_a_token_is_found(service):
-    service.endpoints['/runs'] = lambda *_: []
+    service.endpoints['/runs'] = lambda *_: {'items': []}
     assert finetuner.list_runs() == []
 
 
@@ -356,7 +356,7 @@ def test_fewer_parts_than_before_are_noticed(datasets, monkeypatch):
 def test_runs_get_random_names_that_are_free(service, datasets, run_record, monkeypatch):
     names = iter(['taken-name', 'free-name'])
     monkeypatch.setattr(training, 'random_name', lambda: next(names))
-    service.endpoints['/runs'] = lambda *_: [Document(tags={'name': 'taken-name'})]
+    service.endpoints['/runs'] = lambda *_: {'items': [{'name': 'taken-name'}]}
     finetuner.fit('m', 'train-set')
     assert service.parameters('/fit')[0]['run_name'] == 'free-name'
     adjective, noun = random_name().split('-')
@@ -377,9 +377,9 @@ def test_errors_of_the_service_are_raised_as_themselves(service, datasets):
 
 
 def test_runs_are_listed_page_by_page(service, run_record):
-    service.endpoints['/runs'] = lambda *arguments: [
-        Document(tags={**run_record('FINISHED')(*arguments), 'name': name}) for name in ('b', 'a')
-    ]
+    service.endpoints['/runs'] = lambda *arguments: {
+        'items': [{**run_record('FINISHED')(*arguments), 'name': name} for name in ('b', 'a')]
+    }
     assert [run.name for run in finetuner.list_runs('e', page=2, size=10)] == ['b', 'a']
     assert service.parameters('/runs') == [{'experiment_name': 'e', 'page': 2, 'size': 10}]
 

@@ -149,10 +149,11 @@ def test_metrics_and_examples_before_and_after(service, finished_run):
 
 
 def test_runs_are_listed(service, finished_run):
-    documents = service.call('/runs')
-    assert finished_run['artifact_id'] in [document.tags['artifact_id'] for document in documents]
-    assert len(service.call('/runs', size=1)) == 1
-    assert len(service.call('/runs', experiment_name='default', page=1000)) == 0
+    listed = service.call('/runs')[0].tags
+    assert finished_run['artifact_id'] in [run['artifact_id'] for run in listed['items']]
+    page = service.tags('/runs', size=1)
+    assert (len(page['items']), page['page'], page['size'], page['total']) == (1, 1, 1, listed['total'])
+    assert service.tags('/runs', experiment_name='default', page=1000)['items'] == []
     assert service.post('/runs', experiment_name='nowhere').status_code == 400
     assert service.post('/runs', size=101).status_code == 422
 

@@ -72,7 +72,7 @@ def test_runs_end_whoever_is_killed(start_service, tiny_model):
     service.stop()
     assert not psutil.pid_exists(worker.pid)
     with Registry.open(service.folder / 'home') as registry:
-        runs = {run.name: run for run in registry.list_runs(registry.get_account().id)}
+        runs = {run.name: run for run in registry.list_runs(registry.get_account().id).items}
     assert runs[started['name']].status == 'FAILED'
     assert runs[started['name']].details == 'The service was stopped while the run was at work'
     assert runs[waiting['name']].status == 'CREATED'

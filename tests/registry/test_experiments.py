@@ -30,7 +30,7 @@ def test_experiments_are_listed_page_by_page(registry, account):
     for name in 'abcde':
         registry.create_experiment(account, name)
     registry.create_run(account, 'e', 'run', {})
-    pages = [registry.list_experiments(account, page, 2) for page in (1, 2, 3, 4)]
+    pages = [registry.list_experiments(account, page, 2).items for page in (1, 2, 3, 4)]
     assert [[found.name for found in page] for page in pages] == [['e', 'd'], ['c', 'b'], ['a'], []]
     assert [found.runs for found in pages[0]] == [1, 0]
     with pytest.raises(RegistryError, match='There is no page 0 of 50 experiments'):
@@ -40,7 +40,7 @@ def test_experiments_are_listed_page_by_page(registry, account):
 def test_another_account_sees_and_deletes_nothing(registry, account, finished_run):
     run = finished_run('support')
     other = registry.create_account('other').id
-    assert registry.list_experiments(other) == []
+    assert registry.list_experiments(other).items == []
     for call in (
         lambda: registry.get_experiment(other, 'support'),
         lambda: registry.delete_experiments(other, ['support']),
@@ -58,7 +58,7 @@ def test_deleting_a_run_leaves_nothing_of_it(registry, account, finished_run, st
     directory = registry.run_directory(run.id)
     assert len(stored_files()) == 2
     registry.delete_run(account, 'default', 'gone')
-    assert [found.name for found in registry.list_runs(account)] == ['kept']
+    assert [found.name for found in registry.list_runs(account).items] == ['kept']
     with pytest.raises(ArtifactError, match='There is no artifact'):
         registry.get_artifact(account, run.artifact_id)
     assert len(stored_files()) == 1 and not directory.exists()
@@ -100,10 +100,10 @@ def test_runs_of_one_experiment_or_of_all_are_deleted(registry, account, finishe
     assert registry.delete_runs(account, 'a') == 2
     assert registry.get_experiment(account, 'a').runs == 0 and registry.get_experiment(account, 'b').runs == 2
     assert [found.name for found in registry.delete_experiments(account, ['b'])] == ['b']
-    assert [found.name for found in registry.list_experiments(account)] == ['c', 'a']
+    assert [found.name for found in registry.list_experiments(account).items] == ['c', 'a']
     assert registry.delete_runs(account) == 2 and stored_files() == []
     assert {found.name for found in registry.delete_experiments(account)} == {'a', 'c'}
-    assert registry.list_experiments(account) == []
+    assert registry.list_experiments(account).items == []
 
 
 def test_what_a_crash_left_of_a_deletion_goes_at_the_next_start(registry, account, finished_run, stored_files, script):
@@ -119,7 +119,7 @@ def test_what_a_crash_left_of_a_deletion_goes_at_the_next_start(registry, accoun
         """
     )
     process.join(60)
-    assert process.exitcode == 9 and registry.list_runs(account) == []
+    assert process.exitcode == 9 and registry.list_runs(account).items == []
     assert any(name.endswith('.zip') for name in stored_files())
     from registry import Registry
 

@@ -49,7 +49,7 @@ def test_processes_that_start_together_agree(script, tmp_path):
         dataset = registry.get_dataset(account.id, 'intents')
         assert [shard.part for shard in dataset.shards] == list(range(20))
         assert registry.get_dataset(account.id, 'fixed').rows == 5
-        assert len(registry.list_runs(account.id)) == 1
+        assert registry.list_runs(account.id).total == 1
 
 
 FIRST_START = """

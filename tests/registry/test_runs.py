@@ -47,7 +47,7 @@ def test_many_threads_make_one_run(registry, account):
         answers = list(pool.map(lambda _: registry.create_run(account, 'new', 'run', {'epochs': 1}), range(20)))
     assert len({run.id for run, _ in answers}) == 1
     assert sum(is_new for _, is_new in answers) == 1
-    assert len(registry.list_runs(account)) == 1
+    assert registry.list_runs(account).total == 1
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), object(), b'bytes'])
@@ -166,7 +166,7 @@ def test_finishing_and_failing_at_once_has_one_outcome(registry, started_run, ar
             failed = pool.submit(registry.fail_run, run.id, 'reason').result()
         assert registry.get_run_by_id(run.id).status == (FAILED if failed else FINISHED)
         assert (finishing.exception() is not None) == failed
-    finished = [run for run in registry.list_runs(run.account_id) if run.status == FINISHED]
+    finished = [run for run in registry.list_runs(run.account_id).items if run.status == FINISHED]
     assert len(stored_files()) == len(finished)
 
 
@@ -204,7 +204,7 @@ def test_the_same_run_on_data_that_has_changed_is_refused(registry, account, doc
 def test_a_run_on_an_unknown_data_set_is_refused(registry, account):
     with pytest.raises(RegistryError, match="There is no data set 'train'"):
         registry.create_run(account, 'default', 'run', {}, datasets=['train'])
-    assert registry.list_runs(account) == []
+    assert registry.list_runs(account).items == []
 
 
 def test_lists_have_pages_with_the_newest_first(registry, account, started_run, artifact_path):
@@ -212,10 +212,10 @@ def test_lists_have_pages_with_the_newest_first(registry, account, started_run, 
         registry.create_run(account, 'default', f'run-{index}', {})
     registry.create_run(account, 'other', 'run', {})
 
-    assert [run.name for run in registry.list_runs(account, 'default', page=1, size=2)] == ['run-4', 'run-3']
-    assert [run.name for run in registry.list_runs(account, 'default', page=3, size=2)] == ['run-0']
-    assert registry.list_runs(account, 'default', page=4, size=2) == []
-    assert len(registry.list_runs(account)) == 6
+    assert [run.name for run in registry.list_runs(account, 'default', page=1, size=2).items] == ['run-4', 'run-3']
+    assert [run.name for run in registry.list_runs(account, 'default', page=3, size=2).items] == ['run-0']
+    assert registry.list_runs(account, 'default', page=4, size=2).items == []
+    assert registry.list_runs(account).total == 6
     for page, size in [(0, 10), (1, 0), (1, 1001)]:
         with pytest.raises(RegistryError, match='pages count from 1'):
             registry.list_runs(account, page=page, size=size)
@@ -224,7 +224,7 @@ def test_lists_have_pages_with_the_newest_first(registry, account, started_run, 
 def test_examples_are_left_out_of_lists(registry, account, started_run, artifact_path):
     run = started_run()
     registry.finish_run(run.id, artifact_path, {'after': {}}, {'after': {'query': ['match']}})
-    [run] = registry.list_runs(account)
+    [run] = registry.list_runs(account).items
     assert (run.metrics, run.examples) == ({'after': {}}, None)
 
 
@@ -257,7 +257,7 @@ def test_runs_belong_to_their_account(registry, account):
     registry.create_run(account, 'default', 'run', {})
     with pytest.raises(RegistryError, match='There is no experiment'):
         registry.get_run(other, 'default', 'run')
-    assert registry.list_runs(other) == []
+    assert registry.list_runs(other).items == []
     assert registry.create_run(other, 'default', 'run', {'epochs': 1})[1]
 
 
