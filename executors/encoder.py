@@ -3,30 +3,44 @@
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from jina import Executor, requests
 
-from executors.artifacts import find_artifact
+from executors.artifacts import Found, Store, find_artifact
 from executors.endpoints import unknown_endpoint
+from executors.following import Follower
 from executors.lifetime import end_with_parent
 from executors.parameters import EncodeParameters
 from executors.sources import allowed_links, allowed_roots, allowed_schemes
 from finetuner.documents import DocumentArray
 from finetuner.excepts import ParameterError
-from finetuner.inference import load_engine
+from finetuner.inference import InferenceEngine, load_engine
 from finetuner.inference.remote import without_secrets
 from registry import Registry
 
 DEFAULT_MODEL = 'all-minilm-l6-v2'
+ARTIFACT_TAG = 'finetuner_artifact'
+
+
+@dataclass(frozen=True)
+class Served:
+    """A loaded model, and the id of its artifact."""
+
+    engine: InferenceEngine
+    artifact_id: str
 
 
 class FinetunerExecutor(Executor):
     """Embeds documents at `/encode`, or where `uses_requests` puts its method `encode`.
 
-    :param artifact: the id of an artifact, a zip file or folder, a URL, or a pretrained model by name; default
-        `FINETUNER_ARTIFACT` or all-minilm-l6-v2.
-    :param token: needed to load an artifact by its id; default `FINETUNER_TOKEN` or the credentials file.
+    :param artifact: the id of an artifact, a run's as `experiment/run`, an alias `name@stage`, a zip file or folder, a
+        URL, or a pretrained model by name; default `FINETUNER_ARTIFACT` or all-minilm-l6-v2. An alias is followed: when
+        another artifact is promoted, it is loaded beside the one that answers, and then takes its place. Each request
+        is answered by one of them.
+    :param token: needed to load an artifact of the service; default `FINETUNER_TOKEN` or the credentials file.
     :param batch_size: documents that are embedded at once.
     :param select_model: which model of an artifact that has several.
     :param device: 'cpu' or 'cuda', default `FINETUNER_DEVICE` or 'cpu'.
@@ -86,28 +100,42 @@ class FinetunerExecutor(Executor):
             artifact = DEFAULT_MODEL
         if not isinstance(artifact, str):
             raise ParameterError(f'artifact is {artifact!r}, not a text: Jina reads digits as a number')
+        self._load_engine = partial(
+            load_engine,
+            select_model=select_model,
+            is_onnx=is_onnx,
+            device=device or os.environ.get('FINETUNER_DEVICE') or 'cpu',
+            device_id=device_id,
+            batch_size=batch_size,
+            omp_num_threads=omp_num_threads,
+            intra_op_num_threads=intra_op_num_threads,
+            inter_op_num_threads=inter_op_num_threads,
+        )
         try:
             self.registry = Registry.open() if require_token else None
-            self.engine = load_engine(
-                find_artifact(artifact, token),
-                select_model=select_model,
-                is_onnx=is_onnx,
-                device=device or os.environ.get('FINETUNER_DEVICE') or 'cpu',
-                device_id=device_id,
-                batch_size=batch_size,
-                omp_num_threads=omp_num_threads,
-                intra_op_num_threads=intra_op_num_threads,
-                inter_op_num_threads=inter_op_num_threads,
-            )
+            found, store = find_artifact(artifact, token)
+            self.served = self._load(found)
         except Exception as error:
             # Jina tells the one who starts the Flow that it failed, but not why
             self.logger.critical(f'cannot serve {without_secrets(artifact)}: {error}')
             raise
-        self.logger.info(
-            f'serving {without_secrets(artifact)} with {type(self.engine).__name__}, {self.engine.dim} dimensions'
-        )
+        engine = self.served.engine
+        self.logger.info(f'serving {without_secrets(artifact)} with {type(engine).__name__}, {engine.dim} dimensions')
+        self._follower = self._follow(artifact, store) if store is not None else None
+
+    def _load(self, found: Found) -> Served:
+        return Served(self._load_engine(found.source), found.id)
+
+    def _follow(self, alias: str, store: Store) -> Follower:
+        def switch(artifact_id: str) -> None:
+            self.served = self._load(Found(store.file_of(artifact_id), artifact_id))
+            self.logger.info(f'serving {alias} as it was promoted: the artifact {artifact_id}')
+
+        return Follower(alias, store, self.served.artifact_id, switch, self.logger)
 
     def close(self) -> None:
+        if self._follower is not None:
+            self._follower.close()
         if self.registry is not None:
             self.registry.close()
 
@@ -116,7 +144,11 @@ class FinetunerExecutor(Executor):
         """The same documents with embeddings."""
         if self.registry is not None:
             self.registry.authenticate(parameters.secret)
-        self.engine.encode(docs, links=self.links)
+        served = self.served  # one model for the whole request, whatever is promoted meanwhile
+        served.engine.encode(docs, links=self.links)
+        if parameters.return_artifact:
+            for document in docs:
+                document.tags = {**(document.tags or {}), ARTIFACT_TAG: served.artifact_id}
         self.logger.debug(f'embedded {len(docs)} documents')
         return docs
 

@@ -131,3 +131,7 @@ class EncodeParameters(Parameters):
     """`/encode`: a token where the executor needs one. The rest is for other executors of the Flow."""
 
     model_config = ConfigDict(extra='ignore')
+
+    return_artifact: bool = Field(
+        default=False, description="Put the id of the artifact that answered into each document's tags."
+    )
