@@ -114,12 +114,8 @@ def all_runs(registry: Registry, account: str) -> Iterator[RunRecord]:
         page += 1
 
 
-def unfinished(registry: Registry) -> int:
-    return len(registry.unfinished_runs())
-
-
-def rows(ledgers: list[Ledger], findings: list[Finding], attempts: Counter[int]) -> list[tuple[str, str, str, str]]:
-    """(what, accepted, refused while something was down, wrong) of the table."""
+def rows(registry: Registry, ledgers: list[Ledger], findings: list[Finding]) -> list[tuple[str, ...]]:
+    """The lines of the table: what, accepted, refused, wrong."""
     wrong = Counter(kind for kind, _ in findings)
     table = []
     for what, endpoint, kind in (
@@ -130,8 +126,10 @@ def rows(ledgers: list[Ledger], findings: list[Finding], attempts: Counter[int])
     ):
         accepted, refused = (total(ledgers, endpoint, outcome) for outcome in ('accepted', 'refused'))
         table.append((what, f'{accepted:,}', f'{refused:,}', f'{wrong[kind]:,}'))
-    artifacts = sum(attempts.values())
-    again = sum(count for number, count in attempts.items() if number > 1)
-    table.append(('artifacts', f'{artifacts:,} ({again:,} by more than one attempt)', '', f'{wrong["artifacts"]:,}'))
-    table.append(('objects in the store', '', '', f'{wrong["objects"]:,}'))
+    runs = [run for ledger in ledgers for run in all_runs(registry, registry.authenticate(ledger.token).id)]
+    again = sum(run.attempts > 1 for run in runs)
+    made = sum(run.status == FINISHED for run in runs)
+    table.append(('artifacts', f'{made:,}, {again:,} by more than one attempt', '', f'{wrong["artifacts"]:,}'))
+    table.append(('objects in the store', f'{len(stored_keys(registry)):,}', '', f'{wrong["objects"]:,}'))
+    table.append(('services ended in order', '', '', f'{wrong["ends"]:,}'))
     return table
