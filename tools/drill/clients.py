@@ -1,4 +1,4 @@
-"""The users of the drill: each ingests, fine-tunes, encodes and promotes without end, and writes down what was accepted."""
+"""The users of the drill. Each ingests, fine-tunes, encodes and promotes, and writes down what was accepted."""
 
 from __future__ import annotations
 
