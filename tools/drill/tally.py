@@ -117,7 +117,7 @@ def all_runs(registry: Registry, account: str) -> Iterator[RunRecord]:
 def rows(registry: Registry, ledgers: list[Ledger], findings: list[Finding]) -> list[tuple[str, ...]]:
     """The lines of the table: what, accepted, refused, wrong."""
     wrong = Counter(kind for kind, _ in findings)
-    table = []
+    table: list[tuple[str, ...]] = []
     for what, endpoint, kind in (
         ('data parts', '/ingest', 'data'),
         ('runs', '/fit', 'runs'),
