@@ -137,8 +137,8 @@ class Engine:
 
     def _command(self, member: str) -> list[str]:
         service = self.services[self.members[member]]
-        program, *arguments = [*service['entrypoint'], *service['command']]
-        return [str(BIN / program), *(self._here(member, argument) for argument in arguments)]
+        [program] = service['entrypoint']
+        return [str(BIN / program), *(self._here(member, argument) for argument in service['command'])]
 
     def _environment(self, member: str) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(('FINETUNER_', 'JINA_AUTH'))}

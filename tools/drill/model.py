@@ -9,7 +9,7 @@ from pathlib import Path
 def tiny_model(folder: Path) -> Path:
     """Write the directory of a BERT with random weights that reads letters: two layers, 32 dimensions."""
     import torch
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizerFast  # type: ignore[attr-defined]
 
     folder.mkdir(parents=True)
     letters = [*string.ascii_lowercase, *string.digits]

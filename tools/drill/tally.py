@@ -40,7 +40,7 @@ def check(registry: Registry, ledgers: list[Ledger], alias: str, served: str | N
             findings.append(('promotions', f'{alias} names {named}, promoted was {promoter.promoted}'))
         if served != named:
             findings.append(('promotions', f'{alias} names {named}, but {served} answers'))
-    return findings + _check_objects(registry)
+    return [*findings, *_check_objects(registry)]
 
 
 def _check_data(registry: Registry, account: str, ledger: Ledger) -> Iterator[Finding]:
