@@ -40,7 +40,7 @@ def _fetch(artifact_id: str, token: str | None) -> Path:
 
 
 def _has_registry() -> bool:
-    return 'FINETUNER_DATABASE_URL' in os.environ or (settings.home() / 'registry.db').exists()
+    return bool(settings.secret('FINETUNER_DATABASE_URL')) or (settings.home() / 'registry.db').exists()
 
 
 def _fetch_local(artifact_id: str, token: str | None) -> Path:
