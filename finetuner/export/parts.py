@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from finetuner.export.flow import GATEWAY, FlowExecutor, FlowFile
 from finetuner.export.options import Options, replicas_of
@@ -102,7 +103,8 @@ def secret(key: str) -> str:
 
 def _gateway(flow: FlowFile, options: Options, host: str) -> Part:
     names = [executor.name for executor in flow.executors]
-    graph = {'start-gateway': names} | {name: ['end-gateway'] for name in names}
+    # one after another, as in the Flow: Jina merges what parallel branches answer, and loses the documents
+    graph = {name: [following] for name, following in pairwise(['start-gateway', *names, 'end-gateway'])}
     addresses = {name: [f'grpc://{host.format(name)}:{GRPC_PORT}'] for name in names}
     # a name of several replicas has several addresses: requests go to them in turn
     channel = {**flow.channel_options, 'grpc.lb_policy_name': 'round_robin'}
