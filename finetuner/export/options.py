@@ -72,16 +72,16 @@ def check_options(options: Options, flow: FlowFile) -> None:
     _check_numbers(options)
     if options.artifact is not None and not ARTIFACT.fullmatch(options.artifact):
         raise ValueError(f'--artifact {options.artifact!r} is none: give an id, name@stage, a URL or a model by name')
-    for option, role, value in (
-        ('encoders', 'encoder', options.encoders),
-        ('encoder-gpus', 'encoder', options.encoder_gpus),
-        ('artifact', 'encoder', options.artifact),
-        ('trainers', 'trainer', options.trainers),
-        ('gpus', 'trainer', options.gpus),
-        ('ray-address', 'trainer', options.ray_address),
+    for option, role, article, value in (
+        ('encoders', 'encoder', 'an', options.encoders),
+        ('encoder-gpus', 'encoder', 'an', options.encoder_gpus),
+        ('artifact', 'encoder', 'an', options.artifact),
+        ('trainers', 'trainer', 'a', options.trainers),
+        ('gpus', 'trainer', 'a', options.gpus),
+        ('ray-address', 'trainer', 'a', options.ray_address),
     ):
         if value and role not in flow.roles():
-            raise ValueError(f'--{option} is for a Flow with a {role}, and this one has none')
+            raise ValueError(f'--{option} is for a Flow with {article} {role}, and this one has none')
     if replicas_of(flow, 'dataset', None) > 1 and not options.is_shared:
         raise ValueError(f'several dataset executors need what several trainers do: {NEEDED}')
     if replicas_of(flow, 'trainer', options.trainers) > 1 and not options.is_shared:

@@ -5,6 +5,7 @@ done by hand: volumes and secrets are folders and files of this machine, names o
 all services share them, each has a port of its own.
 """
 
+import os
 import signal
 import socket
 import subprocess
@@ -14,13 +15,13 @@ import time
 from pathlib import Path
 
 import pytest
-import requests
 import yaml
 
 from finetuner.client.channel import Channel
 from finetuner.documents import Document
 from finetuner.excepts import AuthenticationError
 from tests.integration.conftest import ROOT, Service, clean_environment, free_ports, wait_until
+from tests.integration.dockerfiles import variables
 
 BIN = Path(sys.executable).parent
 GRPC, HTTP = '51000', '51001'
@@ -61,8 +62,9 @@ class Composed(Service):
         return [str(BIN / program), *(self.here(name, argument) for argument in arguments)]
 
     def variables(self, name: str) -> dict[str, str]:
-        given = {key: self.here(name, value) for key, value in self.services[name]['environment'].items()}
-        return clean_environment(HOME=self.user_home, PYTHONPATH=ROOT, **given)
+        given = {**variables('Dockerfile'), **self.services[name]['environment']}
+        own = {'HOME': self.user_home, 'PATH': os.environ['PATH'], 'PYTHONPATH': ROOT}
+        return clean_environment(**{key: self.here(name, value) for key, value in given.items()} | own)
 
     def start_one(self, name: str) -> None:
         for volume in self.services[name].get('volumes', ()):
@@ -131,7 +133,7 @@ def composed(tmp_path_factory, tiny_model):
 
 
 def test_ingest_fit_and_encode_through_the_gateway(composed, tiny_model):
-    assert {name for name in composed.services} == {'gateway', 'dataset', 'trainer', 'encoder'}
+    assert set(composed.services) == {'gateway', 'dataset', 'trainer', 'encoder'}
     composed.ingest_fruits()
     composed.fit(tiny_model, 'exported', eval_data='fruits')
     run = composed.wait_for('exported', 'FINISHED', 'FAILED')
