@@ -131,4 +131,4 @@ def _fetch(reference: str, token: str | None) -> tuple[Found, Store]:
 
 
 def _has_registry() -> bool:
-    return 'FINETUNER_DATABASE_URL' in os.environ or (settings.home() / 'registry.db').exists()
+    return bool(settings.secret('FINETUNER_DATABASE_URL')) or (settings.home() / 'registry.db').exists()

@@ -6,6 +6,7 @@ from typing import Any
 from jina import Executor, requests
 
 from executors.answers import answer
+from executors.drain import drain_at_shutdown
 from executors.endpoints import unknown_endpoint
 from executors.lifetime import end_with_parent
 from executors.parameters import IngestParameters
@@ -30,6 +31,7 @@ class DatasetExecutor(Executor):
     ) -> None:
         super().__init__(**kwargs)
         end_with_parent()
+        drain_at_shutdown()
         self.roots = allowed_roots(ingest_roots)
         self.schemes = allowed_schemes(ingest_schemes)
         self.registry = Registry.open()

@@ -10,6 +10,7 @@ from typing import Any
 from jina import Executor, requests
 
 from executors.artifacts import Found, Store, find_artifact
+from executors.drain import drain_at_shutdown
 from executors.endpoints import unknown_endpoint
 from executors.following import Follower
 from executors.lifetime import end_with_parent
@@ -85,6 +86,7 @@ class FinetunerExecutor(Executor):
     ) -> None:
         super().__init__(**kwargs)
         end_with_parent()
+        drain_at_shutdown()
         self._set_level(logging_level)
         schemes = allowed_schemes(encode_schemes, 'FINETUNER_ENCODE_SCHEMES', default='')
         # a folder that is named is leave enough to read in it

@@ -6,6 +6,7 @@ executors for their endpoints at the start and sends each request to the executo
 """
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -21,6 +22,7 @@ from jina.serve.runtimes.servers.http import FastAPIBaseServer
 from jina.types.request import Request
 from jina.types.request.data import DataRequest, SingleDocumentRequest
 
+from executors.drain import drain_at_shutdown, drain_seconds
 from executors.lifetime import end_with_parent
 from executors.rest import build_app
 from finetuner.documents import Document
@@ -152,9 +154,12 @@ class FinetunerGateway(CompositeGateway):
             if isinstance(server, FastAPIBaseServer):
                 server.uvicorn_kwargs['access_log'] = False  # a query may hold what is secret
         end_with_parent()
+        drain_at_shutdown()
 
     async def setup_server(self) -> None:
         """Start the servers. They give up when the Flow does: an executor that failed would be awaited for ever."""
         for server in self.servers:
             server.is_cancel = self.is_cancel
+            if isinstance(server, FastAPIBaseServer):
+                server.uvicorn_kwargs['timeout_graceful_shutdown'] = math.ceil(drain_seconds())
         await super().setup_server()

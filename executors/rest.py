@@ -66,6 +66,17 @@ def build_app(handler: 'RoutingRequestHandler', *, title: str | None, descriptio
         else:
             _add_post(app, handler, endpoint)
 
+    @app.get('/health/live', summary='Whether the gateway runs')
+    async def live() -> dict[str, str]:
+        return {'status': 'live'}
+
+    @app.get('/health/ready', summary='Whether all executors answer')
+    async def ready() -> dict[str, str]:
+        status = await handler.dry_run(None, None)
+        if status.code:
+            raise HTTPException(503, f'an executor does not answer: {status.description}')
+        return {'status': 'ready'}
+
     @app.get('/dry_run', summary='Whether all executors answer')
     async def dry_run() -> dict[str, Any]:
         status = await handler.dry_run(None, None)

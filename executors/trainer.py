@@ -9,6 +9,7 @@ from typing import Any, AsyncIterator  # noqa: UP035  Jina does not know the one
 from jina import Executor, requests
 
 from executors.answers import answer, answer_page, describe_experiment, describe_run
+from executors.drain import drain_at_shutdown
 from executors.endpoints import unknown_endpoint
 from executors.lifetime import end_with_parent
 from executors.logs import read_log
@@ -53,6 +54,7 @@ class TrainerExecutor(Executor):
     def __init__(self, max_runs: int | None = None, heartbeat_timeout: float = 60.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         end_with_parent()
+        drain_at_shutdown()
         self.registry = Registry.open()
         if problem := self.registry.credentials_problem():
             self.logger.warning(problem)

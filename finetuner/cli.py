@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from finetuner.command_line import JSON, Freeze, complete_freeze, json_object, parse_freeze
 from finetuner.console import console, progress_console, show_log
+from finetuner.export.commands import export
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,7 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+cli.add_typer(export, name='export')
 RunName = Annotated[str, typer.Argument(metavar='NAME', help='The name of the run.')]
 Experiment = Annotated[str | None, typer.Option(help='The experiment of the run.', show_default='default')]
 

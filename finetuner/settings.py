@@ -53,17 +53,31 @@ def is_local(host: str) -> bool:
     return name in ('localhost', '::1') or name.startswith('127.')
 
 
+def secret(name: str) -> str | None:
+    """The environment variable `name`, or what is in the file that `<name>_FILE` names, as containers get secrets.
+
+    :raises ValueError: that file cannot be read.
+    """
+    value, path = os.environ.get(name), os.environ.get(f'{name}_FILE')
+    if value or not path:
+        return value
+    try:
+        return Path(path).read_text(encoding='utf-8').strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f'{name}_FILE: {path} cannot be read: {error}') from error
+
+
 def credentials_path() -> Path:
     return config_dir() / 'credentials.json'
 
 
 def load_token(host: str = DEFAULT_HOST) -> str | None:
-    """The token for `host` from `FINETUNER_TOKEN`, `JINA_AUTH_TOKEN` or the credentials file, in this order; None if
-    there is none. The services of this machine share one token.
+    """The token for `host` from `FINETUNER_TOKEN` (or the file that `FINETUNER_TOKEN_FILE` names), `JINA_AUTH_TOKEN` or
+    the credentials file, in this order; None if there is none. The services of this machine share one token.
 
-    :raises ValueError: the credentials file is not valid.
+    :raises ValueError: the credentials file is not valid, or the other cannot be read.
     """
-    token = os.environ.get('FINETUNER_TOKEN') or os.environ.get('JINA_AUTH_TOKEN')
+    token = secret('FINETUNER_TOKEN') or os.environ.get('JINA_AUTH_TOKEN')
     if token:
         return token
     credentials = _read_credentials()

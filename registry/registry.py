@@ -61,7 +61,8 @@ class Registry:
         """Open the registry; make it, with a local account and token, if it is not there. Processes may do so at once.
 
         :param home: the folder of the state on this machine, default `FINETUNER_HOME`.
-        :param database_url: an SQLAlchemy URL, default `FINETUNER_DATABASE_URL`, or else an SQLite file in `home`.
+        :param database_url: an SQLAlchemy URL, default `FINETUNER_DATABASE_URL` (or the file that
+            `FINETUNER_DATABASE_URL_FILE` names), or else an SQLite file in `home`.
         :param objects_url: a folder or an fsspec URL, default `FINETUNER_OBJECTS_URL`, or else a folder in `home`.
         :raises RegistryError: the database was made by a newer version, or the token of the first start cannot be kept.
         """
@@ -69,7 +70,7 @@ class Registry:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         objects_url = objects_url or os.environ.get('FINETUNER_OBJECTS_URL') or str(home / 'objects')
         default = URL.create('sqlite', database=str(home / 'registry.db'))
-        database = Database(database_url or os.environ.get('FINETUNER_DATABASE_URL') or default)
+        database = Database(database_url or settings.secret('FINETUNER_DATABASE_URL') or default)
         objects = ObjectStore(objects_url)
         with exclusive(home / 'open.lock'):
             database.migrate()
