@@ -22,7 +22,10 @@ from jina.types.request import Request
 from jina.types.request.data import DataRequest, SingleDocumentRequest
 
 from executors.lifetime import end_with_parent
+from executors.limits import MAX_HEADER_BYTES, PatientProtocol, max_body
+from executors.rate import Buckets
 from executors.rest import build_app
+from executors.tls import Certificate, read_certificate
 from finetuner.documents import Document
 from finetuner.excepts import FinetunerServerError
 
@@ -35,6 +38,7 @@ class RoutingRequestHandler(GatewayRequestHandler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._discovery = asyncio.Lock()
+        self.buckets = Buckets.from_environment()
         # The executors stand side by side: they are no pipeline, whose schemas would have to fit.
         self.streamer._get_endpoints_input_output_models = self._discover
         self.streamer._validate_flow_docarray_compatibility = lambda: None
@@ -113,7 +117,8 @@ class RoutingRequestHandler(GatewayRequestHandler):
             yield request
 
     def _http_fastapi_default_app(self, **kwargs: Any) -> FastAPI:
-        return build_app(self, title=kwargs.get('title'), description=kwargs.get('description'), cors=kwargs['cors'])
+        title, description, cors = kwargs.get('title'), kwargs.get('description'), bool(kwargs['cors'])
+        return build_app(self, title=title, description=description, cors=cors, buckets=self.buckets)
 
 
 # how gRPC tells what a handler raised
@@ -143,14 +148,17 @@ def _answer(request: DataRequest, error: Exception) -> asyncio.Future[DataReques
 
 
 class FinetunerGateway(CompositeGateway):
-    """Jina's gateway for several protocols, with our request handler."""
+    """Jina's gateway for several protocols, with our request handler, limits, and TLS where the environment asks."""
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs['req_handler_cls'] = RoutingRequestHandler
         super().__init__(**kwargs)
+        certificate = read_certificate()
         for server in self.servers:
             if isinstance(server, FastAPIBaseServer):
-                server.uvicorn_kwargs['access_log'] = False  # a query may hold what is secret
+                _prepare_http(server, certificate)
+            else:
+                _prepare_grpc(server, certificate)
         end_with_parent()
 
     async def setup_server(self) -> None:
@@ -158,3 +166,21 @@ class FinetunerGateway(CompositeGateway):
         for server in self.servers:
             server.is_cancel = self.is_cancel
         await super().setup_server()
+
+
+def _prepare_http(server: FastAPIBaseServer, certificate: Certificate | None) -> None:
+    server.uvicorn_kwargs |= {
+        'access_log': False,  # a query may hold what is secret
+        'http': PatientProtocol,
+        'h11_max_incomplete_event_size': MAX_HEADER_BYTES,
+        'server_header': False,
+    }
+    if certificate is not None:
+        server.uvicorn_kwargs |= {'ssl_certfile': str(certificate.path), 'ssl_keyfile': str(certificate.key)}
+
+
+def _prepare_grpc(server: Any, certificate: Certificate | None) -> None:
+    options = {'grpc.max_receive_message_length': max_body()}
+    server.grpc_server_options = {**(server.grpc_server_options or {}), **options}
+    if certificate is not None:
+        server.ssl_certfile, server.ssl_keyfile = str(certificate.path), str(certificate.key)
