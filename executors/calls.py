@@ -24,8 +24,12 @@ MAX_DEPTH = 30
 
 
 def token_of(request: Request) -> str | None:
+    return read_token(request.headers.get('authorization', ''))
+
+
+def read_token(authorization: str) -> str | None:
     """The token of the header `Authorization: Bearer <token>`; Jina's Finetuner wrote `token` for `Bearer`."""
-    kind, _, token = request.headers.get('authorization', '').partition(' ')
+    kind, _, token = authorization.partition(' ')
     return token.strip() or None if kind.lower() in ('bearer', 'token') else None
 
 

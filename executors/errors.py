@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -106,10 +107,13 @@ def install(app: FastAPI, unknown: Callable[[str], object]) -> None:
     async def misplaced(request: Request, error: HTTPException) -> Response:
         if isinstance(error, HTTPException) and error.status_code == 404:  # of a route of ours
             return refuse(404, error.detail, error.headers)
+        path = request.url.path
         if error.status_code == 405:
-            allowed = (error.headers or {}).get('Allow') or 'another method'
-            return refuse(405, f'{request.method} {request.url.path} is not possible: use {allowed}', error.headers)
-        return refuse(404, unknown(request.url.path))
+            allowed = ', '.join(_allowed_methods(app, path)) or (error.headers or {}).get('Allow', '')
+            return refuse(405, f'{request.method} {path} is not possible: use {allowed}', {'Allow': allowed})
+        if path.startswith('/api/'):
+            return refuse(404, f'there is no {path[:200]} here: /docs shows what there is')
+        return refuse(404, unknown(path))
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
@@ -118,3 +122,14 @@ def install(app: FastAPI, unknown: Callable[[str], object]) -> None:
     @app.exception_handler(Exception)
     async def fail(request: Request, error: Exception) -> Response:
         return refuse(500, f'the gateway failed ({type(error).__name__}): its log says more')
+
+
+def _allowed_methods(app: FastAPI, path: str) -> list[str]:
+    """The methods of all operations at a path; Starlette tells those of the first route alone."""
+    found = [
+        method.upper()
+        for template, operations in app.openapi()['paths'].items()
+        if re.fullmatch(re.sub(r'\{\w+\}', '[^/]+', template), path.rstrip('/') or '/')
+        for method in operations
+    ]
+    return sorted(set(found))

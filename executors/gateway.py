@@ -6,12 +6,14 @@ executors for their endpoints at the start and sends each request to the executo
 """
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 from fastapi import FastAPI
+from google.protobuf.json_format import SerializeToJsonError
 from jina.excepts import InternalNetworkError
 from jina.proto import jina_pb2
 from jina.serve.executors import __dry_run_endpoint__
@@ -22,12 +24,12 @@ from jina.types.request import Request
 from jina.types.request.data import DataRequest, SingleDocumentRequest
 
 from executors.lifetime import end_with_parent
-from executors.limits import MAX_HEADER_BYTES, PatientProtocol, max_body
-from executors.rate import Buckets
+from executors.limits import MAX_HEADER_BYTES, PatientProtocol
+from executors.rate import Buckets, max_body
 from executors.rest import build_app
 from executors.tls import Certificate, read_certificate
 from finetuner.documents import Document
-from finetuner.excepts import FinetunerServerError
+from finetuner.excepts import FinetunerServerError, ParameterError
 
 DEFAULT_ENDPOINT = '/default'
 
@@ -82,18 +84,57 @@ class RoutingRequestHandler(GatewayRequestHandler):
             node = self.endpoints().get(endpoint)
             if node is None:
                 return _answer(request, self.unknown(endpoint)), None
+            if problem := _problem(request):
+                return _answer(request, problem), None
             if self.is_streaming(endpoint):
                 return _answer(request, FinetunerServerError(f'{endpoint} streams: call it with stream_doc')), None
             request.header.target_executor = f'{re.escape(node.name)}$'
         return self._forward(request=request, **kwargs)
+
+    async def process_single_data(self, request: DataRequest, context: Any = None) -> DataRequest:
+        """Answer one request.
+
+        :param context: of a call over gRPC; HTTP has counted the request already.
+        """
+        if context is not None:
+            await self._count(request, context)
+        return await super().process_single_data(request, context)
+
+    async def stream(
+        self, request_iterator: AsyncIterator[DataRequest], context: Any = None, *args: Any, **kwargs: Any
+    ) -> AsyncIterator[Request]:
+        """Answer a stream of requests. One that is too fast has to wait."""
+
+        async def paced() -> AsyncIterator[DataRequest]:
+            async for request in request_iterator:
+                while wait := self.buckets.take(_caller(request, context)):
+                    await asyncio.sleep(wait)
+                yield request
+
+        async for answer in super().stream(paced(), context, *args, **kwargs):
+            yield answer
+
+    Call = stream
+
+    async def _count(self, request: DataRequest | SingleDocumentRequest, context: Any) -> None:
+        """Refuse a call of a caller who calls too often."""
+        if wait := self.buckets.take(_caller(request, context)):
+            metadata = (('retry-after', str(math.ceil(wait))),)
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, self.buckets.sentence(wait), metadata)
 
     async def stream_doc(self, request: SingleDocumentRequest, context: Any = None) -> AsyncIterator[Request]:
         """Send a streaming request to the executor that has its endpoint.
 
         Jina drops the parameters of a streaming request on the way to the executor: they travel in the document's tags.
         """
+        if context is not None:
+            await self._count(request, context)
         endpoint = request.header.exec_endpoint
         node = self.endpoints().get(endpoint)
+        if problem := _problem(request):
+            request.add_exception(problem)
+            yield request
+            return
         if node is None or not self.is_streaming(endpoint):
             wrong = self.unknown(endpoint) if node is None else FinetunerServerError(f'{endpoint} does not stream')
             request.add_exception(wrong)
@@ -119,6 +160,24 @@ class RoutingRequestHandler(GatewayRequestHandler):
     def _http_fastapi_default_app(self, **kwargs: Any) -> FastAPI:
         title, description, cors = kwargs.get('title'), kwargs.get('description'), bool(kwargs['cors'])
         return build_app(self, title=title, description=description, cors=cors, buckets=self.buckets)
+
+
+def _caller(request: DataRequest | SingleDocumentRequest, context: Any) -> str:
+    """Who sent a request over gRPC: a token, or else an address."""
+    fields = request.proto_wo_data.parameters.fields
+    if 'token' in fields and fields['token'].string_value:
+        return fields['token'].string_value
+    return f'address {context.peer().rpartition(":")[0].partition(":")[2]}'
+
+
+def _problem(request: DataRequest | SingleDocumentRequest) -> Exception | None:
+    """What is wrong with the parameters of a message: Jina would fail over a number that is none."""
+    try:
+        request.parameters  # noqa: B018
+    except (SerializeToJsonError, ValueError):
+        request.proto_wo_data.parameters.Clear()
+        return ParameterError('parameters: a number is NaN or infinite')
+    return None
 
 
 # how gRPC tells what a handler raised

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 from typing import Any
 
 import h11
@@ -13,11 +12,10 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from executors.calls import read_token
 from executors.errors import refuse
-from executors.rate import Buckets
+from executors.rate import Buckets, max_body
 
-MAX_BODY = 64 << 20
-"""Bytes of a request, default of `FINETUNER_MAX_BODY_BYTES`: it is read before anyone has asked for a token."""
 BODIES_AT_ONCE = 8
 """Bodies of the largest size that are held in memory at the same time; smaller ones are as many as fit into that."""
 BODY_PATIENCE = 30.0
@@ -26,16 +24,6 @@ HEADER_PATIENCE = 15.0
 """Seconds that a client may take for the headers of a request."""
 MAX_HEADER_BYTES = 64 << 10
 NEVER_LIMITED = ('/', '/dry_run', '/health/live', '/health/ready')
-
-
-def max_body() -> int:
-    """
-    :raises ValueError: FINETUNER_MAX_BODY_BYTES is no number from 1 on.
-    """
-    given = os.environ.get('FINETUNER_MAX_BODY_BYTES') or str(MAX_BODY)
-    if not given.isdecimal() or int(given) < 1:
-        raise ValueError(f'FINETUNER_MAX_BODY_BYTES is {given!r}: give a number of bytes')
-    return int(given)
 
 
 class TrailingSlashes:
@@ -118,7 +106,8 @@ class RateLimits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope['type'] == 'http' and scope['path'] not in NEVER_LIMITED:
             client = scope.get('client') or ('',)
-            wait = self.buckets.take(Headers(scope=scope).get('authorization') or f'address {client[0]}')
+            token = read_token(Headers(scope=scope).get('authorization', ''))
+            wait = self.buckets.take(token or f'address {client[0]}')
             if wait:
                 headers = {'Retry-After': str(max(1, math.ceil(wait)))}
                 await refuse(429, self.buckets.sentence(wait), headers)(scope, receive, send)

@@ -1,4 +1,4 @@
-"""How many requests each caller may send: token buckets."""
+"""How many requests each caller may send, and how large."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ DEFAULT_RATE = 1000.0
 BURST = 2.0
 """Seconds of requests that may come at once."""
 MAX_CALLERS = 20_000
+MAX_BODY = 64 << 20
+"""Bytes of a request, default of `FINETUNER_MAX_BODY_BYTES`: it is read before anyone has asked for a token."""
 
 
 class Buckets:
-    """A bucket for each caller; the longest unused ones are forgotten, which are full again by then.
+    """Token buckets: one for each caller; the longest unused ones are forgotten, which are full again by then.
 
     :param rate: requests per second; 0 does not limit.
     """
@@ -60,3 +62,13 @@ class Buckets:
 
     def sentence(self, wait: float) -> str:
         return f'more than {self.rate:g} requests per second: try again in {max(1, math.ceil(wait))} s'
+
+
+def max_body() -> int:
+    """
+    :raises ValueError: FINETUNER_MAX_BODY_BYTES is no number from 1 on.
+    """
+    given = os.environ.get('FINETUNER_MAX_BODY_BYTES') or str(MAX_BODY)
+    if not given.isdecimal() or int(given) < 1:
+        raise ValueError(f'FINETUNER_MAX_BODY_BYTES is {given!r}: give a number of bytes')
+    return int(given)

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import re
+from contextlib import suppress
 
 from fastapi.exceptions import HTTPException
 from starlette.datastructures import Headers
@@ -40,9 +41,9 @@ def write_digest(sha256: str) -> str:
 def _read(name: str, pattern: re.Pattern[str], value: str) -> str:
     for entry in value.split(','):
         if match := pattern.fullmatch(entry.rstrip()):
-            try:
-                return base64.b64decode(match[1], validate=True).hex()
-            except binascii.Error:
-                break
+            with suppress(binascii.Error):
+                digest = base64.b64decode(match[1], validate=True)
+                if len(digest) == hashlib.sha256().digest_size:
+                    return digest.hex()
     form = 'sha-256=:<base64>:' if name == 'Content-Digest' else 'sha-256=<base64>'
     raise HTTPException(400, f'{name} has no sha-256 that can be checked: write {form}')
