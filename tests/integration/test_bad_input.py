@@ -16,7 +16,7 @@ import requests
 from finetuner import excepts
 from finetuner.client import wire_pb2 as wire
 from finetuner.client.channel import Channel
-from finetuner.documents import DocumentArray
+from finetuner.documents import Document, DocumentArray
 
 LEAK = re.compile(r'Traceback|File "|<class|<function|object at 0x|site-packages|pydantic|\bline \d+, in ')
 JSON = {'Content-Type': 'application/json'}
@@ -122,7 +122,7 @@ def raw_answer(content: bytes) -> Callable[[Any], tuple[str, str]]:
 
 
 SINGLE = '/jina.JinaSingleDataRequestRPC/process_single_data'
-EMPTY_DOCUMENT = DocumentArray([{}]).to_protobuf().SerializeToString()
+EMPTY_DOCUMENT = DocumentArray([Document()]).to_protobuf().SerializeToString()
 NESTED: Any = 1
 for _ in range(40):
     NESTED = {'x': NESTED}
