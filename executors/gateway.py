@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 from fastapi import FastAPI
 from google.protobuf.json_format import SerializeToJsonError
+from google.protobuf.message import DecodeError
 from jina.excepts import InternalNetworkError
 from jina.proto import jina_pb2
 from jina.serve.executors import __dry_run_endpoint__
@@ -97,7 +98,7 @@ class RoutingRequestHandler(GatewayRequestHandler):
         :param context: of a call over gRPC; HTTP has counted the request already.
         """
         if context is not None:
-            await self._count(request, context)
+            await self._admit(request, context)
         return await super().process_single_data(request, context)
 
     async def stream(
@@ -107,6 +108,7 @@ class RoutingRequestHandler(GatewayRequestHandler):
 
         async def paced() -> AsyncIterator[DataRequest]:
             async for request in request_iterator:
+                await _check_readable(request, context)
                 while wait := self.buckets.take(_caller(request, context)):
                     await asyncio.sleep(wait)
                 yield request
@@ -116,8 +118,9 @@ class RoutingRequestHandler(GatewayRequestHandler):
 
     Call = stream
 
-    async def _count(self, request: DataRequest | SingleDocumentRequest, context: Any) -> None:
-        """Refuse a call of a caller who calls too often."""
+    async def _admit(self, request: DataRequest | SingleDocumentRequest, context: Any) -> None:
+        """Refuse a call that cannot be read, and one of a caller who calls too often."""
+        await _check_readable(request, context)
         if wait := self.buckets.take(_caller(request, context)):
             metadata = (('retry-after', str(math.ceil(wait))),)
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, self.buckets.sentence(wait), metadata)
@@ -128,7 +131,7 @@ class RoutingRequestHandler(GatewayRequestHandler):
         Jina drops the parameters of a streaming request on the way to the executor: they travel in the document's tags.
         """
         if context is not None:
-            await self._count(request, context)
+            await self._admit(request, context)
         endpoint = request.header.exec_endpoint
         node = self.endpoints().get(endpoint)
         if problem := _problem(request):
@@ -160,6 +163,14 @@ class RoutingRequestHandler(GatewayRequestHandler):
     def _http_fastapi_default_app(self, **kwargs: Any) -> FastAPI:
         title, description, cors = kwargs.get('title'), kwargs.get('description'), bool(kwargs['cors'])
         return build_app(self, title=title, description=description, cors=cors, buckets=self.buckets)
+
+
+async def _check_readable(request: DataRequest | SingleDocumentRequest, context: Any) -> None:
+    try:
+        request.proto_wo_data  # noqa: B018
+    except DecodeError:
+        detail = 'the message cannot be read: it is broken, or its parameters nest too deep'
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, detail)
 
 
 def _caller(request: DataRequest | SingleDocumentRequest, context: Any) -> str:

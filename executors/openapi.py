@@ -38,6 +38,7 @@ HAVE_BODIES = {408: 'The body came too slowly.', 415: 'The body is of a media ty
 UNAUTHORIZED = 'The token is missing, unknown, revoked or expired.'
 CONFLICT = 'It is not the time for it: the run is not finished, has failed, or is at work.'
 NOT_FOUND = 'There is no such thing.'
+SOME = {404: NOT_FOUND, 409: CONFLICT}
 
 
 class Error(BaseModel):
@@ -143,17 +144,16 @@ def _complete(schema: dict[str, Any]) -> dict[str, Any]:
             responses = operation['responses']
             needed = {} if operation.get('security') in (None, []) else {401: UNAUTHORIZED}
             bodies = HAVE_BODIES if method in ('post', 'put', 'patch') else {}
-            for code, description in {**ERRORS, **needed, **bodies}.items():
-                responses[str(code)] = _error(responses.get(str(code), {}).get('description') or description, code)
-            for code, description in ((404, NOT_FOUND), (409, CONFLICT)):
-                if str(code) in responses:
-                    responses[str(code)] = _error(responses[str(code)].get('description') or description, code)
+            described = {**ERRORS, **SOME, **needed, **bodies}
+            own = [int(code) for code in responses if code.isdecimal() and code >= '400']
+            for code in sorted({*ERRORS, *needed, *bodies, *own}):
+                given = responses.get(str(code), {}).get('description')
+                is_own = given and given != 'Validation Error'  # FastAPI's
+                responses[str(code)] = _error(given if is_own else described[code], code)
     return schema
 
 
 def _error(description: str, code: int) -> dict[str, Any]:
-    if description == 'Validation Error':
-        description = ERRORS[422]
     response: dict[str, Any] = {
         'description': description,
         'content': {'application/json': {'schema': {'$ref': '#/components/schemas/Error'}}},
