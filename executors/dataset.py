@@ -8,6 +8,7 @@ from jina import Executor, requests
 from executors.answers import answer
 from executors.drain import drain_at_shutdown
 from executors.endpoints import unknown_endpoint
+from executors.inline import read_inline
 from executors.lifetime import end_with_parent
 from executors.parameters import IngestParameters
 from executors.sources import allowed_roots, allowed_schemes, read_uri
@@ -41,13 +42,18 @@ class DatasetExecutor(Executor):
 
     @requests(on='/ingest')
     def ingest(self, docs: DocumentArray, parameters: IngestParameters, **kwargs: Any) -> DocumentArray:
-        """Append the documents of the request, or of the file at `uri`, to the data set `name`: all or none."""
+        """Append documents to the data set `name`: those of the request, of the file at `uri`, or of the file of the
+        given `format` in the blob of the one document. All or none.
+        """
         account = self.registry.authenticate(parameters.secret)
         if (parameters.uri is None) == (len(docs) == 0):
             raise DataError('send documents, or the uri of a file: one of the two')
+        options = make_options(parameters.csv_options)
         documents: Any = docs
         if parameters.uri is not None:
-            documents = read_uri(parameters.uri, make_options(parameters.csv_options), self.roots, self.schemes)
+            documents = read_uri(parameters.uri, options, self.roots, self.schemes)
+        elif parameters.format is not None:
+            documents = read_inline(docs, parameters.format, parameters.sha256, parameters.name, options)
         dataset = self.registry.append_documents(account.id, parameters.name, documents, parameters.part)
         return answer(
             name=dataset.name,

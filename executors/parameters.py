@@ -1,10 +1,16 @@
 """The parameters of the endpoints. Jina validates a request against the model that annotates its handler."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from finetuner.excepts import ParameterError
+
+SHOWN = 200
+"""Characters of a wrong value that an error shows."""
+INT32 = 2**31 - 1
+INT53 = 2**53 - 1
+"""The largest whole number that arrives as it was sent: numbers travel as floats."""
 
 
 class Parameters(BaseModel):
@@ -41,17 +47,33 @@ def _sentence(name: str, detail: Any) -> str:
     if detail['type'] == 'extra_forbidden':  # its value stays hidden: it may be a token under a misspelt name
         return f'{name!r} is unknown'
     value = detail['input']
-    shown = '' if 'token' in name or not isinstance(value, str | int | float | bool | None) else f', got {value!r}'
+    shown = (
+        '' if 'token' in name or not isinstance(value, str | int | float | bool | None) else f', got {shorten(value)}'
+    )
     return f'{name!r}: {reason[:1].lower()}{reason[1:]}{shown}'
+
+
+def shorten(value: object) -> str:
+    """The value as it would be written, not all of it if it is long."""
+    written = repr(value)
+    return written if len(written) <= SHOWN else f'{written[:SHOWN]}…'
 
 
 class IngestParameters(Parameters):
     """`/ingest`: the documents of the request, or of the file at `uri`, become a part of the data set `name`."""
 
     name: str
-    part: int | None = Field(default=None, ge=0, description='Number of this part: sent again, it is not added again.')
+    part: int | None = Field(
+        default=None, ge=0, le=INT32, description='Number of this part: sent again, it is not added again.'
+    )
     uri: str | None = Field(
         default=None, description='A CSV, JSONL, Parquet or Arrow file that the service can read, instead of documents.'
+    )
+    format: Literal['csv', 'jsonl', 'parquet', 'arrow'] | None = Field(
+        default=None, description='The one document holds such a file in its blob, which is read instead.'
+    )
+    sha256: str | None = Field(
+        default=None, pattern='^[0-9a-f]{64}$', description='Of the bytes of that file, checked before it is read.'
     )
     csv_options: dict[str, Any] | None = None
 
@@ -78,14 +100,14 @@ class RunParameters(Parameters):
 class LogParameters(RunParameters):
     """`/logs`: `offset` is the number of bytes that the caller has seen."""
 
-    offset: int = Field(default=0, ge=0)
+    offset: int = Field(default=0, ge=0, le=INT53)
 
 
 class RunsParameters(Parameters):
     """`/runs`: one page of the runs of an experiment, or of all."""
 
     experiment_name: str | None = None
-    page: int = Field(default=1, ge=1)
+    page: int = Field(default=1, ge=1, le=INT32)
     size: int = Field(default=50, ge=1, le=100)
 
 
@@ -99,7 +121,7 @@ class ExperimentParameters(Parameters):
 class ExperimentsParameters(Parameters):
     """`/experiments`: one page of experiments."""
 
-    page: int = Field(default=1, ge=1)
+    page: int = Field(default=1, ge=1, le=INT32)
     size: int = Field(default=50, ge=1, le=100)
 
 
@@ -119,7 +141,7 @@ class ArtifactParameters(Parameters):
     """`/artifact`: `length` bytes of an artifact from `offset` on."""
 
     artifact_id: str
-    offset: int = Field(default=0, ge=0)
+    offset: int = Field(default=0, ge=0, le=INT53)
     length: int = Field(default=1 << 20, ge=1, le=1 << 26)
 
 
@@ -135,3 +157,27 @@ class EncodeParameters(Parameters):
     return_artifact: bool = Field(
         default=False, description="Put the id of the artifact that answered into each document's tags."
     )
+
+
+BY_ENDPOINT: dict[str, type[Parameters]] = {
+    '/ingest': IngestParameters,
+    '/fit': FitParameters,
+    '/status': RunParameters,
+    '/cancel': RunParameters,
+    '/resume': RunParameters,
+    '/runs': RunsParameters,
+    '/delete_run': RunParameters,
+    '/delete_runs': DeleteRunsParameters,
+    '/create_experiment': ExperimentParameters,
+    '/experiment': ExperimentParameters,
+    '/experiments': ExperimentsParameters,
+    '/delete_experiments': DeleteExperimentsParameters,
+    '/logs': LogParameters,
+    '/logstream': LogParameters,
+    '/metrics': RunParameters,
+    '/examples': RunParameters,
+    '/artifact': ArtifactParameters,
+    '/whoami': TokenParameters,
+    '/encode': EncodeParameters,
+}
+"""For the description of the service: Jina's own discovery loses bounds and descriptions."""

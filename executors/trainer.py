@@ -70,7 +70,7 @@ class TrainerExecutor(Executor):
     def fit(self, docs: DocumentArray, parameters: FitParameters, **kwargs: Any) -> DocumentArray:
         """Check the arguments of `finetuner.fit`, store the run and return it. Called again it returns the same run."""
         account = self.registry.authenticate(parameters.secret)
-        config = FitConfig.from_arguments(**parameters.arguments)
+        config = FitConfig.from_arguments(**self._with_model(account.id, parameters.arguments))
         check_trackers(config)
         check_model(config)
         if parameters.check_only:
@@ -81,6 +81,14 @@ class TrainerExecutor(Executor):
         run = self._create_run(account.id, config, list(dict.fromkeys(name for name, _ in roles)))
         self.supervisor.wake()
         return answer(**describe_run(run))
+
+    def _with_model(self, account_id: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments, with the model that an artifact was made of where they name the artifact alone."""
+        artifact_id = arguments.get('model_artifact')
+        if arguments.get('model') is not None or not isinstance(artifact_id, str):
+            return arguments
+        artifact = self.registry.get_artifact(account_id, artifact_id)
+        return {**arguments, 'model': self.registry.get_run_by_id(artifact.run_id).config['model']}
 
     def _create_run(self, account_id: str, config: FitConfig, datasets: list[str]) -> RunRecord:
         experiment_name, description = config.experiment_name or 'default', config.description or ''
@@ -157,9 +165,10 @@ class TrainerExecutor(Executor):
 
     @requests(on='/delete_runs')
     def delete_runs(self, docs: DocumentArray, parameters: DeleteRunsParameters, **kwargs: Any) -> DocumentArray:
-        """Delete all runs of an experiment, or of all experiments. None of them, if one is at work."""
+        """Delete all runs of an experiment, or of all, and return what they were. None of them, if one is at work."""
         account = self.registry.authenticate(parameters.secret)
-        return answer(deleted=self.registry.delete_runs(account.id, parameters.experiment_name))
+        deleted = self.registry.delete_runs(account.id, parameters.experiment_name)
+        return answer(deleted=len(deleted), items=[describe_run(run) for run in deleted])
 
     @requests(on='/create_experiment')
     def create_experiment(self, docs: DocumentArray, parameters: ExperimentParameters, **kwargs: Any) -> DocumentArray:

@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from finetuner.excepts import AuthenticationError, RegistryError
+from finetuner.excepts import AuthenticationError, NotFoundError, RegistryError
 from registry.models import AccountRow, TokenRow, now
 from registry.names import check_name, known
 from registry.records import Account, Token
@@ -31,11 +31,11 @@ def insert_account(session: Session, name: str) -> Account:
 def find_account(session: Session, name: str) -> Account:
     """The account of this name.
 
-    :raises RegistryError: there is none.
+    :raises NotFoundError: there is none.
     """
     row = session.scalar(select(AccountRow).where(AccountRow.name == name))
     if row is None:
-        raise RegistryError(f'There is no account {name!r}: {known(name, session.scalars(select(AccountRow.name)))}')
+        raise NotFoundError(f'There is no account {name!r}: {known(name, session.scalars(select(AccountRow.name)))}')
     return _account(row)
 
 
@@ -54,7 +54,7 @@ def insert_token(session: Session, account_id: str, name: str, token: str, expir
     """
     check_name('token', name)
     if session.get(AccountRow, account_id) is None:
-        raise RegistryError(f'There is no account of the id {account_id!r}')
+        raise NotFoundError(f'There is no account of the id {account_id!r}')
     if expires_at is not None and (expires_at.tzinfo is None or expires_at <= now()):
         raise RegistryError(f'A token cannot expire at {expires_at}: give a time to come, with its time zone')
     session.add(TokenRow(account_id=account_id, name=name, digest=_digest(token), expires_at=expires_at))
@@ -70,11 +70,11 @@ def list_tokens(session: Session, account_id: str) -> list[Token]:
 def revoke_token(session: Session, account_id: str, token_id: str) -> None:
     """Make a token worthless. One that is revoked already stays revoked.
 
-    :raises RegistryError: the account has no such token.
+    :raises NotFoundError: the account has no such token.
     """
     owned = (TokenRow.id == token_id, TokenRow.account_id == account_id)
     if session.scalar(select(TokenRow.id).where(*owned)) is None:
-        raise RegistryError(f'There is no token of the id {token_id!r}: `python -m registry tokens` lists them')
+        raise NotFoundError(f'There is no token of the id {token_id!r}: `python -m registry tokens` lists them')
     session.execute(update(TokenRow).where(*owned, TokenRow.revoked_at.is_(None)).values(revoked_at=now()))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from finetuner.excepts import ArtifactError, RunFailedError, RunInProgressError
+from finetuner.excepts import ArtifactNotFoundError, RunFailedError, RunInProgressError
 from registry.models import ArtifactRow, ExperimentRow, RunRow
 from registry.records import CANCELLED, FAILED, ArtifactRecord
 
@@ -13,7 +13,7 @@ from registry.records import CANCELLED, FAILED, ArtifactRecord
 def get_artifact(session: Session, account_id: str | None, artifact_id: str) -> ArtifactRecord:
     """The artifact of this id, if it is public or the account's. An account of None sees the public ones.
 
-    :raises ArtifactError: there is none that the account may read.
+    :raises ArtifactNotFoundError: there is none that the account may read.
     :raises RunInProgressError: its run has not finished.
     :raises RunFailedError: its run has failed.
     """
@@ -32,7 +32,7 @@ def get_artifact(session: Session, account_id: str | None, artifact_id: str) -> 
         )
     if row is None:
         _explain(session, account_id, str(artifact_id))
-    raise ArtifactError(
+    raise ArtifactNotFoundError(
         f'There is no artifact {str(artifact_id)[:80]!r} that you may read: finetuner.list_runs() tells their ids'
     )
 

@@ -9,7 +9,7 @@ from functools import reduce
 from sqlalchemy import Text, cast, delete, func, select
 from sqlalchemy.orm import Session
 
-from finetuner.excepts import DataError, RegistryError
+from finetuner.excepts import DataError, NotFoundError, RegistryError
 from registry.database import find_or_insert
 from registry.models import DatasetRow, RunRow, ShardRow
 from registry.names import known
@@ -34,13 +34,13 @@ def check_part(part: int | None) -> int | None:
 def get_dataset(session: Session, account_id: str, name: str) -> Dataset:
     """The data set as it is now.
 
-    :raises RegistryError: the account has none of this name.
+    :raises NotFoundError: the account has none of this name.
     """
     owned = DatasetRow.account_id == account_id
     row = session.scalar(select(DatasetRow).where(owned, DatasetRow.name == name))
     if row is None:
         names = session.scalars(select(DatasetRow.name).where(owned))
-        raise RegistryError(f'There is no data set {str(name)[:200]!r}: {known(str(name), names)}')
+        raise NotFoundError(f'There is no data set {str(name)[:200]!r}: {known(str(name), names)}')
     return _dataset(row.id, row.name, _shards(session, row.id))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from finetuner.excepts import RegistryError, RunInProgressError
+from finetuner.excepts import NotFoundError, RunInProgressError
 from registry.database import find_or_insert, read_page
 from registry.models import ArtifactRow, ExperimentRow, RunRow
 from registry.names import known
@@ -102,13 +102,13 @@ def find_or_make_row(session: Session, account_id: str, name: str, description: 
 
 
 def find_row(session: Session, account_id: str, name: str) -> ExperimentRow:
-    """:raises RegistryError: there is none of this name."""
+    """:raises NotFoundError: there is none of this name."""
     owned = ExperimentRow.account_id == account_id
     row = session.scalar(select(ExperimentRow).where(owned, ExperimentRow.name == name))
     if row is not None:
         return row
     names = session.scalars(select(ExperimentRow.name).where(owned))
-    raise RegistryError(f'There is no experiment {str(name)[:200]!r}: {known(str(name), names)}')
+    raise NotFoundError(f'There is no experiment {str(name)[:200]!r}: {known(str(name), names)}')
 
 
 def _count(session: Session, row: ExperimentRow) -> int:

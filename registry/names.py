@@ -49,7 +49,7 @@ def known(name: str, names: Iterable[str]) -> str:
     names = sorted(names)
     if not names:
         return 'there are none yet'
-    near = get_close_matches(name, names, n=5, cutoff=0.5)
+    near = get_close_matches(name[:200], names, n=5, cutoff=0.5)
     if near:
         return f'similar names: {", ".join(near)}'
     return f'there are: {", ".join(names[:10])}{", …" if len(names) > 10 else ""}'

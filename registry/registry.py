@@ -111,7 +111,7 @@ class Registry:
 
     def get_account(self, name: str = first_start.LOCAL_ACCOUNT) -> Account:
         """
-        :raises RegistryError: there is none of this name.
+        :raises NotFoundError: there is none of this name.
         """
         with self.database.read() as session:
             return accounts.find_account(session, name)
@@ -133,7 +133,7 @@ class Registry:
 
     def revoke_token(self, account_id: str, token_id: str) -> None:
         """
-        :raises RegistryError: the account has no such token.
+        :raises NotFoundError: the account has no such token.
         """
         with self.database.write() as session:
             accounts.revoke_token(session, account_id, token_id)
@@ -182,7 +182,7 @@ class Registry:
 
     def get_dataset(self, account_id: str, name: str) -> Dataset:
         """
-        :raises RegistryError: the account has none of this name.
+        :raises NotFoundError: the account has none of this name.
         """
         with self.database.read() as session:
             return datasets.get_dataset(session, account_id, name)
@@ -231,7 +231,7 @@ class Registry:
 
     def get_run(self, account_id: str, experiment_name: str, run_name: str) -> RunRecord:
         """
-        :raises RegistryError: the account has none of this name.
+        :raises NotFoundError: the account has none of this name.
         """
         with self.database.read() as session:
             return runs.get_run(session, account_id, experiment_name, run_name)
@@ -239,7 +239,7 @@ class Registry:
     def get_run_by_id(self, run_id: str) -> RunRecord:
         """For the service itself: no owner is checked.
 
-        :raises RegistryError: there is none of this id.
+        :raises NotFoundError: there is none of this id.
         """
         with self.database.read() as session:
             return runs.get_run_by_id(session, run_id)
@@ -247,7 +247,7 @@ class Registry:
     def get_run_datasets(self, run_id: str) -> dict[str, Dataset]:
         """The data sets of a run, by name, as they were when it was created.
 
-        :raises RegistryError: there is no such run.
+        :raises NotFoundError: there is no such run.
         """
         with self.database.read() as session:
             return restore(session, runs.get_run_row(session, run_id).datasets)
@@ -323,22 +323,27 @@ class Registry:
     def delete_run(self, account_id: str, experiment_name: str, run_name: str) -> None:
         """Delete a run with its artifact, its log and its checkpoints.
 
-        :raises RegistryError: the account has none of this name.
+        :raises NotFoundError: the account has none of this name.
         :raises RunInProgressError: it is at work.
         """
         run = self.get_run(account_id, experiment_name, run_name)
         self._delete(lambda session: experiments.delete_runs(session, [runs.get_run_row(session, run.id)]))
 
-    def delete_runs(self, account_id: str, experiment_name: str | None = None) -> int:
-        """Delete all runs of an experiment, or of all experiments, which stay. Returns how many.
+    def delete_runs(self, account_id: str, experiment_name: str | None = None) -> list[RunRecord]:
+        """Delete all runs of an experiment, or of all experiments, which stay. Returns what they were.
 
-        :raises RegistryError: there is no such experiment.
+        :raises NotFoundError: there is no such experiment.
         :raises RunInProgressError: one is at work; then none is deleted.
         """
-        deleted = self._delete(
-            lambda session: experiments.delete_runs(session, runs.find_rows(session, account_id, experiment_name))
-        )
-        return len(deleted.runs)
+        found: list[RunRecord] = []
+
+        def change(session: Session) -> experiments.Deleted:
+            rows = runs.find_rows(session, account_id, experiment_name)
+            found.extend(runs.get_run_by_id(session, row.id) for row in rows)
+            return experiments.delete_runs(session, rows)
+
+        self._delete(change)
+        return found
 
     # experiments
 
@@ -353,7 +358,7 @@ class Registry:
 
     def get_experiment(self, account_id: str, name: str) -> ExperimentRecord:
         """
-        :raises RegistryError: the account has none of this name.
+        :raises NotFoundError: the account has none of this name.
         """
         with self.database.read() as session:
             return experiments.get_experiment(session, account_id, name)
@@ -398,7 +403,7 @@ class Registry:
     def get_artifact(self, account_id: str | None, artifact_id: str) -> ArtifactRecord:
         """The artifact of this id, if it is public or the account's. An account of None sees the public ones.
 
-        :raises ArtifactError: there is none that the account may read.
+        :raises ArtifactNotFoundError: there is none that the account may read.
         :raises RunInProgressError: its run has not finished.
         :raises RunFailedError: its run has failed.
         """

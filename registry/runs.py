@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from finetuner.excepts import RegistryError
+from finetuner.excepts import NotFoundError, RegistryError
 from registry.database import find_or_insert, read_page
 from registry.experiments import find_or_make_row, find_row
 from registry.models import ArtifactRow, ExperimentRow, RunRow, now
@@ -64,7 +64,7 @@ def create_run(
 
 def get_run(session: Session, account_id: str, experiment_name: str, run_name: str) -> RunRecord:
     """
-    :raises RegistryError: there is none of this name.
+    :raises NotFoundError: there is none of this name.
     """
     owned = (ExperimentRow.account_id == account_id, ExperimentRow.name == experiment_name)
     query = select(RunRow).join(RunRow.experiment).where(*owned)
@@ -75,22 +75,22 @@ def get_run(session: Session, account_id: str, experiment_name: str, run_name: s
     owner = select(ExperimentRow.name).join(RunRow, RunRow.experiment_id == ExperimentRow.id)
     elsewhere = session.scalars(owner.where(ExperimentRow.account_id == account_id, RunRow.name == run_name)).all()
     if elsewhere:
-        raise RegistryError(
+        raise NotFoundError(
             f'There is no run {run_name!r} in the experiment {experiment_name!r}: it is in {" and ".join(elsewhere)}'
         )
     names = session.scalars(select(RunRow.name).join(RunRow.experiment).where(*owned))
-    raise RegistryError(
+    raise NotFoundError(
         f'There is no run {str(run_name)[:200]!r} in the experiment {experiment_name!r}: {known(str(run_name), names)}'
     )
 
 
 def get_run_row(session: Session, run_id: str) -> RunRow:
     """
-    :raises RegistryError: there is none of this id.
+    :raises NotFoundError: there is none of this id.
     """
     row = session.get(RunRow, run_id)
     if row is None:
-        raise RegistryError(f'There is no run of the id {str(run_id)[:80]!r}')
+        raise NotFoundError(f'There is no run of the id {str(run_id)[:80]!r}')
     return row
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,8 +34,9 @@ _lock = threading.Lock()
 def open_channel(host: str) -> Channel:
     """The one channel of this process to `host`; a forked child gets its own.
 
-    :param host: `grpc://name:port`, `grpcs://name:port` (TLS) or `name:port`; the port defaults to 51000.
-    :raises ValueError: the address has another scheme or form.
+    :param host: `grpc://name:port`, `grpcs://name:port` (TLS; FINETUNER_CA_CERT names a file of certificates to trust)
+        or `name:port`; the port defaults to 51000.
+    :raises ValueError: the address has another scheme or form, or FINETUNER_CA_CERT cannot be read.
     """
     with _lock:
         key = (os.getpid(), host)
@@ -50,7 +52,7 @@ class Connection:
         target, secure = _parse_host(host)
         options = [*OPTIONS, ('grpc.enable_http_proxy', 0)] if settings.is_local(host) else OPTIONS
         if secure:
-            self.channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
+            self.channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(_root_certificates()), options)
         else:
             self.channel = grpc.insecure_channel(target, options)
         self.call = self.channel.unary_unary(
@@ -159,6 +161,20 @@ def _parse_host(host: str) -> tuple[str, bool]:
     """(target of gRPC, whether with TLS)"""
     url = urlsplit(settings.normalize_host(host))
     return url.netloc, url.scheme == 'grpcs'
+
+
+def _root_certificates() -> bytes | None:
+    """Those of the file that FINETUNER_CA_CERT names; None are those that gRPC trusts anyway.
+
+    :raises ValueError: the file cannot be read.
+    """
+    path = os.environ.get('FINETUNER_CA_CERT')
+    if not path:
+        return None
+    try:
+        return Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise ValueError(f'FINETUNER_CA_CERT names {path}, which cannot be read: {error.strerror}') from error
 
 
 def _header(endpoint: str) -> wire.Header:
