@@ -100,6 +100,18 @@ class Run:
         return self.sync.id
 
     @property
+    def created_at(self) -> str:
+        return self.sync.created_at
+
+    @property
+    def description(self) -> str:
+        return self.sync.description
+
+    @property
+    def task(self) -> str:
+        return self.sync.task
+
+    @property
     def config(self) -> dict[str, Any]:
         return self.sync.config
 
@@ -178,6 +190,10 @@ class Experiment:
     @property
     def created_at(self) -> str:
         return self.sync.created_at
+
+    @property
+    def runs(self) -> int:
+        return self.sync.runs
 
     async def create_training_run(
         self,

@@ -102,7 +102,7 @@ def login(
         reason = str(error).rstrip('.')
         origin = '' if known in (token, asked) else f' in {_variable() or settings.credentials_path()}'
         raise AuthenticationError(f'{chosen} refused the token{origin}: {reason}') from None
-    if known != settings.load_token(chosen):
+    if known in (token, asked):
         settings.save_token(known, chosen)
     if host:
         settings.save_host(host)
