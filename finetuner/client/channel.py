@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,13 +15,22 @@ from google.protobuf.empty_pb2 import Empty
 from finetuner import excepts, settings
 from finetuner.client import wire_pb2 as wire
 from finetuner.client.answers import Answer, encode_tags
+from finetuner.client.transport import (
+    ATTEMPTS,
+    CONNECT_TIMEOUT,
+    TIMEOUT,
+    Unreachable,
+    make_header,
+    make_request,
+    nobody_at,
+    raise_for,
+)
 
-TIMEOUT = 120.0  # seconds for one call; none for a stream
-ATTEMPTS = 4  # calls can be repeated: parts and runs are known by name
 OPTIONS = [
     ('grpc.max_send_message_length', -1),
     ('grpc.max_receive_message_length', -1),
     ('grpc.keepalive_time_ms', 360_000),  # a server cuts off whom it hears more often than each five minutes
+    ('grpc.min_reconnect_backoff_ms', int(CONNECT_TIMEOUT * 1000)),  # which is the time to connect, too
     ('grpc.enable_retries', 0),
 ]
 
@@ -52,7 +59,9 @@ class Connection:
         target, secure = _parse_host(host)
         options = [*OPTIONS, ('grpc.enable_http_proxy', 0)] if settings.is_local(host) else OPTIONS
         if secure:
-            self.channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(_root_certificates()), options)
+            authority = settings.ca_certificate()
+            credentials = grpc.ssl_channel_credentials(authority.read_bytes() if authority else None)
+            self.channel = grpc.secure_channel(target, credentials, options)
         else:
             self.channel = grpc.insecure_channel(target, options)
         self.call = self.channel.unary_unary(
@@ -80,19 +89,7 @@ class Channel:
         self._connection = Connection(host)
 
     def call(self, endpoint: str, parameters: Mapping[str, Any], docs: bytes = b'', timeout: float = TIMEOUT) -> bytes:
-        """Send one request and return the documents of its answer.
-
-        :param parameters: JSON values.
-        :param docs: the documents, a serialized `docarray.DocListProto`.
-        :param timeout: in seconds.
-        :return: a serialized `docarray.DocListProto`.
-        :raises Exception: the class of `finetuner.excepts` that the service raised; `FinetunerServerError` for any
-            other error and if the service cannot be reached.
-        """
-        request = wire.DataRequest(header=_header(endpoint))
-        request.parameters.update(parameters)
-        if docs:
-            request.data.docs = docs
+        request = make_request(endpoint, parameters, docs)
         for attempt in range(1, ATTEMPTS + 1):
             connection = self._connection
             try:
@@ -103,19 +100,18 @@ class Channel:
                     raise self._describe(error, endpoint, timeout) from None
                 time.sleep(0.25 * 2**attempt)
             else:
-                _raise_for(response.header.status)
+                raise_for(response.header.status)
                 return response.data.docs
         raise AssertionError('unreachable')
 
     def stream(self, endpoint: str, tags: Mapping[str, Any]) -> Iterator[Answer]:
-        """Send one document with `tags` and yield the documents that the endpoint streams back."""
-        request = wire.SingleDocumentRequest(header=_header(endpoint), document=encode_tags(tags))
+        request = wire.SingleDocumentRequest(header=make_header(endpoint), document=encode_tags(tags))
         request.parameters.update(tags)
         connection = self._connection
         responses = connection.stream(request)
         try:
             for response in responses:
-                _raise_for(response.header.status)
+                raise_for(response.header.status)
                 yield Answer.from_document(response.document)
         except grpc.RpcError as error:
             self._renew(connection, error)
@@ -145,13 +141,15 @@ class Channel:
     def _describe(self, error: grpc.RpcError, endpoint: str, timeout: float | None) -> excepts.FinetunerServerError:
         code, details = error.code(), error.details() or ''
         if _is_refused(error):
-            ways = 'start one with `finetuner serve`, or name another with FINETUNER_HOST or finetuner.login(host=...)'
-            message, hint = f'no service answers at {self.host}: {ways}', ''
-        elif code == grpc.StatusCode.DEADLINE_EXCEEDED:
+            if 'CERTIFICATE_VERIFY_FAILED' in details:
+                hint = 'name the authority that signed it with FINETUNER_CA_CERT, the path of a PEM'
+                return excepts.FinetunerServerError(f'the certificate of {self.host} is not trusted', hint)
+            return nobody_at(self.host)
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             message, hint = f'{self.host} did not answer {endpoint} within {timeout:g} seconds', details
         elif code == grpc.StatusCode.UNIMPLEMENTED:
             message = f'{self.host} answers, but is no Jina Flow with gRPC'
-            hint = 'check the port: the HTTP port of a Flow speaks another protocol'
+            return Unreachable(message, 'check the port: the HTTP port is for http://name:port', code.value[0])
         else:
             message, hint = f'{self.host} failed in {endpoint}', details
         return excepts.FinetunerServerError(message, hint, code.value[0])
@@ -160,25 +158,11 @@ class Channel:
 def _parse_host(host: str) -> tuple[str, bool]:
     """(target of gRPC, whether with TLS)"""
     url = urlsplit(settings.normalize_host(host))
+    if url.scheme not in ('grpc', 'grpcs'):
+        raise ValueError(
+            f'the host {host!r} is no address of gRPC: write grpc://name:port, or grpcs://name:port for TLS'
+        )
     return url.netloc, url.scheme == 'grpcs'
-
-
-def _root_certificates() -> bytes | None:
-    """Those of the file that FINETUNER_CA_CERT names; None are those that gRPC trusts anyway.
-
-    :raises ValueError: the file cannot be read.
-    """
-    path = os.environ.get('FINETUNER_CA_CERT')
-    if not path:
-        return None
-    try:
-        return Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise ValueError(f'FINETUNER_CA_CERT names {path}, which cannot be read: {error.strerror}') from error
-
-
-def _header(endpoint: str) -> wire.Header:
-    return wire.Header(request_id=uuid.uuid4().hex, exec_endpoint=endpoint)
 
 
 def _is_refused(error: grpc.RpcError) -> bool:
@@ -187,16 +171,3 @@ def _is_refused(error: grpc.RpcError) -> bool:
     return error.code() == grpc.StatusCode.UNAVAILABLE and details.startswith(
         ('failed to connect', 'DNS resolution failed')
     )
-
-
-def _raise_for(status: wire.Status) -> None:
-    """Raise the exception that a service put into the header of its answer."""
-    if status.code == 0:
-        return
-    name, arguments = status.exception.name, list(status.exception.args)
-    known = getattr(excepts, name, None)
-    message = arguments[0] if arguments else status.description
-    if isinstance(known, type) and issubclass(known, Exception):
-        raise known(message)
-    origin = f'{name or "an error"} in {status.exception.executor or "the service"}; its log says more'
-    raise excepts.FinetunerServerError(message, origin, status.code)
