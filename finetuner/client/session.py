@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import getpass
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator

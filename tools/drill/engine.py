@@ -101,8 +101,10 @@ class Engine:
     def kill(self) -> None:
         """End all of it at once."""
         self._stopping.set()
-        for process in [*self._running.values(), *self.workers()]:
+        for process in self._running.values():
             process.kill()
+        for worker in self.workers():
+            worker.kill()
 
     def homes(self) -> list[Path]:
         """The volumes with the state of a service."""
