@@ -42,7 +42,7 @@ def promote(
     is_run = experiment is not None or not _is_reference(name)
     promoted = finetuner.promote(alias, f'{experiment or "default"}/{name}' if is_run else name)
     before = f', {promoted.previous} before' if promoted.previous else ''
-    console.print(f'[bold]{escape(alias)}[/] is now {promoted.artifact_id}{before}.')
+    console.print(f'[bold]{escape(alias)}[/] is now {promoted.artifact_id}{before}.', soft_wrap=True)
     next_command(*(('rollback', alias) if promoted.previous else ('serve', alias)))
 
 
@@ -52,7 +52,7 @@ def rollback(alias: AliasName) -> None:
     import finetuner
 
     now = finetuner.rollback(alias)
-    console.print(f'[bold]{escape(alias)}[/] is {now.artifact_id} again.')
+    console.print(f'[bold]{escape(alias)}[/] is {now.artifact_id} again.', soft_wrap=True)
     next_command('aliases')
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rich.console import JustifyMethod
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Item = TypeVar('Item')
 
 STATUS_STYLES = {'CREATED': 'yellow', 'STARTED': 'cyan', 'FINISHED': 'green', 'FAILED': 'red', 'CANCELLED': 'magenta'}
+WHOLE = ('Id', 'Artifact')  # columns that one copies from
 RIGHT = ('Runs', 'Rows', 'Size', 'Promotion', 'Count')  # columns of numbers
 
 
@@ -101,7 +103,8 @@ def usage_table(usage: Usage) -> Table:
 def _table(items: Sequence[Item], columns: Sequence[str], row: Callable[[Item], Sequence[str]]) -> Table:
     table = Table()
     for name in columns:
-        table.add_column(name, justify='right' if name in RIGHT else 'left', overflow='fold')
+        justify: JustifyMethod = 'right' if name in RIGHT else 'left'
+        table.add_column(name, justify=justify, overflow='fold', no_wrap=name in WHOLE)
     for item in items:
         table.add_row(*row(item))
     return table
