@@ -10,8 +10,9 @@ import typer
 
 from finetuner.excepts import RegistryError
 from finetuner.settings import credentials_path, save_token
+from registry.backup import restore_backup, write_backup
 from registry.first_start import LOCAL_ACCOUNT
-from registry.registry import Registry
+from registry.registry import Registry, open_places
 
 AccountOption = Annotated[str, typer.Option('--account', help='Whose tokens.')]
 
@@ -50,6 +51,25 @@ def revoke(token_id: str, account: AccountOption = LOCAL_ACCOUNT) -> None:
     """Make a token worthless from now on."""
     with Registry.open() as registry:
         registry.revoke_token(registry.get_account(account).id, token_id)
+
+
+@app.command()
+def backup(folder: Path) -> None:
+    """Copy database and objects into a folder, while the service runs; again, to bring it up to date."""
+    with Registry.open() as registry:
+        objects, size = write_backup(registry.database, registry.objects, folder)
+    typer.echo(f'{folder} has the database and {objects} objects ({size} bytes)')
+
+
+@app.command()
+def restore(folder: Path) -> None:
+    """Put a backup into an empty registry, whatever its database and object store are."""
+    _, database, store = open_places()
+    try:
+        objects, size = restore_backup(folder, database, store)
+    finally:
+        database.close()
+    typer.echo(f'Restored the database and {objects} objects ({size} bytes)')
 
 
 def _keep(token: str) -> Path:

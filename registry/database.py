@@ -66,6 +66,22 @@ class Database:
         with Session(self._writing) as session, session.begin():
             yield session
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """One transaction that sees one state of the database in all that it reads."""
+        engine = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level='REPEATABLE READ')
+        with engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def without_writers(self) -> Iterator[None]:
+        """Others can read and not write meanwhile: they wait."""
+        with self._writing.begin() as connection:
+            if not self.is_sqlite:
+                tables = ', '.join(table.name for table in Base.metadata.sorted_tables)
+                connection.execute(text(f'LOCK TABLE {tables} IN SHARE MODE'))
+            yield
+
     def migrate(self) -> None:
         """Bring the tables to this version of the program. Any number of processes may do so at once.
 

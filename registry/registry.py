@@ -45,6 +45,17 @@ MAX_READ = 16 << 20
 MAX_PAGE_SIZE = 1000
 
 
+def open_places(
+    home: Path | None = None, database_url: str | None = None, objects_url: str | None = None
+) -> tuple[Path, Database, ObjectStore]:
+    """The folder, the database and the object store of a registry, as :meth:`Registry.open` finds them."""
+    home = (Path(home) if home else settings.home()).expanduser().absolute()
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    default = URL.create('sqlite', database=str(home / 'registry.db'))
+    database = Database(database_url or settings.secret('FINETUNER_DATABASE_URL') or default)
+    return home, database, ObjectStore(objects_url or os.environ.get('FINETUNER_OBJECTS_URL') or str(home / 'objects'))
+
+
 class Registry:
     """Accounts, data sets, runs and artifacts. Open one per process; every method may be called from any thread."""
 
@@ -66,12 +77,7 @@ class Registry:
         :param objects_url: a folder or an fsspec URL, default `FINETUNER_OBJECTS_URL`, or else a folder in `home`.
         :raises RegistryError: the database was made by a newer version, or the token of the first start cannot be kept.
         """
-        home = (Path(home) if home else settings.home()).expanduser().absolute()
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        objects_url = objects_url or os.environ.get('FINETUNER_OBJECTS_URL') or str(home / 'objects')
-        default = URL.create('sqlite', database=str(home / 'registry.db'))
-        database = Database(database_url or settings.secret('FINETUNER_DATABASE_URL') or default)
-        objects = ObjectStore(objects_url)
+        home, database, objects = open_places(home, database_url, objects_url)
         with exclusive(home / 'open.lock'):
             database.migrate()
             first_start.make_local_account(database)

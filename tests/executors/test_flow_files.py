@@ -9,7 +9,7 @@ import pytest
 from jina import Flow
 
 FLOWS = Path(__file__).parents[2] / 'flows'
-NAMES = ['encode.yml', 'train.yml', 'finetuner.yml']
+NAMES = ['encode.yml', 'train.yml', 'finetuner.yml', 'manifests.yml']
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -37,6 +37,7 @@ def test_ports_follow_the_environment_each_time(name, monkeypatch):
         ('encode.yml', ['encoder']),
         ('train.yml', ['dataset', 'trainer']),
         ('finetuner.yml', ['dataset', 'trainer', 'encoder']),
+        ('manifests.yml', ['dataset', 'trainer', 'encoder']),
     ],
 )
 def test_executors(name, executors):
