@@ -1,16 +1,22 @@
-"""DatasetExecutor: takes training data in."""
+"""DatasetExecutor: takes training data in, and tells what there is."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from jina import Executor, requests
 
-from executors.answers import answer
+from executors.answers import answer, answer_page, describe_dataset, describe_part, describe_usage
 from executors.drain import drain_at_shutdown
 from executors.endpoints import unknown_endpoint
 from executors.inline import read_inline
 from executors.lifetime import end_with_parent
-from executors.parameters import IngestParameters
+from executors.parameters import (
+    DatasetParameters,
+    IngestParameters,
+    PageParameters,
+    PartsParameters,
+    TokenParameters,
+)
 from executors.sources import allowed_roots, allowed_schemes, read_uri
 from finetuner.data import make_options
 from finetuner.documents import DocumentArray
@@ -19,7 +25,7 @@ from registry import Registry
 
 
 class DatasetExecutor(Executor):
-    """Appends documents to named data sets. Its endpoint needs a token.
+    """Appends documents to named data sets, lists and deletes them. Every endpoint needs a token.
 
     :param ingest_roots: folders whose files clients may name by URI, default `FINETUNER_INGEST_ROOTS` (separated by
         ':') or none.
@@ -55,16 +61,34 @@ class DatasetExecutor(Executor):
         elif parameters.format is not None:
             documents = read_inline(docs, parameters.format, parameters.sha256, parameters.name, options)
         dataset = self.registry.append_documents(account.id, parameters.name, documents, parameters.part)
+        return answer(**describe_dataset(dataset))
+
+    @requests(on='/datasets')
+    def datasets(self, docs: DocumentArray, parameters: PageParameters, **kwargs: Any) -> DocumentArray:
+        """A page of data sets, the newest first."""
+        account = self.registry.authenticate(parameters.secret)
+        return answer_page(self.registry.list_datasets(account.id, parameters.page, parameters.size), describe_dataset)
+
+    @requests(on='/dataset')
+    def dataset(self, docs: DocumentArray, parameters: PartsParameters, **kwargs: Any) -> DocumentArray:
+        """A data set, with a page of its parts in their order; `parts_total` is how many there are."""
+        account = self.registry.authenticate(parameters.secret)
+        found, parts = self.registry.list_shards(account.id, parameters.name, parameters.page, parameters.size)
         return answer(
-            name=dataset.name,
-            rows=dataset.rows,
-            size=dataset.size,
-            digest=dataset.digest,
-            shape=dataset.shape,
-            modalities=list(dataset.modalities),
-            labelled=dataset.labelled,
-            scored=dataset.scored,
+            **describe_dataset(found), parts=[describe_part(part) for part in parts.items], parts_total=parts.total
         )
+
+    @requests(on='/delete_dataset')
+    def delete_dataset(self, docs: DocumentArray, parameters: DatasetParameters, **kwargs: Any) -> DocumentArray:
+        """Delete a data set, and return what it was. Not while a run that waits or is at work reads it."""
+        account = self.registry.authenticate(parameters.secret)
+        return answer(**describe_dataset(self.registry.delete_dataset(account.id, parameters.name)))
+
+    @requests(on='/usage')
+    def usage(self, docs: DocumentArray, parameters: TokenParameters, **kwargs: Any) -> DocumentArray:
+        """What the account has of data sets, artifacts, checkpoints and runs, and what it may have."""
+        account = self.registry.authenticate(parameters.secret)
+        return answer(**describe_usage(self.registry.usage(account.id)))
 
     @requests
     def unknown(self, docs: DocumentArray, **kwargs: Any) -> DocumentArray:

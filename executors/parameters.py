@@ -103,12 +103,17 @@ class LogParameters(RunParameters):
     offset: int = Field(default=0, ge=0, le=INT53)
 
 
-class RunsParameters(Parameters):
+class PageParameters(Parameters):
+    """One page of a list: `/experiments`, `/tokens`, `/datasets`, `/artifacts`, `/aliases`."""
+
+    page: int = Field(default=1, ge=1, le=1_000_000)
+    size: int = Field(default=50, ge=1, le=100)
+
+
+class RunsParameters(PageParameters):
     """`/runs`: one page of the runs of an experiment, or of all."""
 
     experiment_name: str | None = None
-    page: int = Field(default=1, ge=1, le=INT32)
-    size: int = Field(default=50, ge=1, le=100)
 
 
 class ExperimentParameters(Parameters):
@@ -116,13 +121,6 @@ class ExperimentParameters(Parameters):
 
     name: str
     description: str = ''
-
-
-class ExperimentsParameters(Parameters):
-    """`/experiments`: one page of experiments."""
-
-    page: int = Field(default=1, ge=1, le=INT32)
-    size: int = Field(default=50, ge=1, le=100)
 
 
 class DeleteRunsParameters(Parameters):
@@ -137,8 +135,55 @@ class DeleteExperimentsParameters(Parameters):
     names: list[str] | None = None
 
 
+class DatasetParameters(Parameters):
+    """`/delete_dataset`: a data set by its name."""
+
+    name: str
+
+
+class PartsParameters(PageParameters):
+    """`/dataset`: a data set by its name, with one page of its parts."""
+
+    name: str
+
+
+class CreateTokenParameters(Parameters):
+    """`/create_token`: a name for lists, and how long the new token is valid; for ever by default."""
+
+    name: str
+    days: float | None = Field(default=None, gt=0, le=36_500, allow_inf_nan=False)
+
+
+class RevokeTokenParameters(Parameters):
+    """`/revoke_token`: a token by its id, which is not the token."""
+
+    id: str
+
+
+class PromoteParameters(Parameters):
+    """`/promote`: what `alias` ('name@stage') names from now on: an id, 'experiment/run' or 'name@stage'."""
+
+    alias: str
+    artifact: str
+
+
+class AliasParameters(Parameters):
+    """`/rollback`, `/delete_alias`: an alias, 'name@stage'."""
+
+    alias: str
+
+
+class HistoryParameters(PageParameters):
+    """`/alias`: an alias, with one page of its history."""
+
+    alias: str
+
+
 class ArtifactParameters(Parameters):
-    """`/artifact`: `length` bytes of an artifact from `offset` on."""
+    """`/artifact`: `length` bytes of an artifact from `offset` on.
+
+    `artifact_id` may also be a reference: 'experiment/run' or 'name@stage'.
+    """
 
     artifact_id: str
     offset: int = Field(default=0, ge=0, le=INT53)
@@ -146,7 +191,7 @@ class ArtifactParameters(Parameters):
 
 
 class TokenParameters(Parameters):
-    """`/whoami`: a token and nothing else."""
+    """`/whoami`, `/usage`: a token and nothing else."""
 
 
 class EncodeParameters(Parameters):
@@ -170,7 +215,7 @@ BY_ENDPOINT: dict[str, type[Parameters]] = {
     '/delete_runs': DeleteRunsParameters,
     '/create_experiment': ExperimentParameters,
     '/experiment': ExperimentParameters,
-    '/experiments': ExperimentsParameters,
+    '/experiments': PageParameters,
     '/delete_experiments': DeleteExperimentsParameters,
     '/logs': LogParameters,
     '/logstream': LogParameters,
@@ -178,6 +223,19 @@ BY_ENDPOINT: dict[str, type[Parameters]] = {
     '/examples': RunParameters,
     '/artifact': ArtifactParameters,
     '/whoami': TokenParameters,
+    '/datasets': PageParameters,
+    '/dataset': PartsParameters,
+    '/delete_dataset': DatasetParameters,
+    '/usage': TokenParameters,
+    '/create_token': CreateTokenParameters,
+    '/tokens': PageParameters,
+    '/revoke_token': RevokeTokenParameters,
+    '/artifacts': PageParameters,
+    '/promote': PromoteParameters,
+    '/rollback': AliasParameters,
+    '/delete_alias': AliasParameters,
+    '/aliases': PageParameters,
+    '/alias': HistoryParameters,
     '/encode': EncodeParameters,
 }
 """For the description of the service: Jina's own discovery loses bounds and descriptions."""

@@ -4,24 +4,38 @@ import asyncio
 import os
 import secrets
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any, AsyncIterator  # noqa: UP035  Jina does not know the one of collections.abc
 
 from jina import Executor, requests
 
-from executors.answers import answer, answer_page, describe_experiment, describe_run
+from executors.answers import (
+    answer,
+    answer_page,
+    describe_artifact,
+    describe_experiment,
+    describe_promotion,
+    describe_run,
+    describe_token,
+)
 from executors.drain import drain_at_shutdown
 from executors.endpoints import unknown_endpoint
 from executors.lifetime import end_with_parent
 from executors.logs import read_log
 from executors.models import check_model
 from executors.parameters import (
+    AliasParameters,
     ArtifactParameters,
+    CreateTokenParameters,
     DeleteExperimentsParameters,
     DeleteRunsParameters,
     ExperimentParameters,
-    ExperimentsParameters,
     FitParameters,
+    HistoryParameters,
     LogParameters,
+    PageParameters,
+    PromoteParameters,
+    RevokeTokenParameters,
     RunParameters,
     RunsParameters,
     TokenParameters,
@@ -183,7 +197,7 @@ class TrainerExecutor(Executor):
         return answer(**describe_experiment(self.registry.get_experiment(account.id, parameters.name)))
 
     @requests(on='/experiments')
-    def experiments(self, docs: DocumentArray, parameters: ExperimentsParameters, **kwargs: Any) -> DocumentArray:
+    def experiments(self, docs: DocumentArray, parameters: PageParameters, **kwargs: Any) -> DocumentArray:
         """A page of experiments, the newest first."""
         account = self.registry.authenticate(parameters.secret)
         found = self.registry.list_experiments(account.id, parameters.page, parameters.size)
@@ -235,11 +249,74 @@ class TrainerExecutor(Executor):
     def artifact(self, docs: DocumentArray, parameters: ArtifactParameters, **kwargs: Any) -> DocumentArray:
         """A piece of the zip file of an artifact."""
         account = self.registry.authenticate(parameters.secret)
-        artifact = self.registry.get_artifact(account.id, parameters.artifact_id)
+        artifact = self.registry.find_artifact(account.id, parameters.artifact_id)
         piece = self.registry.read_artifact(artifact, parameters.offset, parameters.length)
         return answer(
             blob=piece, name=artifact.name, size=artifact.size, sha256=artifact.sha256, offset=parameters.offset
         )
+
+    @requests(on='/artifacts')
+    def artifacts(self, docs: DocumentArray, parameters: PageParameters, **kwargs: Any) -> DocumentArray:
+        """A page of the account's artifacts, the newest first."""
+        account = self.registry.authenticate(parameters.secret)
+        found = self.registry.list_artifacts(account.id, parameters.page, parameters.size)
+        return answer_page(found, describe_artifact)
+
+    @requests(on='/promote')
+    def promote(self, docs: DocumentArray, parameters: PromoteParameters, **kwargs: Any) -> DocumentArray:
+        """Have an alias name an artifact from now on."""
+        account = self.registry.authenticate(parameters.secret)
+        return answer(**describe_promotion(self.registry.promote(account.id, parameters.alias, parameters.artifact)))
+
+    @requests(on='/rollback')
+    def rollback(self, docs: DocumentArray, parameters: AliasParameters, **kwargs: Any) -> DocumentArray:
+        """Have an alias name the artifact that it named before."""
+        account = self.registry.authenticate(parameters.secret)
+        return answer(**describe_promotion(self.registry.roll_back(account.id, parameters.alias)))
+
+    @requests(on='/aliases')
+    def aliases(self, docs: DocumentArray, parameters: PageParameters, **kwargs: Any) -> DocumentArray:
+        """A page of what the aliases name now, by their names."""
+        account = self.registry.authenticate(parameters.secret)
+        found = self.registry.list_promotions(account.id, parameters.page, parameters.size)
+        return answer_page(found, describe_promotion)
+
+    @requests(on='/alias')
+    def alias(self, docs: DocumentArray, parameters: HistoryParameters, **kwargs: Any) -> DocumentArray:
+        """What an alias names now, with a page of its history, the newest first."""
+        account = self.registry.authenticate(parameters.secret)
+        now = self.registry.get_promotion(account.id, parameters.alias)
+        found = self.registry.list_history(account.id, parameters.alias, parameters.page, parameters.size)
+        history = [describe_promotion(promotion) for promotion in found.items]
+        return answer(**describe_promotion(now), history=history, history_total=found.total)
+
+    @requests(on='/delete_alias')
+    def delete_alias(self, docs: DocumentArray, parameters: AliasParameters, **kwargs: Any) -> DocumentArray:
+        """Delete an alias with its history, and return what it named."""
+        account = self.registry.authenticate(parameters.secret)
+        return answer(**describe_promotion(self.registry.delete_alias(account.id, parameters.alias)))
+
+    @requests(on='/create_token')
+    def create_token(self, docs: DocumentArray, parameters: CreateTokenParameters, **kwargs: Any) -> DocumentArray:
+        """A new token of the account. This is the one time that it is shown."""
+        account = self.registry.authenticate(parameters.secret)
+        days = parameters.days
+        expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
+        token, kept = self.registry.issue_token(account.id, parameters.name, expires_at)
+        return answer(**describe_token(kept), token=token)
+
+    @requests(on='/tokens')
+    def tokens(self, docs: DocumentArray, parameters: PageParameters, **kwargs: Any) -> DocumentArray:
+        """A page of the account's tokens, the oldest first; not the tokens themselves."""
+        account = self.registry.authenticate(parameters.secret)
+        found = self.registry.list_tokens(account.id, parameters.page, parameters.size)
+        return answer_page(found, describe_token)
+
+    @requests(on='/revoke_token')
+    def revoke_token(self, docs: DocumentArray, parameters: RevokeTokenParameters, **kwargs: Any) -> DocumentArray:
+        """Make a token worthless from now on: also the one that asks."""
+        account = self.registry.authenticate(parameters.secret)
+        return answer(**describe_token(self.registry.revoke_token(account.id, parameters.id)))
 
     @requests(on='/whoami')
     def whoami(self, docs: DocumentArray, parameters: TokenParameters, **kwargs: Any) -> DocumentArray:

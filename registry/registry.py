@@ -16,14 +16,15 @@ from sqlalchemy.orm import Session
 
 from finetuner import settings
 from finetuner.excepts import ArtifactError, DataError, RegistryError
-from registry import accounts, artifacts, datasets, experiments, first_start, runs
+from registry import accounts, artifacts, datasets, experiments, first_start, promotions, quotas, runs
 from registry.database import Database
-from registry.datasets import restore, snapshot
-from registry.models import ArtifactRow, ShardRow
-from registry.names import check_id, check_name, new_id
+from registry.models import ArtifactRow, CheckpointRow, ShardRow
+from registry.names import check_alias, check_id, check_name, new_id
 from registry.objects import ObjectStore, copy_hashed
 from registry.plain import plain
 from registry.records import (
+    CANCELLED,
+    FAILED,
     STARTED,
     Account,
     ArtifactRecord,
@@ -31,11 +32,14 @@ from registry.records import (
     DatasetSummary,
     ExperimentRecord,
     Page,
+    Promotion,
     RunRecord,
     Shard,
     Token,
+    Usage,
 )
 from registry.shards import write_shard
+from registry.snapshots import hold, restore, snapshot
 from registry.staging import Staging, exclusive
 
 if TYPE_CHECKING:
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
 
 MAX_READ = 16 << 20
 MAX_PAGE_SIZE = 1000
+MAX_PAGE = 2**31
 
 
 def open_places(
@@ -122,27 +127,63 @@ class Registry:
         with self.database.read() as session:
             return accounts.find_account(session, name)
 
+    def list_accounts(self, page: int = 1, size: int = 50) -> Page[Account]:
+        """One page of all accounts, by name. For who runs the service: no owner is checked.
+
+        :raises RegistryError: the page or size (1 to 1000) makes no sense.
+        """
+        page, size = check_page(page, size, 'accounts')
+        with self.database.read() as session:
+            return accounts.list_accounts(session, page, size)
+
+    def set_quota(self, account_id: str, max_bytes: int | None, max_runs: int | None) -> Account:
+        """Say what an account may have; None is no limit. What it has already stays. For who runs the service.
+
+        :param max_bytes: of data sets and artifacts together, see `registry.quotas`.
+        :param max_runs: at work at the same time.
+        :raises RegistryError: there is no such account, or a number is below 0.
+        """
+        with self.database.write() as session:
+            return quotas.set_quota(session, account_id, max_bytes, max_runs)
+
+    def usage(self, account_id: str) -> Usage:
+        """What the account has, and may have.
+
+        :raises RegistryError: there is no such account.
+        """
+        with self.database.read() as session:
+            return quotas.usage(session, account_id)
+
     def create_token(self, account_id: str, name: str, expires_at: datetime | None = None) -> str:
         """A new token for the account. It is returned here and never again: the database has its hash alone.
 
         :param expires_at: with its time zone; None for a token without end.
         :raises RegistryError: there is no such account, the name is malformed, or the time has passed.
         """
+        return self.issue_token(account_id, name, expires_at)[0]
+
+    def issue_token(self, account_id: str, name: str, expires_at: datetime | None = None) -> tuple[str, Token]:
+        """As `create_token`, with what the registry keeps of it."""
         token = accounts.new_token()
         with self.database.write() as session:
-            accounts.insert_token(session, account_id, name, token, expires_at)
-        return token
+            return token, accounts.insert_token(session, account_id, name, token, expires_at)
 
-    def list_tokens(self, account_id: str) -> list[Token]:
-        with self.database.read() as session:
-            return accounts.list_tokens(session, account_id)
+    def list_tokens(self, account_id: str, page: int = 1, size: int = 50) -> Page[Token]:
+        """One page of tokens, the oldest first.
 
-    def revoke_token(self, account_id: str, token_id: str) -> None:
+        :raises RegistryError: the page or size (1 to 1000) makes no sense.
         """
-        :raises NotFoundError: the account has no such token.
+        page, size = check_page(page, size, 'tokens')
+        with self.database.read() as session:
+            return accounts.list_tokens(session, account_id, page, size)
+
+    def revoke_token(self, account_id: str, token_id: str) -> Token:
+        """Make a token worthless. One that is revoked already stays as it is.
+
+        :raises RegistryError: the account has no such token.
         """
         with self.database.write() as session:
-            accounts.revoke_token(session, account_id, token_id)
+            return accounts.revoke_token(session, account_id, token_id)
 
     def credentials_problem(self) -> str | None:
         """Why this user's credentials are not good for this registry, and the way out; None if they are good."""
@@ -162,8 +203,8 @@ class Registry:
         :param documents: read once, held in memory batch by batch.
         :param part: where they belong, default after all others.
         :raises DataError: a document is malformed (the message names its position and id), or there are none.
-        :raises RegistryError: the name is malformed, or the part is there with other content and a run reads what it
-            would replace.
+        :raises RegistryError: the name is malformed, the part is there with other content and a run reads what it
+            would replace, or the account's quota has no room for the documents.
         """
         check_name('data set', dataset_name)
         part = datasets.check_part(part)
@@ -171,19 +212,22 @@ class Registry:
         with ExitStack() as stages:
             staged = stages.enter_context(self._staging.stage(f'shards/{shard_id}.arrow'))
             info = write_shard(documents, staged.path)
-            if part is not None:
-                with self.database.read() as session:
+            with self.database.read() as session:
+                if part is not None:
                     found = datasets.find_part(session, account_id, dataset_name, part, info.content_digest)
-                if found is not None:
-                    return found
+                    if found is not None:
+                        return found
+                replaced = datasets.replaced_bytes(session, account_id, dataset_name, part)
+                quotas.check_room(session, account_id, info.size - replaced)
             self.objects.put(staged.path, staged.key)
             with self.database.write() as session:
+                limited = quotas.lock_quota(session, account_id)
                 dataset, dropped = datasets.insert_shard(
                     session, account_id, dataset_name, part, shard_id, staged.key, info
                 )
-                # noted before the commit, removed after it: a stage ends with the objects that no row knows
-                for key in dropped:
-                    stages.enter_context(self._staging.stage(key))
+                if limited:
+                    quotas.check_room(session, account_id, 0)
+                self._let_go(stages, dropped)
             return dataset
 
     def get_dataset(self, account_id: str, name: str) -> Dataset:
@@ -192,6 +236,38 @@ class Registry:
         """
         with self.database.read() as session:
             return datasets.get_dataset(session, account_id, name)
+
+    def list_datasets(self, account_id: str, page: int = 1, size: int = 50) -> Page[DatasetSummary]:
+        """One page of data sets, the newest first.
+
+        :raises RegistryError: the page or size (1 to 1000) makes no sense.
+        """
+        page, size = check_page(page, size, 'data sets')
+        with self.database.read() as session:
+            return datasets.list_datasets(session, account_id, page, size)
+
+    def list_shards(
+        self, account_id: str, name: str, page: int = 1, size: int = 50
+    ) -> tuple[DatasetSummary, Page[Shard]]:
+        """A data set with one page of its shards, in the order of their parts.
+
+        :raises RegistryError: the account has none of this name, or the page or size (1 to 1000) makes no sense.
+        """
+        page, size = check_page(page, size, 'parts')
+        with self.database.read() as session:
+            summary = datasets.get_summary(session, account_id, name)
+            return summary, datasets.list_shards(session, account_id, name, page, size)
+
+    def delete_dataset(self, account_id: str, name: str) -> DatasetSummary:
+        """Delete a data set, and return what it was. Runs that have ended and read it cannot be resumed then.
+
+        :raises RegistryError: the account has none of this name.
+        :raises RunInProgressError: a run that waits or is at work reads it.
+        """
+        with ExitStack() as stages, self.database.write() as session:
+            summary, keys = datasets.delete_dataset(session, account_id, name)
+            self._let_go(stages, keys)
+        return summary
 
     def fetch_shards(self, shards: Sequence[Shard], directory: Path) -> list[Path]:
         """Files on this machine, to be memory-mapped: the store's own if it is local, else copies in `directory`.
@@ -222,7 +298,7 @@ class Registry:
         :param defaults: values that mean the same in a `config` as none.
         :return: the run, and whether it was made by this call.
         :raises RegistryError: a malformed name, a run of this name with another `config` or with data sets that have
-            changed since, or no such data set.
+            changed since, no such data set, or a new run of an account that is at the end of its quota.
         """
         check_name('experiment', experiment_name)
         check_name('run', run_name)
@@ -231,6 +307,8 @@ class Registry:
             run, is_new = runs.create_run(
                 session, account_id, experiment_name, run_name, config, description, kept, defaults
             )
+            if is_new:
+                quotas.check_room(session, account_id, 1)
             if prepare is not None:
                 prepare(run)
             return run, is_new
@@ -322,18 +400,28 @@ class Registry:
             return runs.cancel_run(session, run_id, reason)
 
     def resume_run(self, run_id: str) -> bool:
-        """Have a FAILED or CANCELLED run worked on again. False if it is neither."""
+        """Have a FAILED or CANCELLED run worked on again. False if it is neither.
+
+        :raises RegistryError: there is no such run, or a data set that it reads has been deleted.
+        """
         with self.database.write() as session:
+            run = runs.get_run_row(session, run_id)
+            if run.status in (FAILED, CANCELLED):
+                hold(session, run.datasets)
             return runs.resume_run(session, run_id)
 
     def delete_run(self, account_id: str, experiment_name: str, run_name: str) -> None:
         """Delete a run with its artifact, its log and its checkpoints.
 
-        :raises NotFoundError: the account has none of this name.
+        :raises RegistryError: the account has none of this name, or an alias names its artifact.
         :raises RunInProgressError: it is at work.
         """
-        run = self.get_run(account_id, experiment_name, run_name)
-        self._delete(lambda session: experiments.delete_runs(session, [runs.get_run_row(session, run.id)]))
+        self._delete(
+            account_id,
+            lambda session: experiments.delete_runs(
+                session, [runs.find_run_row(session, account_id, experiment_name, run_name)]
+            ),
+        )
 
     def delete_runs(self, account_id: str, experiment_name: str | None = None) -> list[RunRecord]:
         """Delete all runs of an experiment, or of all experiments, which stay. Returns what they were.
@@ -348,7 +436,7 @@ class Registry:
             found.extend(runs.get_run_by_id(session, row.id) for row in rows)
             return experiments.delete_runs(session, rows)
 
-        self._delete(change)
+        self._delete(account_id, change)
         return found
 
     # experiments
@@ -381,22 +469,27 @@ class Registry:
     def delete_experiments(self, account_id: str, names: Sequence[str] | None = None) -> list[ExperimentRecord]:
         """Delete experiments with all their runs, and return what they were; None is all of the account.
 
-        :raises RegistryError: there is none of a name.
+        :raises RegistryError: there is none of a name, or an alias names the artifact of a run; then nothing is
+            deleted.
         :raises RunInProgressError: one of their runs is at work; then nothing is deleted.
         """
-        deleted = self._delete(lambda session: experiments.delete_experiments(session, account_id, names))
+        deleted = self._delete(account_id, lambda session: experiments.delete_experiments(session, account_id, names))
         return deleted.experiments
 
-    def _delete(self, change: Callable[[Session], experiments.Deleted]) -> experiments.Deleted:
+    def _delete(self, account_id: str, change: Callable[[Session], experiments.Deleted]) -> experiments.Deleted:
         """Commit a deletion, and then remove what it leaves in the object store and on this disk."""
         with ExitStack() as stages, self.database.write() as session:
+            accounts.lock_account(session, account_id)
             deleted = change(session)
-            # noted before the commit, removed after it: a stage ends with the objects that no row knows
-            for key in deleted.keys:
-                stages.enter_context(self._staging.stage(key))
+            self._let_go(stages, deleted.keys)
         for run_id in deleted.runs:
             shutil.rmtree(self.home / 'runs' / check_id('run', run_id), ignore_errors=True)
         return deleted
+
+    def _let_go(self, stages: ExitStack, keys: Iterable[str]) -> None:
+        """Note objects before the commit, to remove them after it: a stage ends with the objects that no row knows."""
+        for key in keys:
+            stages.enter_context(self._staging.stage(key))
 
     def run_directory(self, run_id: str) -> Path:
         """The folder of a run on this machine, made if it is not there; it holds `log.txt`."""
@@ -415,6 +508,25 @@ class Registry:
         """
         with self.database.read() as session:
             return artifacts.get_artifact(session, account_id, artifact_id)
+
+    def find_artifact(self, account_id: str | None, reference: str) -> ArtifactRecord:
+        """The artifact that a reference names: an id, 'experiment/run' or 'name@stage'. The last two are the account's.
+
+        :raises ArtifactError: there is none that the account may read.
+        :raises RunInProgressError: its run has not finished.
+        :raises RunFailedError: its run has failed.
+        """
+        with self.database.read() as session:
+            return artifacts.find_artifact(session, account_id, reference)
+
+    def list_artifacts(self, account_id: str, page: int = 1, size: int = 50) -> Page[ArtifactRecord]:
+        """One page of the account's own artifacts, the newest first.
+
+        :raises RegistryError: the page or size (1 to 1000) makes no sense.
+        """
+        page, size = check_page(page, size, 'artifacts')
+        with self.database.read() as session:
+            return artifacts.list_artifacts(session, account_id, page, size)
 
     def artifact_file(self, artifact: ArtifactRecord) -> Path:
         """The zip file on this machine: that of the store itself if it is local, else a copy that is kept.
@@ -438,12 +550,73 @@ class Registry:
         except FileNotFoundError as error:
             raise ArtifactError(f'The file of the artifact {artifact.id} is missing in the object store') from error
 
+    # promotions
+
+    def promote(self, account_id: str, alias: str, reference: str) -> Promotion:
+        """Have an alias name an artifact of the account from now on. If it does already, nothing changes.
+
+        :param alias: 'name@stage', made if there is none.
+        :param reference: see `find_artifact`.
+        :raises RegistryError: the alias is malformed.
+        :raises ArtifactError: the account has no such artifact.
+        :raises RunInProgressError: its run has not finished.
+        :raises RunFailedError: its run has failed.
+        """
+        check_alias(alias)
+        with self.database.write() as session:
+            artifact = artifacts.find_artifact(session, account_id, reference)
+            if artifact.account_id != account_id:
+                raise ArtifactError(f'The artifact {artifact.id!r} is public, and not yours: only yours have aliases')
+            return promotions.promote(session, account_id, alias, artifact)
+
+    def roll_back(self, account_id: str, alias: str) -> Promotion:
+        """Promote the artifact that the alias named before; done twice, all is as it was.
+
+        :raises RegistryError: there is no such alias, or it has named nothing else that is there still.
+        """
+        with self.database.write() as session:
+            return promotions.roll_back(session, account_id, alias)
+
+    def get_promotion(self, account_id: str, alias: str) -> Promotion:
+        """What the alias names now.
+
+        :raises RegistryError: the account has no such alias.
+        """
+        with self.database.read() as session:
+            return promotions.get_promotion(session, account_id, alias)
+
+    def list_promotions(self, account_id: str, page: int = 1, size: int = 50) -> Page[Promotion]:
+        """One page of what the account's aliases name now, by the names of the aliases.
+
+        :raises RegistryError: the page or size (1 to 1000) makes no sense.
+        """
+        page, size = check_page(page, size, 'aliases')
+        with self.database.read() as session:
+            return promotions.list_promotions(session, account_id, page, size)
+
+    def list_history(self, account_id: str, alias: str, page: int = 1, size: int = 50) -> Page[Promotion]:
+        """One page of all promotions of an alias, the newest first.
+
+        :raises RegistryError: the account has no such alias, or the page or size (1 to 1000) makes no sense.
+        """
+        page, size = check_page(page, size, 'promotions')
+        with self.database.read() as session:
+            return promotions.list_history(session, account_id, alias, page, size)
+
+    def delete_alias(self, account_id: str, alias: str) -> Promotion:
+        """Delete an alias with its history, and return what it named.
+
+        :raises RegistryError: the account has no such alias.
+        """
+        with self.database.write() as session:
+            return promotions.delete_alias(session, account_id, alias)
+
 
 def check_page(page: float, size: float, what: str) -> tuple[int, int]:
     """
     :raises RegistryError: there is no such page.
     """
-    if page < 1 or not 1 <= size <= MAX_PAGE_SIZE:
+    if not 1 <= page <= MAX_PAGE or not 1 <= size <= MAX_PAGE_SIZE:
         raise RegistryError(
             f'There is no page {page} of {size} {what}: pages count from 1, a size is 1 to {MAX_PAGE_SIZE}'
         )
@@ -452,4 +625,5 @@ def check_page(page: float, size: float, what: str) -> tuple[int, int]:
 
 def _is_referenced(database: Database, key: str) -> bool:
     with database.read() as session:
-        return any(session.scalar(select(row.id).where(row.key == key)) is not None for row in (ShardRow, ArtifactRow))
+        rows = (ShardRow, ArtifactRow, CheckpointRow)
+        return any(session.scalar(select(row.id).where(row.key == key)) is not None for row in rows)

@@ -66,11 +66,18 @@ def get_run(session: Session, account_id: str, experiment_name: str, run_name: s
     """
     :raises NotFoundError: there is none of this name.
     """
+    return _record(find_run_row(session, account_id, experiment_name, run_name))
+
+
+def find_run_row(session: Session, account_id: str, experiment_name: str, run_name: str) -> RunRow:
+    """
+    :raises RegistryError: there is none of this name.
+    """
     owned = (ExperimentRow.account_id == account_id, ExperimentRow.name == experiment_name)
     query = select(RunRow).join(RunRow.experiment).where(*owned)
     row = session.scalar(query.where(RunRow.name == run_name))
     if row is not None:
-        return _record(row)
+        return row
     find_row(session, account_id, experiment_name)
     owner = select(ExperimentRow.name).join(RunRow, RunRow.experiment_id == ExperimentRow.id)
     elsewhere = session.scalars(owner.where(ExperimentRow.account_id == account_id, RunRow.name == run_name)).all()

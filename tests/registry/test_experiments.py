@@ -2,6 +2,8 @@ import pytest
 
 from finetuner.excepts import ArtifactError, RegistryError, RunInProgressError
 
+pytestmark = pytest.mark.usefixtures('database')
+
 
 @pytest.fixture
 def finished_run(registry, account, artifact_path):
