@@ -9,6 +9,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from finetuner.excepts import RegistryError, RunInProgressError
+from registry.checkpoints import delete_checkpoints
 from registry.database import find_or_insert, read_page
 from registry.models import ArtifactRow, ExperimentRow, RunRow
 from registry.names import known
@@ -69,7 +70,7 @@ def delete_experiments(session: Session, account_id: str, names: Iterable[str] |
 
 
 def delete_runs(session: Session, rows: list[RunRow]) -> Deleted:
-    """Delete runs, with their artifacts.
+    """Delete runs, with their artifacts, checkpoints and logs.
 
     :raises RunInProgressError: one of them is at work.
     """
@@ -86,6 +87,7 @@ def delete_runs(session: Session, rows: list[RunRow]) -> Deleted:
                 f'The run {row.name!r} of the experiment {row.experiment.name!r} is at work: cancel it first'
             )
     keys = list(session.scalars(select(ArtifactRow.key).where(ArtifactRow.run_id.in_(ids))))
+    keys += delete_checkpoints(session, ids)
     session.execute(delete(ArtifactRow).where(ArtifactRow.run_id.in_(ids)))
     session.execute(delete(RunRow).where(RunRow.id.in_(ids)))
     return Deleted(runs=ids, keys=keys)
