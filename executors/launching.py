@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from logging import Logger
 
+from executors.supervisor import Launcher
 from finetuner.excepts import ParameterError
 from registry import Registry
 from training.launchers.attempt import RETRIES, Policy
 from training.launchers.gpus import find_gpus
 from training.launchers.local import LocalLauncher
+from training.launchers.ray_cluster import ADDRESS, RayLauncher
 
 
 def read_policy() -> Policy:
@@ -22,10 +24,13 @@ def read_policy() -> Policy:
     )
 
 
-def make_launcher(registry: Registry, logger: Logger, max_runs: int | None, policy: Policy) -> LocalLauncher:
+def make_launcher(registry: Registry, logger: Logger, max_runs: int | None, policy: Policy) -> Launcher:
+    """The Ray cluster at `FINETUNER_RAY_ADDRESS`, or else this machine.
+
+    :param max_runs: of this machine, without a GPU at the same time, default `FINETUNER_MAX_RUNS` or 1.
     """
-    :param max_runs: without a GPU at the same time, default `FINETUNER_MAX_RUNS` or 1.
-    """
+    if address := os.environ.get(ADDRESS):
+        return RayLauncher(registry, logger, address, policy)
     slots = max_runs or int(_number('FINETUNER_MAX_RUNS', 1))
     return LocalLauncher(registry, logger, slots, find_gpus(), policy)
 
