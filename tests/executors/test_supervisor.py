@@ -113,13 +113,13 @@ def test_a_run_goes_on_from_its_checkpoint_after_a_kill_and_ends_as_if_nothing_h
     monkeypatch.setenv('FINETUNER_CHECKPOINT_SECONDS', '0.01')
     run, alone = submit('killed', epochs=20), submit('alone', epochs=20)
     supervise(slots=2)
-    wait_for(registry, alone, 'FINISHED')
     folder = registry.run_directory(run.id) / 'checkpoints'
     worker, lease = worker_of(registry, run), registry.get_run_by_id(run.id).lease
     wait_until(lambda: list(folder.glob('step-*')))
     worker.kill()
     worker_of(registry, run, lease)
     finished = wait_for(registry, run, 'FINISHED')
+    wait_for(registry, alone, 'FINISHED')
     assert 'Going on from step' in log_of(registry, run)
     assert weights_of(registry, finished) == weights_of(registry, registry.get_run_by_id(alone.id))
     assert not folder.exists()
