@@ -39,6 +39,7 @@ def answer_page(page: Page[Item], describe: Callable[[Item], dict[str, Any]]) ->
 def describe_run(run: RunRecord) -> dict[str, Any]:
     """All about a run but its results."""
     return {
+        'id': run.id,
         'name': run.name,
         'experiment_name': run.experiment_name,
         'status': run.status,
@@ -48,6 +49,9 @@ def describe_run(run: RunRecord) -> dict[str, Any]:
         'created_at': run.created_at.isoformat(),
         'config': run.config,
         'progress': run.progress,
+        'priority': run.priority,
+        'attempts': run.attempts,
+        'queue_position': run.queue_position,
     }
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from finetuner.excepts import ParameterError
+from registry.queue import SCHEDULING
 
 SHOWN = 200
 """Characters of a wrong value that an error shows."""
@@ -84,17 +85,42 @@ class FitParameters(Parameters):
     model_config = ConfigDict(extra='allow')
 
     check_only: bool = Field(default=False, description='Check the arguments, before data is sent, and make no run.')
+    priority: int = Field(default=0, ge=-1000, le=1000, description='Runs of a higher one are worked on first.')
+    cpus: float | None = Field(default=None, gt=0, le=4096, description='Cores that the run is given, default any.')
+    gpus: int | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description='GPUs that share the work. Default one if device is cuda and there are any; 0 is none.',
+    )
+    memory_limit: int | None = Field(
+        default=None, ge=1 << 26, le=1 << 50, description='Bytes that the run may take, default no limit.'
+    )
+    max_retries: int | None = Field(
+        default=None, ge=0, le=100, description='Attempts after the first, where the worker is lost; default 2.'
+    )
 
     @property
     def arguments(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
 
+    @property
+    def scheduling(self) -> dict[str, Any]:
+        """How the run is to be worked on."""
+        return {name: getattr(self, name) for name in SCHEDULING}
+
 
 class RunParameters(Parameters):
-    """A run by its name."""
+    """A run by its name, or by its id: then it is that very run, and not another that has its name by now."""
 
-    run_name: str
+    run_name: str | None = None
     experiment_name: str = 'default'
+    run_id: str | None = None
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        if self.run_name is None and self.run_id is None:
+            raise ParameterError("parameters: 'run_name' is missing")
 
 
 class LogParameters(RunParameters):

@@ -1,7 +1,6 @@
 """TrainerExecutor: takes runs, has them worked on, and tells how they are."""
 
 import asyncio
-import os
 import secrets
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -20,6 +19,7 @@ from executors.answers import (
 )
 from executors.drain import drain_at_shutdown
 from executors.endpoints import unknown_endpoint
+from executors.launching import make_launcher, read_policy
 from executors.lifetime import end_with_parent
 from executors.logs import read_log
 from executors.models import check_model
@@ -54,15 +54,19 @@ from training.secrets import keep_secrets
 DEFAULTS = {name: field.default for name, field in FitConfig.model_fields.items() if not field.is_required()}
 POLL = 0.5
 """Seconds between two looks at a log that is streamed."""
+LAST_WORDS = 1.0
+"""Seconds that the log of a run which has ended may take to be complete."""
 
 
 class TrainerExecutor(Executor):
     """Stores runs and starts a worker process for each. Every endpoint needs a token, `/logstream` in its tags.
 
-    When the executor is closed, runs at work are ended and FAILED; those that wait are started the next time.
+    When the executor is closed, workers write a checkpoint and end, and their runs wait again: the next service, or
+    another one with the same registry, goes on with them.
 
-    :param max_runs: runs at work at the same time, default `FINETUNER_MAX_RUNS` or 1.
-    :param heartbeat_timeout: seconds without a sign of life after which a worker counts as lost and its run as FAILED.
+    :param max_runs: runs without a GPU at work at the same time, default `FINETUNER_MAX_RUNS` or 1. Each GPU is one
+        run's at a time.
+    :param heartbeat_timeout: seconds without a sign of life after which a worker counts as lost.
     """
 
     def __init__(self, max_runs: int | None = None, heartbeat_timeout: float = 60.0, **kwargs: Any) -> None:
@@ -72,8 +76,9 @@ class TrainerExecutor(Executor):
         self.registry = Registry.open()
         if problem := self.registry.credentials_problem():
             self.logger.warning(problem)
-        max_runs = max_runs or int(os.environ.get('FINETUNER_MAX_RUNS') or 1)
-        self.supervisor = Supervisor(self.registry, self.logger, max_runs, heartbeat_timeout)
+        policy = read_policy()
+        launcher = make_launcher(self.registry, self.logger, max_runs, policy)
+        self.supervisor = Supervisor(self.registry, self.logger, launcher, policy, heartbeat_timeout)
         self.supervisor.start()
 
     def close(self) -> None:
@@ -92,7 +97,9 @@ class TrainerExecutor(Executor):
         roles = _datasets(config)
         for name, role in roles:
             self._check_dataset(account.id, config, name, role)
-        run = self._create_run(account.id, config, list(dict.fromkeys(name for name, _ in roles)))
+        run = self._create_run(
+            account.id, config, parameters.scheduling, list(dict.fromkeys(name for name, _ in roles))
+        )
         self.supervisor.wake()
         return answer(**describe_run(run))
 
@@ -104,9 +111,12 @@ class TrainerExecutor(Executor):
         artifact = self.registry.get_artifact(account_id, artifact_id)
         return {**arguments, 'model': self.registry.get_run_by_id(artifact.run_id).config['model']}
 
-    def _create_run(self, account_id: str, config: FitConfig, datasets: list[str]) -> RunRecord:
+    def _create_run(
+        self, account_id: str, config: FitConfig, scheduling: dict[str, Any], datasets: list[str]
+    ) -> RunRecord:
         experiment_name, description = config.experiment_name or 'default', config.description or ''
         settings = config.model_dump(mode='json', exclude={'run_name', 'experiment_name', 'description'})
+        settings |= scheduling
 
         def prepare(run: RunRecord) -> None:
             if run.status != FINISHED:
@@ -114,7 +124,15 @@ class TrainerExecutor(Executor):
 
         def create(name: str) -> tuple[RunRecord, bool]:
             return self.registry.create_run(
-                account_id, experiment_name, name, settings, description, datasets, prepare, DEFAULTS
+                account_id,
+                experiment_name,
+                name,
+                settings,
+                description,
+                datasets,
+                prepare,
+                DEFAULTS,
+                scheduling['priority'],
             )
 
         if config.run_name:
@@ -174,7 +192,7 @@ class TrainerExecutor(Executor):
         """Delete a run with its artifact, log and checkpoints, and return it as it was."""
         account = self.registry.authenticate(parameters.secret)
         run = self._find(parameters)
-        self.registry.delete_run(account.id, parameters.experiment_name, parameters.run_name)
+        self.registry.delete_run(account.id, run.experiment_name, run.name)
         return answer(**describe_run(run))
 
     @requests(on='/delete_runs')
@@ -216,7 +234,7 @@ class TrainerExecutor(Executor):
     def logs(self, docs: DocumentArray, parameters: LogParameters, **kwargs: Any) -> DocumentArray:
         """The log from `offset` on, at most 1 MiB of it, and in the tags the offset of what follows."""
         run = self._find(parameters)
-        text, offset = read_log(self.registry.run_directory(run.id) / 'log.txt', parameters.offset)
+        text, offset = read_log(self.registry, run.id, parameters.offset)
         return answer(text=text, offset=offset, status=run.status)
 
     @requests(on='/logstream')
@@ -224,15 +242,17 @@ class TrainerExecutor(Executor):
         """The log from `offset` on in pieces, each with the offset of what follows, until the run has ended."""
         parameters = LogParameters(**doc.tags)
         run = await asyncio.to_thread(self._find, parameters)
-        path, offset = self.registry.run_directory(run.id) / 'log.txt', parameters.offset
+        offset, silent = parameters.offset, 0
         while True:
             run = await asyncio.to_thread(self.registry.get_run_by_id, run.id)
-            text, offset = await asyncio.to_thread(read_log, path, offset)
+            text, offset = await asyncio.to_thread(read_log, self.registry, run.id, offset)
             if text:
+                silent = 0
                 yield answer(text=text, offset=offset, status=run.status)[0]
-            elif run.status not in (CREATED, STARTED):
+            elif run.status not in (CREATED, STARTED) and silent * POLL > LAST_WORDS:
                 return
             else:
+                silent += 1
                 await asyncio.sleep(POLL)
 
     @requests(on='/metrics')
@@ -328,7 +348,12 @@ class TrainerExecutor(Executor):
 
     def _find(self, parameters: RunParameters) -> RunRecord:
         account = self.registry.authenticate(parameters.secret)
-        return self.registry.get_run(account.id, parameters.experiment_name, parameters.run_name)
+        if parameters.run_id is None:
+            return self.registry.get_run(account.id, parameters.experiment_name, parameters.run_name or '')
+        run = self.registry.get_run_by_id(parameters.run_id)
+        if run.account_id != account.id or parameters.run_name not in (None, run.name):
+            raise RegistryError(f'There is no run of the id {parameters.run_id[:80]!r}')
+        return run
 
     def _find_finished(self, parameters: RunParameters) -> RunRecord:
         run = self._find(parameters)

@@ -75,7 +75,7 @@ def _run(command: list[str], environment: dict[str, str], announce: Callable[[su
                 return 0 if signals else code
             except subprocess.TimeoutExpired:
                 if signals and asked is None:
-                    progress_console.print('Stopping. Runs at work become FAILED: finetuner resume NAME goes on.')
+                    progress_console.print('Stopping. Runs at work keep a checkpoint and go on at the next start.')
                     child.terminate()
                     asked = time.monotonic()
                 if asked is not None and (len(signals) > 1 or time.monotonic() - asked > PATIENCE):

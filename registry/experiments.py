@@ -9,8 +9,9 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from finetuner.excepts import NotFoundError, RunInProgressError
+from registry.checkpoints import delete_checkpoints
 from registry.database import find_or_insert, read_page
-from registry.models import ArtifactRow, CheckpointRow, ExperimentRow, RunRow
+from registry.models import ArtifactRow, ExperimentRow, RunRow
 from registry.names import known
 from registry.plain import clean
 from registry.promotions import forget
@@ -88,7 +89,7 @@ def delete_runs(session: Session, rows: list[RunRow]) -> Deleted:
     artifacts = session.execute(select(ArtifactRow.id, ArtifactRow.key).where(ArtifactRow.run_id.in_(ids))).all()
     forget(session, [artifact_id for artifact_id, _ in artifacts])
     keys = [key for _, key in artifacts]
-    keys += session.scalars(select(CheckpointRow.key).where(CheckpointRow.run_id.in_(ids)))
+    keys += delete_checkpoints(session, ids)
     session.execute(delete(ArtifactRow).where(ArtifactRow.run_id.in_(ids)))
     session.execute(delete(RunRow).where(RunRow.id.in_(ids)))
     return Deleted(runs=ids, keys=keys)

@@ -169,6 +169,10 @@ class RunRecord:
     :param progress: what the worker last reported.
     :param metrics: `{'before': {...}, 'after': {...}}` of a FINISHED run.
     :param examples: `{'before': {query: [match, ...]}, 'after': ...}` of a FINISHED run; None in listings.
+    :param priority: the higher, the sooner.
+    :param attempts: how often it was started since it was submitted, those that the service broke off not counted.
+    :param lease: of the worker that has it, see `registry.queue`.
+    :param queue_position: of a CREATED run, among those of all accounts: 1 is next. None of others.
     """
 
     id: str
@@ -188,6 +192,10 @@ class RunRecord:
     progress: dict[str, Any]
     metrics: dict[str, Any] | None
     examples: dict[str, Any] | None
+    priority: int
+    attempts: int
+    lease: str | None
+    queue_position: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,3 +238,18 @@ class Promotion:
     run_name: str
     previous: str | None
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRecord:
+    """The latest checkpoint of a run in the object store.
+
+    :param name: that of the folder it was packed from; later ones sort behind earlier ones, see `training.checkpoint`.
+    :param size: in bytes.
+    :param sha256: of the object's bytes.
+    """
+
+    name: str
+    size: int
+    sha256: str
+    key: str

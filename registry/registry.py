@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -16,11 +16,23 @@ from sqlalchemy.orm import Session
 
 from finetuner import settings
 from finetuner.excepts import ArtifactError, DataError, RegistryError
-from registry import accounts, artifacts, datasets, experiments, first_start, promotions, quotas, runs
+from registry import (
+    accounts,
+    artifacts,
+    checkpoints,
+    datasets,
+    experiments,
+    first_start,
+    logs,
+    promotions,
+    queue,
+    quotas,
+    runs,
+)
 from registry.database import Database
 from registry.models import ArtifactRow, CheckpointRow, ShardRow
 from registry.names import check_alias, check_id, check_name, new_id
-from registry.objects import ObjectStore, copy_hashed
+from registry.objects import ObjectStore, copy_hashed, file_digest
 from registry.plain import plain
 from registry.records import (
     CANCELLED,
@@ -28,6 +40,7 @@ from registry.records import (
     STARTED,
     Account,
     ArtifactRecord,
+    CheckpointRecord,
     Dataset,
     DatasetSummary,
     ExperimentRecord,
@@ -288,14 +301,17 @@ class Registry:
         datasets: Iterable[str] | None = None,
         prepare: Callable[[RunRecord], None] | None = None,
         defaults: dict[str, Any] | None = None,
+        priority: int = 0,
     ) -> tuple[RunRecord, bool]:
         """Make a run, and its experiment if there is none; or find the run of this name and this `config`.
 
-        :param config: JSON. `'public': True` lets anyone who knows the artifact's id read it.
+        :param config: JSON. `'public': True` lets anyone who knows the artifact's id read it. How a run is worked on
+            (:data:`registry.queue.SCHEDULING`) does not make it another.
         :param datasets: names of the data sets that the run reads; it sees them as they are now.
         :param prepare: is called with the run before anyone else sees it, or if it was there, before this returns. If
             it raises, no run is made.
         :param defaults: values that mean the same in a `config` as none.
+        :param priority: the higher, the sooner. A run that is there keeps its own.
         :return: the run, and whether it was made by this call.
         :raises RegistryError: a malformed name, a run of this name with another `config` or with data sets that have
             changed since, no such data set, or a new run of an account that is at the end of its quota.
@@ -305,7 +321,7 @@ class Registry:
         with self.database.write() as session:
             kept = snapshot(session, account_id, datasets or [])
             run, is_new = runs.create_run(
-                session, account_id, experiment_name, run_name, config, description, kept, defaults
+                session, account_id, experiment_name, run_name, config, description, kept, defaults, priority
             )
             if is_new:
                 quotas.check_room(session, account_id, 1)
@@ -352,44 +368,127 @@ class Registry:
         with self.database.read() as session:
             return runs.unfinished_runs(session)
 
-    def start_run(self, run_id: str, worker: str) -> bool:
-        """Take a CREATED run. False if somebody else has it, or it has ended.
+    def claim_run(
+        self, worker: str, machines: Collection[queue.Machine], exclude: Iterable[str] = ()
+    ) -> RunRecord | None:
+        """Take the run that is next in the queue and fits, under a new lease. None if there is none.
+
+        :param worker: who works on it, `host:pid`.
+        :param machines: what there is to work with, and what is free; a run needs one of them.
+        :param exclude: ids of runs that are not to be taken.
+        """
+        with self.database.write() as session:
+            run_id = queue.claim_run(session, worker, machines, exclude)
+            return None if run_id is None else runs.get_run_by_id(session, run_id)
+
+    def start_run(self, run_id: str, worker: str, lease: str | None = None) -> bool:
+        """Take this very run, whatever its place in the queue. False if somebody else has it, or it has ended.
 
         :param worker: `host:pid`.
+        :param lease: the new one, default a random one.
         """
         with self.database.write() as session:
-            return runs.start_run(session, run_id, worker)
+            runs.get_run_row(session, run_id)
+            return queue.start(session, run_id, worker, lease or new_id())
 
-    def heartbeat(self, run_id: str, progress: dict[str, Any] | None = None) -> bool:
-        """Note that the worker lives. False if the run has ended meanwhile: then there is nothing to work for.
+    def leases(self) -> list[queue.Lease]:
+        """Every run, of every account, that somebody works on, or that waits for its last worker to end."""
+        with self.database.read() as session:
+            return queue.held(session)
+
+    def is_held(self, run_id: str, lease: str) -> bool:
+        """Whether the run is STARTED under this lease."""
+        with self.database.read() as session:
+            return queue.is_held(session, run_id, lease)
+
+    def heartbeat(
+        self,
+        run_id: str,
+        progress: dict[str, Any] | None = None,
+        lease: str | None = None,
+        worker: str | None = None,
+    ) -> bool:
+        """Note that the worker lives. False if the run has ended or is another's: then there is nothing to work for.
 
         :param progress: JSON, kept until the next one; NaN becomes None.
+        :param lease: of the worker. None stands for anybody, here and below: it is for the service itself.
+        :param worker: `host:pid`, if that is news.
         """
         with self.database.write() as session:
-            return runs.heartbeat(session, run_id, progress)
+            return runs.heartbeat(session, run_id, progress, lease, worker)
 
-    def finish_run(self, run_id: str, artifact_path: Path, metrics: dict[str, Any], examples: dict[str, Any]) -> None:
-        """Store the artifact and end the run as FINISHED: both or neither.
+    def finish_run(
+        self,
+        run_id: str,
+        artifact_path: Path,
+        metrics: dict[str, Any],
+        examples: dict[str, Any],
+        lease: str | None = None,
+    ) -> None:
+        """Store the artifact and end the run as FINISHED: both or neither. Its checkpoint is deleted.
 
         :param artifact_path: copied, and left where it is.
-        :raises RegistryError: the run is not STARTED.
+        :raises RegistryError: the run is not STARTED, or another's.
         """
         run = self.get_run_by_id(run_id)
-        if run.status != STARTED:
+        if run.status != STARTED or (lease is not None and run.lease != lease):
             raise runs.not_started(run)
         metrics = plain(metrics, 'metrics', lossy=True)
         examples = plain(examples, 'examples', lossy=True)
         # a key of its own, so that two that finish the same run never write one object
-        with self._staging.stage(f'artifacts/{run.artifact_id}-{new_id()}.zip') as staged:
+        with ExitStack() as stages:
+            staged = stages.enter_context(self._staging.stage(f'artifacts/{run.artifact_id}-{new_id()}.zip'))
             sha256, size = copy_hashed(artifact_path, staged.path)
             self.objects.put(staged.path, staged.key)
             with self.database.write() as session:
-                runs.finish_run(session, run_id, metrics, examples, sha256, size, staged.key)
+                runs.finish_run(session, run_id, metrics, examples, sha256, size, staged.key, lease)
+                for key in checkpoints.delete_checkpoints(session, [run_id]):
+                    stages.enter_context(self._staging.stage(key))
 
-    def fail_run(self, run_id: str, reason: str) -> bool:
-        """End the run as FAILED. False, and the first reason stays, if it has ended already."""
+    def fail_run(self, run_id: str, reason: str, lease: str | None = None) -> bool:
+        """End the run as FAILED. False, and the first reason stays, if it has ended already or is another's."""
         with self.database.write() as session:
-            return runs.fail_run(session, run_id, reason)
+            return runs.fail_run(session, run_id, reason, lease)
+
+    def retry_run(
+        self,
+        run_id: str,
+        lease: str | None,
+        reason: str,
+        *,
+        max_retries: int,
+        delay: float,
+        counts: bool = True,
+        heartbeat_at: datetime | None = None,
+    ) -> str | None:
+        """Queue a run whose worker is lost again, or after the last attempt end it as FAILED.
+
+        :param reason: one sentence without its full stop.
+        :param max_retries: attempts after the first, where the run's config says nothing.
+        :param delay: seconds until the second attempt may begin, twice as many until the third, and so on.
+        :param counts: False if it was not the run's fault: then it waits for nothing, and the attempt is forgotten.
+        :param heartbeat_at: the last sign of life that is known: a later one saves the worker.
+        :return: the status that the run has now; None if nothing was done, as the lease is another's.
+        """
+        with self.database.write() as session:
+            return queue.retry_run(
+                session,
+                run_id,
+                lease,
+                reason,
+                max_retries=max_retries,
+                delay=delay,
+                counts=counts,
+                heartbeat_at=heartbeat_at,
+            )
+
+    def release_run(self, run_id: str, lease: str, heartbeat_at: datetime | None = None) -> None:
+        """Tell that the worker of a run that was ended or queued again meanwhile has ended: others may have it.
+
+        :param heartbeat_at: the last sign of life that is known: a later one saves the worker.
+        """
+        with self.database.write() as session:
+            queue.release(session, run_id, lease, heartbeat_at)
 
     def cancel_run(self, run_id: str, reason: str) -> bool:
         """End the run as CANCELLED; its worker stops when it next gives a sign of life. False if it has ended already.
@@ -492,10 +591,56 @@ class Registry:
             stages.enter_context(self._staging.stage(key))
 
     def run_directory(self, run_id: str) -> Path:
-        """The folder of a run on this machine, made if it is not there; it holds `log.txt`."""
+        """The folder of a run on this machine, made if it is not there."""
         folder = self.home / 'runs' / check_id('run', run_id)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    # logs and checkpoints of runs
+
+    def sent_log(self, run_id: str, lease: str) -> int:
+        """How many bytes of what the attempt under this lease has printed are in the run's log."""
+        with self.database.read() as session:
+            return logs.sent_bytes(session, run_id, lease)
+
+    def append_log(self, run_id: str, lease: str, start: int, data: bytes) -> None:
+        """Add what the attempt under this lease has printed, from its byte `start` on. Repeated, it is there once.
+
+        The log of a run ends at 64 MiB with a sentence that says so. A run that was deleted has none.
+        """
+        logs.append_log(self.database, run_id, lease, start, data)
+
+    def read_log(self, run_id: str, offset: int, limit: int) -> bytes:
+        """At most `limit` bytes of the log of all attempts at a run, from `offset` on."""
+        with self.database.read() as session:
+            return logs.read_log(session, run_id, offset, limit)
+
+    def store_checkpoint(self, run_id: str, lease: str, name: str, path: Path) -> None:
+        """Make a file the checkpoint of a run that other machines can fetch, in place of the one before.
+
+        :param path: is moved away.
+        :raises RegistryError: the lease is not (any more) that of the run.
+        """
+        with ExitStack() as stages:
+            staged = stages.enter_context(self._staging.stage(checkpoints.new_key(run_id)))
+            size, sha256 = path.stat().st_size, file_digest(path)
+            self.objects.put(path, staged.key)
+            with self.database.write() as session:
+                replaced = checkpoints.replace_checkpoint(session, run_id, lease, name, size, sha256, staged.key)
+                for key in replaced:
+                    stages.enter_context(self._staging.stage(key))
+
+    def find_checkpoint(self, run_id: str) -> CheckpointRecord | None:
+        """The checkpoint of a run in the object store, if there is one."""
+        with self.database.read() as session:
+            return checkpoints.find_checkpoint(session, run_id)
+
+    def fetch_checkpoint(self, checkpoint: CheckpointRecord, directory: Path) -> Path:
+        """The file of a checkpoint on this machine.
+
+        :raises DataError: it is missing, or is not what was stored.
+        """
+        return self.objects.fetch(checkpoint.key, checkpoint.sha256, directory)
 
     # artifacts
 
