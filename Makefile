@@ -83,6 +83,11 @@ bench: .venv/.installed-dev  ## every benchmark, each against a named peer; hour
 	@$(BIN)/python benchmarks/grocery.py --data $(DATA)/grocery
 	@$(BIN)/python benchmarks/larger_than_memory.py
 
+.PHONY: drill
+drill: .venv/.installed-dev  ## ten minutes of work while everything is killed at random, on SQLite and on PostgreSQL
+	@$(BIN)/python -m tools.drill --database sqlite
+	@$(BIN)/python -m tools.drill --database postgres
+
 .PHONY: lock
 lock: .venv/bin/uv  ## resolve requirements*.in again into the pinned requirements*.txt
 	@$(COMPILE) requirements.in -o requirements.txt

@@ -66,11 +66,16 @@ def main(
         served = ask_who_answers(engine, ledgers[0])
         codes = engine.stop()
         for home in engine.homes():  # whoever opens the registry settles what killed processes left on its way
-            Registry.open(home, url, objects_of(engine, url)).close()
+            Registry.open(home, url, str(objects_of(engine, url))).close()
         with open_registry(engine, url) as registry:
-            findings = tally.check(registry, ledgers, ALIAS, served)
+            findings = tally.check(registry, objects_of(engine, url), ledgers, ALIAS, served)
             findings += [('ends', f'{name} ended with exit code {code}') for name, code in codes.items() if code]
-            report(engine, tally.rows(registry, ledgers, findings), findings, f'{minutes:g} minutes on {database}')
+            report(
+                engine,
+                tally.rows(registry, objects_of(engine, url), ledgers, findings),
+                findings,
+                f'{minutes:g} minutes on {database}',
+            )
         if findings:
             raise typer.Exit(1)
 
@@ -101,11 +106,11 @@ def deploy(folder: Path, url: str | None) -> Engine:
 
 
 def open_registry(engine: Engine, url: str | None) -> Registry:
-    return Registry.open(engine.homes()[0], url, objects_of(engine, url))
+    return Registry.open(engine.homes()[0], url, str(objects_of(engine, url)))
 
 
-def objects_of(engine: Engine, url: str | None) -> str | None:
-    return str(engine.folder / 'volumes' / 'objects') if url else None
+def objects_of(engine: Engine, url: str | None) -> Path:
+    return engine.folder / 'volumes' / 'objects' if url else engine.homes()[0] / 'objects'
 
 
 def make_account(registry: Registry, number: int) -> str:
