@@ -48,6 +48,7 @@ def main(
     """Kill everything at random while it works, and see whether anything is lost."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='drill-', ignore_cleanup_errors=True)))
+        os.environ['FINETUNER_CONFIG_DIR'] = str(folder / 'config')  # the user's credentials are none of its business
         url = stack.enter_context(postgres(folder)) if database == 'postgres' else None
         engine = deploy(folder, url)
         stack.callback(engine.kill)
@@ -59,7 +60,9 @@ def main(
             Client(ledger, engine.host, str(folder / 'model'), ALIAS if not number else None, stop, seed + number)
             for number, ledger in enumerate(ledgers)
         ]
-        begin(engine, clients[0])
+        with console.status('Starting the services, and training a first model'):
+            engine.start('gateway', 'dataset', 'trainer', 'encoder')
+            clients[0].begin()
         disturb(engine, clients, stop, minutes, pause, random.Random(seed))
         with open_registry(engine, url) as registry:
             settle(registry)
@@ -70,6 +73,7 @@ def main(
         with open_registry(engine, url) as registry:
             findings = tally.check(registry, objects_of(engine, url), ledgers, ALIAS, served)
             findings += [('ends', f'{name} ended with exit code {code}') for name, code in codes.items() if code]
+            findings += [('runs', f'the run {run_id} had two workers at once') for run_id in sorted(engine.doubled)]
             report(
                 engine,
                 tally.rows(registry, objects_of(engine, url), ledgers, findings),
@@ -116,19 +120,6 @@ def objects_of(engine: Engine, url: str | None) -> Path:
 def make_account(registry: Registry, number: int) -> str:
     """A token of a new account."""
     return registry.create_token(registry.create_account(f'account-{number}').id, 'drill')
-
-
-def begin(engine: Engine, client: Client) -> None:
-    """Start everything. The encoder needs something promoted: a first run."""
-    with console.status('Starting the services, and training a first model') as status:
-        engine.start('gateway', 'dataset', 'trainer')
-        client.ingest('fruits-0')
-        client.fit('fruits-0')
-        client.wait_for_artifact()
-        client.promote_latest()
-        status.update('Starting the encoder')
-        engine.start('encoder')
-        client.wait_for_encoder()
 
 
 def disturb(

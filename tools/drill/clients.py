@@ -13,7 +13,7 @@ from docarray.proto import DocListProto
 
 from finetuner.client.session import Session
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import FinetunerServerError
+from finetuner.excepts import ArtifactNotFoundError, FinetunerServerError
 from tools.drill.ledger import Ledger
 
 FRUITS = ('apple', 'fig', 'pear', 'plum', 'quince', 'cherry')
@@ -97,22 +97,14 @@ class Client:
         with self.ledger.lock:
             parts[part] = len(documents)
 
-    def wait_for_artifact(self) -> None:
-        """Until a first run has finished."""
-        while not self._insist('/artifacts', lambda: self._session.request('/artifacts')).tags['items']:
+    def begin(self) -> None:
+        """A first run, promoted, and answering."""
+        self.ingest('fruits-0')
+        self.fit('fruits-0')
+        while not (found := self._insist('/artifacts', lambda: self._session.request('/artifacts')).tags['items']):
             time.sleep(1)
-
-    def wait_for_encoder(self) -> None:
-        while True:
-            try:
-                self._session.request('/encode', message([Document(text='ready?')]))
-            except FinetunerServerError:
-                time.sleep(1)
-            else:
-                return
-
-    def promote_latest(self) -> None:
-        self._promote_one(self._insist('/artifacts', lambda: self._session.request('/artifacts')).tags['items'][0])
+        self._promote_one(found[0])
+        self._insist('/encode', lambda: self._session.request('/encode', message([Document(text='ready?')])))
 
     def _promote_one(self, artifact: dict[str, Any]) -> None:
         chosen = artifact['id']
@@ -150,7 +142,7 @@ class Client:
         while True:
             try:
                 answer = call()
-            except FinetunerServerError:
+            except (FinetunerServerError, ArtifactNotFoundError):
                 self.ledger.count(endpoint, 'refused')
                 if time.monotonic() > deadline:
                     raise

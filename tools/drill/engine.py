@@ -40,6 +40,7 @@ class Engine:
         self.http_port = free_port()
         self.kills: Counter[str] = Counter()
         self.starts: Counter[str] = Counter()
+        self.doubled: set[str] = set()  # the ids of runs that were seen with two workers
         self._variables = variables
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
@@ -118,6 +119,8 @@ class Engine:
 
     def _keep(self) -> None:
         while not self._stopping.wait(0.5):
+            at_work = Counter(process.info['cmdline'][-2] for process in self.workers())
+            self.doubled |= {run_id for run_id, count in at_work.items() if count > 1}
             for member, process in list(self._running.items()):
                 if process.poll() is not None:
                     self._start(member)
