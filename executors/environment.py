@@ -18,6 +18,7 @@ from types import FrameType
 
 DEFAULT_PORT = '51000'
 DEFAULT_HTTP_PORT = '51001'
+DEFAULT_LISTEN = '127.0.0.1'
 AGAIN = 0.5
 """Seconds after which a signal is repeated."""
 
@@ -45,6 +46,7 @@ class Leave:
 
 os.environ.setdefault('FINETUNER_PORT', DEFAULT_PORT)
 os.environ.setdefault('FINETUNER_HTTP_PORT', DEFAULT_HTTP_PORT)
+os.environ.setdefault('FINETUNER_LISTEN', DEFAULT_LISTEN)
 
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
     signal.signal(signal.SIGTERM, Leave())
