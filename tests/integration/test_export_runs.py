@@ -23,6 +23,8 @@ from finetuner.excepts import AuthenticationError
 from tests.integration.conftest import ROOT, Service, clean_environment, free_ports, wait_until
 from tests.integration.dockerfiles import variables
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
 BIN = Path(sys.executable).parent
 GRPC, HTTP = '51000', '51001'
 
