@@ -66,7 +66,7 @@ test-py312: .venv/.installed-dev  ## finetuner, registry and training on Python 
 	@$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON312) .venv312
 	@grep -vE '^(jina|jcloud)' requirements-dev.txt > .venv312/constraints.txt
 	@VIRTUAL_ENV=.venv312 $(BIN)/uv pip install --quiet -c .venv312/constraints.txt -e '.[training]' \
-		hypothesis psutil pytest pytest-timeout sentence-transformers
+		check-jsonschema hypothesis kubernetes-validate psutil pytest pytest-timeout sentence-transformers yamllint
 	@.venv312/bin/python -c 'import jina' 2>/dev/null && echo 'Jina is here: this tests nothing' && exit 1 || true
 	@.venv312/bin/pytest tests/finetuner tests/registry tests/training
 

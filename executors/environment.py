@@ -23,6 +23,7 @@ from executors.tls import read_certificate
 
 DEFAULT_PORT = '51000'
 DEFAULT_HTTP_PORT = '51001'
+DEFAULT_LISTEN = '127.0.0.1'
 AGAIN = 0.5
 """Seconds after which a signal is repeated."""
 
@@ -61,6 +62,7 @@ def check() -> None:
 check()
 os.environ.setdefault('FINETUNER_PORT', DEFAULT_PORT)
 os.environ.setdefault('FINETUNER_HTTP_PORT', DEFAULT_HTTP_PORT)
+os.environ.setdefault('FINETUNER_LISTEN', DEFAULT_LISTEN)
 
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
     signal.signal(signal.SIGTERM, Leave())

@@ -101,9 +101,9 @@ def export_compose(
         tls=tls,
     )
     deployment = _plan(flow, options, '{}')
+    content = compose.compose_file(deployment, publish, port, http_port)
     refuse_foreign(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    content = compose.compose_file(deployment, publish, port, http_port)
     write_file(output, to_yaml([content]))
     console.print(f'Wrote [bold]{escape(str(output))}[/]: {_names(deployment)}.')
     folder = output.parent / 'secrets'

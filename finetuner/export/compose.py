@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Any
 
 from finetuner.export.parts import (
@@ -26,9 +27,14 @@ def compose_file(deployment: Deployment, publish: str, port: int, http_port: int
 
     :param publish: the address of this machine where the ports are to be.
     :param port: of gRPC, `http_port` of HTTP.
+    :raises ValueError: `publish` is no address.
     """
+    try:
+        address = f'[{publish}]' if ip_address(publish).version == 6 else publish
+    except ValueError:
+        raise ValueError(f'--publish {publish!r} is no address of a machine, such as 127.0.0.1 or 0.0.0.0') from None
     services = {part.name: _service(part, deployment) for part in deployment.parts}
-    services['gateway']['ports'] = [f'{publish}:{port}:{GRPC_PORT}', f'{publish}:{http_port}:{HTTP_PORT}']
+    services['gateway']['ports'] = [f'{address}:{port}:{GRPC_PORT}', f'{address}:{http_port}:{HTTP_PORT}']
     services['gateway']['depends_on'] = {
         part.name: {'condition': 'service_healthy', 'restart': False} for part in deployment.executors
     }

@@ -141,7 +141,7 @@ def _container(part: Part, deployment: Deployment) -> dict[str, Any]:
     ports = [{'name': 'grpc', 'containerPort': GRPC_PORT}]
     if part.role == 'gateway':
         ports.append({'name': 'http', 'containerPort': HTTP_PORT})
-    mounts = [{'name': 'tmp', 'mountPath': '/tmp'}]
+    mounts: list[dict[str, Any]] = [{'name': 'tmp', 'mountPath': '/tmp'}]
     mounts += [{'name': volume.name, 'mountPath': volume.path} for volume in part.volumes]
     if part.secrets:
         mounts.append({'name': 'secrets', 'mountPath': SECRETS_FOLDER, 'readOnly': True})

@@ -63,9 +63,9 @@ def check_options(options: Options, flow: FlowFile) -> None:
     """
     :raises ValueError: options that are malformed, or do not go together.
     """
-    for name, value, known in (('database', options.database, DATABASES), ('objects', options.objects, OBJECTS)):
-        if value not in known:
-            raise ValueError(f'--{name} is {value!r}: choose {" or ".join(known)}')
+    for name, chosen, known in (('database', options.database, DATABASES), ('objects', options.objects, OBJECTS)):
+        if chosen not in known:
+            raise ValueError(f'--{name} is {chosen!r}: choose {" or ".join(known)}')
     if options.database_url_secret and options.database != 'postgres':
         raise ValueError('--database-url-secret is of PostgreSQL: add --database postgres')
     _check_objects(options)

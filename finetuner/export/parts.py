@@ -117,7 +117,8 @@ def _gateway(flow: FlowFile, options: Options, host: str) -> Part:
         *_option('--grpc-server-options', flow.server_options),
         *_option('--grpc-channel-options', channel),
     ]
-    environment, secrets = dict(flow.environment), ()
+    environment = dict(flow.environment)
+    secrets: tuple[str, ...] = ()
     if options.tls:
         secrets = ('tls.crt', 'tls.key')
         environment |= {'FINETUNER_TLS_CERT': secret('tls.crt'), 'FINETUNER_TLS_KEY': secret('tls.key')}

@@ -23,6 +23,8 @@ from finetuner.excepts import AuthenticationError
 from tests.integration.conftest import ROOT, Service, clean_environment, free_ports, wait_until
 from tests.integration.dockerfiles import variables
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
 BIN = Path(sys.executable).parent
 GRPC, HTTP = '51000', '51001'
 
@@ -94,7 +96,7 @@ class Composed(Service):
             for name in ready:
                 self.start_one(name)
             for name in ready:
-                wait_until(lambda name=name: self.is_healthy(name), 180, f'the health of {name}')
+                wait_until(lambda name=name: self.is_healthy(name), 600, f'the health of {name}')
                 del waiting[name]
         self.channel = Channel(f'grpc://127.0.0.1:{self.port}')
         return self
@@ -173,8 +175,8 @@ def test_a_request_at_work_is_answered_although_its_server_was_told_to_end(compo
         thread.join()
     assert sorted(answers, key=str) == [(3000, 32), 200]
     composed.start_one(name)
-    wait_until(lambda: composed.is_healthy(name), 180, f'the health of {name}')
-    wait_until(lambda: composed.is_healthy('gateway'), 30, 'the health of the gateway')
+    wait_until(lambda: composed.is_healthy(name), 600, f'the health of {name}')
+    wait_until(lambda: composed.is_healthy('gateway'), 120, 'the health of the gateway')
 
 
 def test_all_end_in_order(composed, tiny_model):

@@ -27,6 +27,14 @@ def test_ports_are_for_this_machine_unless_others_are_meant(export):
     assert not [name for name, service in content['services'].items() if name != 'gateway' and 'ports' in service]
 
 
+def test_what_is_no_address_is_refused(export, tmp_path):
+    with pytest.raises(ValueError, match="--publish 'everywhere' is no address"):
+        export('compose', '--publish', 'everywhere')
+    assert not (tmp_path / 'docker-compose.yml').exists()
+    ports = export('compose', '--publish', '::1').compose()['services']['gateway']['ports']
+    assert ports[0] == '[::1]:51000:51000'
+
+
 def test_generated_secrets_are_files_that_stay(export, tmp_path):
     written = export('compose', *POSTGRES, '--generate-secrets')
     folder = tmp_path / 'secrets'
