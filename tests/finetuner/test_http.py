@@ -129,6 +129,16 @@ def test_a_connection_that_broke_is_made_again(http, no_pause):
         finetuner.whoami()
 
 
+def test_what_may_have_been_done_is_not_asked_for_twice(http, service):
+    service.endpoints['/rollback'] = lambda *_: {'artifact_id': 'a', 'number': 1, 'created_at': 'now'}
+    finetuner.whoami()
+    http.turned_away.append((None, {}))
+    with pytest.raises(FinetunerServerError, match='broke off /rollback.*it may have been done: look before'):
+        finetuner.rollback('support@production')
+    assert [path for path, _ in http.requests] == ['/whoami', '/rollback'] and len(http.connections) == 2
+    assert finetuner.rollback('support@production').number == 1
+
+
 def test_threads_have_connections_of_their_own(http, service):
     together = threading.Barrier(4, timeout=10)
     service.endpoints['/whoami'] = lambda *_: {'account': str(together.wait())}
