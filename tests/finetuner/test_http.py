@@ -280,11 +280,15 @@ def test_tls_over_grpc(certificate, monkeypatch):
     port = server.add_secure_port('localhost:0', grpc.ssl_server_credentials([(key, pem)]))
     server.start()
     try:
+        doubtful = Channel(f'grpcs://localhost:{port}')
         with pytest.raises(FinetunerServerError, match='is not trusted.*FINETUNER_CA_CERT'):
-            Channel(f'grpcs://localhost:{port}').call('/whoami', {})
+            doubtful.call('/whoami', {})
+        doubtful.close()
         monkeypatch.setenv('FINETUNER_CA_CERT', str(certificate[0]))
+        trusted = Channel(f'grpcs://localhost:{port}')
         with pytest.raises(FinetunerServerError, match='answers, but is no Jina Flow'):  # it has no methods
-            Channel(f'grpcs://localhost:{port}').call('/whoami', {})
+            trusted.call('/whoami', {})
+        trusted.close()
     finally:
         server.stop(None)
 
