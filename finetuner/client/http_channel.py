@@ -8,11 +8,11 @@ import random
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from time import sleep
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -73,7 +73,7 @@ class HttpChannel:
                 pause = _asked_pause(headers) or _backoff(attempt)
                 if status not in TRY_AGAIN or attempt == ATTEMPTS or pause > MAX_WAIT:
                     return self._read(endpoint, status, headers, content, len(body))
-            time.sleep(pause)
+            sleep(pause)
             attempt += 1
 
     def stream(self, endpoint: str, tags: Mapping[str, Any]) -> Iterator[Answer]:

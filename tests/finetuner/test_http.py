@@ -25,7 +25,7 @@ from finetuner.excepts import AuthenticationError, FinetunerServerError, Registr
 def no_pause(monkeypatch):
     """The pauses before another try, which are not taken."""
     pauses: list[float] = []
-    monkeypatch.setattr(http_channel.time, 'sleep', pauses.append)
+    monkeypatch.setattr(http_channel, 'sleep', pauses.append)
     return pauses
 
 
