@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetuner import callback, model
 from finetuner.client.account import create_token, list_tokens, revoke_token, usage, whoami
-from finetuner.client.aliases import get_alias, list_aliases, promote, rollback
+from finetuner.client.aliases import delete_alias, get_alias, list_aliases, promote, rollback
 from finetuner.client.artifacts import download_artifact, list_artifacts
 from finetuner.client.datasets import delete_dataset, get_dataset, list_datasets
 from finetuner.client.experiments import (
@@ -59,6 +59,7 @@ __all__ = [
     'create_run',
     'create_token',
     'create_training_run',
+    'delete_alias',
     'delete_dataset',
     'delete_experiment',
     'delete_experiments',

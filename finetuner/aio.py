@@ -256,6 +256,7 @@ promote = _awaited(finetuner.promote)
 rollback = _awaited(finetuner.rollback)
 list_aliases = _awaited(finetuner.list_aliases)
 get_alias = _awaited(finetuner.get_alias)
+delete_alias = _awaited(finetuner.delete_alias)
 
 build_model = _awaited(inference.build_model)
 get_model = _awaited(inference.get_model)

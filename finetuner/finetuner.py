@@ -44,3 +44,4 @@ class Finetuner:
     rollback = staticmethod(aliases.rollback)
     list_aliases = staticmethod(aliases.list_aliases)
     get_alias = staticmethod(aliases.get_alias)
+    delete_alias = staticmethod(aliases.delete_alias)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from finetuner.cli.root import Experiment, Page, Size, cli, next_command, say_none
+from finetuner.cli.root import Experiment, Page, Size, Yes, cli, next_command, say_none
 from finetuner.console import console
 
 AliasName = Annotated[str, typer.Argument(metavar='ALIAS', help='name@stage, such as support@production.')]
@@ -69,6 +69,18 @@ def aliases(page: Page = 1, size: Size = 50) -> None:
         return
     console.print(aliases_table(found))
     next_command('serve', found[0].alias)
+
+
+@cli.command(rich_help_panel='Models')
+def delete_alias(alias: AliasName, yes: Yes = False) -> None:
+    """Delete ALIAS with its history. What it named stays."""
+    import finetuner
+
+    if not yes:
+        typer.confirm(f'Delete the alias {alias} for good?', abort=True, err=True)
+    named = finetuner.delete_alias(alias)
+    console.print(f'Deleted [bold]{escape(alias)}[/], which named {named.artifact_id}.', soft_wrap=True)
+    next_command('aliases')
 
 
 def _is_reference(name: str) -> bool:

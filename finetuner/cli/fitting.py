@@ -41,7 +41,7 @@ def fit(
     seed: Annotated[int, typer.Option(help='Of all that is random.')] = 0,
     priority: Annotated[int, typer.Option(help='Of runs that wait, the highest are started first.')] = 0,
     cpus: Annotated[float | None, typer.Option(help='Cores that the run needs.', show_default='of the service')] = None,
-    gpus: Annotated[float | None, typer.Option(help='GPUs that the run needs.', show_default='of the service')] = None,
+    gpus: Annotated[int | None, typer.Option(help='GPUs that the run needs.', show_default='of the service')] = None,
     memory_limit: Annotated[
         int | None, typer.Option(help='Bytes of memory that the run may take.', show_default='of the service')
     ] = None,

@@ -35,9 +35,19 @@ def list_aliases(page: int = 1, size: int = 50) -> list[Alias]:
     return [read_result(Alias, record) for record in found]
 
 
-def get_alias(alias: str) -> Alias:
-    """What an alias names now, with the history of its promotions.
+def get_alias(alias: str, page: int = 1, size: int = 50) -> Alias:
+    """What an alias names now, with a page of the history of its promotions, the latest first.
+
+    :param page: of the history, from 1.
+    :param size: promotions on a page, at most 100.
+    :raises RegistryError: there is no such alias.
+    """
+    return read_result(Alias, current_session().request('/alias', alias=alias, page=page, size=size).tags)
+
+
+def delete_alias(alias: str) -> Promotion:
+    """Delete an alias with its history, and return what it named. The artifact stays.
 
     :raises RegistryError: there is no such alias.
     """
-    return read_result(Alias, current_session().request('/alias', alias=alias).tags)
+    return read_result(Promotion, current_session().request('/delete_alias', alias=alias).tags)

@@ -18,6 +18,8 @@ from finetuner.client.answers import Answer, encode_tags
 from finetuner.client.transport import (
     ATTEMPTS,
     CONNECT_TIMEOUT,
+    MAY_BE_DONE,
+    ONCE,
     TIMEOUT,
     Unreachable,
     make_header,
@@ -90,13 +92,14 @@ class Channel:
 
     def call(self, endpoint: str, parameters: Mapping[str, Any], docs: bytes = b'', timeout: float = TIMEOUT) -> bytes:
         request = make_request(endpoint, parameters, docs)
-        for attempt in range(1, ATTEMPTS + 1):
+        attempts = 1 if endpoint in ONCE else ATTEMPTS
+        for attempt in range(1, attempts + 1):
             connection = self._connection
             try:
                 response = connection.call(request, timeout=timeout)
             except grpc.RpcError as error:
                 self._renew(connection, error)
-                if error.code() != grpc.StatusCode.UNAVAILABLE or attempt == ATTEMPTS or _is_refused(error):
+                if error.code() != grpc.StatusCode.UNAVAILABLE or attempt == attempts or _is_refused(error):
                     raise self._describe(error, endpoint, timeout) from None
                 time.sleep(0.25 * 2**attempt)
             else:
@@ -152,6 +155,8 @@ class Channel:
             return Unreachable(message, 'check the port: the HTTP port is for http://name:port', code.value[0])
         else:
             message, hint = f'{self.host} failed in {endpoint}', details
+            if endpoint in ONCE:
+                hint = f'{details}; {MAY_BE_DONE}'
         return excepts.FinetunerServerError(message, hint, code.value[0])
 
 

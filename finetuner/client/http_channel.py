@@ -8,11 +8,11 @@ import random
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from time import sleep
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +24,8 @@ from finetuner.client.answers import Answer
 from finetuner.client.transport import (
     ATTEMPTS,
     CONNECT_TIMEOUT,
+    MAY_BE_DONE,
+    ONCE,
     TIMEOUT,
     Unreachable,
     make_request,
@@ -56,19 +58,22 @@ class HttpChannel:
 
     def call(self, endpoint: str, parameters: Mapping[str, Any], docs: bytes = b'', timeout: float = TIMEOUT) -> bytes:
         body = make_request(endpoint, parameters, docs).SerializeToString()
+        if endpoint in ONCE:
+            self._drop()  # a connection that was kept may break for its age alone
         attempt = 1
         while True:
             try:
                 status, headers, content = self._post(endpoint, body, timeout)
             except (http.client.RemoteDisconnected, http.client.IncompleteRead, ConnectionError) as error:
-                if attempt == ATTEMPTS:
-                    raise FinetunerServerError(f'{self.host} broke off {endpoint}', str(error)) from None
+                if attempt == ATTEMPTS or endpoint in ONCE:
+                    hint = f'{error}; {MAY_BE_DONE}' if endpoint in ONCE else str(error)
+                    raise FinetunerServerError(f'{self.host} broke off {endpoint}', hint) from None
                 pause = _backoff(attempt) if attempt > 1 else 0.0  # it may have been kept for too long
             else:
                 pause = _asked_pause(headers) or _backoff(attempt)
                 if status not in TRY_AGAIN or attempt == ATTEMPTS or pause > MAX_WAIT:
                     return self._read(endpoint, status, headers, content, len(body))
-            time.sleep(pause)
+            sleep(pause)
             attempt += 1
 
     def stream(self, endpoint: str, tags: Mapping[str, Any]) -> Iterator[Answer]:

@@ -73,7 +73,7 @@ def fit(
     onnx_min_cosine: float = 0.99,
     priority: int = 0,
     cpus: float | None = None,
-    gpus: float | None = None,
+    gpus: int | None = None,
     memory_limit: int | None = None,
     max_retries: int | None = None,
 ) -> Run:
@@ -129,12 +129,12 @@ def fit(
     :param time_limit: seconds after which the training ends with what it has learned.
     :param onnx_precision: of the weights in model.onnx: 'fp32', 'fp16' or 'int8'.
     :param onnx_min_cosine: the least mean cosine between embeddings of that model and of the float32 one.
-    :param priority: of several runs that wait, those of the highest number are started first.
-    :param cpus: cores that the run needs; None leaves the choice to the service.
-    :param gpus: GPUs that the run needs; None leaves the choice to the service.
-    :param memory_limit: bytes of memory that the run may take; None is the service's limit.
-    :param max_retries: how often the run goes on from its last checkpoint after a crash, before it is FAILED; None is
-        the service's default.
+    :param priority: of several runs that wait, those of the highest number are started first; -1000 to 1000.
+    :param cpus: cores that the run is given; None is any.
+    :param gpus: GPUs that share the work; None is one if `device` is 'cuda' and the service has any, 0 is none.
+    :param memory_limit: bytes of memory that the run may take; None is no limit.
+    :param max_retries: how often the run goes on from its last checkpoint after its worker was lost, before it is
+        FAILED; None is the service's default.
     :raises DataError: the data is malformed, or a file does not exist.
     :raises ParameterError: the service refuses an argument.
     :raises RegistryError: the name is taken by another run, or a data set is unknown.

@@ -90,6 +90,8 @@ def test_aliases(service):
     assert service.parameters('/promote') == [{'alias': 'support@production', 'artifact': 'default/brisk-heron'}]
     assert finetuner.rollback('support@production').number == 2
     assert finetuner.list_aliases() == [Alias('support@production', ID, 2, 'default', 'brisk-heron', TIME)]
+    service.endpoints['/delete_alias'] = lambda *_: promotion
+    assert finetuner.delete_alias('support@production').artifact_id == ID
     assert [past.number for past in finetuner.get_alias('support@production').history] == [2, 1]
 
 

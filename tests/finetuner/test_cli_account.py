@@ -138,6 +138,9 @@ def test_rollback(service, finetuner):
     service.endpoints['/rollback'] = lambda *_: PROMOTION
     code, out, err = finetuner('rollback', 'support@production')
     assert (code, out, err) == (0, f'support@production is {ID} again.\n', 'Next: finetuner aliases\n')
+    service.endpoints['/delete_alias'] = lambda *_: PROMOTION
+    code, out, _ = finetuner('delete-alias', 'support@production', '--yes')
+    assert (code, out) == (0, f'Deleted support@production, which named {ID}.\n')
 
 
 def test_fit_says_how_a_run_is_scheduled(service, finetuner, run_record):

@@ -25,7 +25,7 @@ from finetuner.excepts import AuthenticationError, FinetunerServerError, Registr
 def no_pause(monkeypatch):
     """The pauses before another try, which are not taken."""
     pauses: list[float] = []
-    monkeypatch.setattr(http_channel.time, 'sleep', pauses.append)
+    monkeypatch.setattr(http_channel, 'sleep', pauses.append)
     return pauses
 
 
@@ -127,6 +127,16 @@ def test_a_connection_that_broke_is_made_again(http, no_pause):
     http.turned_away += [(None, {})] * 9
     with pytest.raises(FinetunerServerError, match='broke off /whoami'):
         finetuner.whoami()
+
+
+def test_what_may_have_been_done_is_not_asked_for_twice(http, service):
+    service.endpoints['/rollback'] = lambda *_: {'artifact_id': 'a', 'number': 1, 'created_at': 'now'}
+    finetuner.whoami()
+    http.turned_away.append((None, {}))
+    with pytest.raises(FinetunerServerError, match='broke off /rollback.*it may have been done: look before'):
+        finetuner.rollback('support@production')
+    assert [path for path, _ in http.requests] == ['/whoami', '/rollback'] and len(http.connections) == 2
+    assert finetuner.rollback('support@production').number == 1
 
 
 def test_threads_have_connections_of_their_own(http, service):
@@ -270,11 +280,15 @@ def test_tls_over_grpc(certificate, monkeypatch):
     port = server.add_secure_port('localhost:0', grpc.ssl_server_credentials([(key, pem)]))
     server.start()
     try:
+        doubtful = Channel(f'grpcs://localhost:{port}')
         with pytest.raises(FinetunerServerError, match='is not trusted.*FINETUNER_CA_CERT'):
-            Channel(f'grpcs://localhost:{port}').call('/whoami', {})
+            doubtful.call('/whoami', {})
+        doubtful.close()
         monkeypatch.setenv('FINETUNER_CA_CERT', str(certificate[0]))
+        trusted = Channel(f'grpcs://localhost:{port}')
         with pytest.raises(FinetunerServerError, match='answers, but is no Jina Flow'):  # it has no methods
-            Channel(f'grpcs://localhost:{port}').call('/whoami', {})
+            trusted.call('/whoami', {})
+        trusted.close()
     finally:
         server.stop(None)
 

@@ -186,6 +186,41 @@ def test_wait_returns_the_finished_run(get_run):
     assert run.record['status'] == 'FINISHED'
 
 
+def test_wait_gives_up_in_time(get_run):
+    run = get_run('STARTED')
+    with pytest.raises(
+        TimeoutError, match=r'brisk-heron has not ended within 0.05 seconds. It goes on: wait\(\) again'
+    ):
+        run.wait(interval=60, timeout=0.05)
+    assert get_run('FINISHED').wait(timeout=0).name == 'brisk-heron'
+
+
+def test_the_bar_shows_all_that_is_known(get_run, monkeypatch):
+    from io import StringIO
+
+    from rich.console import Console
+
+    shown = StringIO()
+    terminal = Console(file=shown, force_terminal=True, width=160)
+    monkeypatch.setattr(finetuner.console, 'progress_console', terminal)
+    told = {'stage': 'Training', 'step': 3, 'steps': 9, 'epoch': 2, 'epochs': 5, 'loss': 0.5, 'eta': 62.4}
+    told['samples_per_second'] = 310
+    records = iter(
+        [
+            {'status': 'CREATED', 'details': 'waits', 'queue_position': 2, 'attempts': 0},
+            {'status': 'STARTED', 'progress': told, 'attempts': 2},
+            {'status': 'FINISHED'},
+        ]
+    )
+    run = get_run('CREATED')
+    monkeypatch.setattr(type(run), 'refresh', lambda self: self._record.update(next(records)) or self._record)
+    run.wait(interval=0.3)
+    text = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', shown.getvalue())
+    assert 'brisk-heron: waits' in text and 'place 2 in the queue' in text
+    assert 'Training epoch 2/5' in text and '3/9' in text
+    assert 'loss 0.5000 · 310 samples/s · 1:02 left · attempt 2' in text
+
+
 def test_wait_bears_a_service_that_does_not_answer_for_a_while(get_run, service, run_record, monkeypatch):
     run = get_run('STARTED')
     finished = run_record('FINISHED')

@@ -8,6 +8,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 import finetuner
 
 ROOT = Path(finetuner.__file__).parents[1]
@@ -76,6 +78,7 @@ SETTINGS = """
 
 
 def test_correct_code_passes_and_wrong_code_does_not(tmp_path):
+    pytest.importorskip('mypy')
     for name, content in {'good.py': GOOD, 'bad.py': BAD, 'mypy.ini': SETTINGS}.items():
         (tmp_path / name).write_text(textwrap.dedent(content).lstrip())
     given = [tmp_path / 'mypy.ini', '--no-error-summary', tmp_path / 'good.py', tmp_path / 'bad.py']
