@@ -203,8 +203,8 @@ def _told() -> Iterator[None]:
     except DBAPIError as error:
         if not (error.connection_invalidated or (isinstance(error, OperationalError) and error.statement is None)):
             raise
-        reason = str(error.orig).strip().partition('\n')[0]
-        raise FinetunerServerError('The database cannot be reached', reason, 503) from error
+        # what the driver says, for the log alone, names hosts and users
+        raise FinetunerServerError('The database cannot be reached', 'try again later', 503) from error
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

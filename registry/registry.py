@@ -690,6 +690,8 @@ class Registry:
         """
         if not 0 <= offset <= artifact.size or length < 1:
             raise ArtifactError(f'An artifact of {artifact.size} bytes cannot be read at {offset} for {length} bytes')
+        if offset == artifact.size:
+            return b''
         try:
             return self.objects.read(artifact.key, int(offset), min(int(length), MAX_READ))
         except FileNotFoundError as error:

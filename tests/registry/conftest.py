@@ -129,6 +129,20 @@ def started_run(registry, account):
 
 
 @pytest.fixture
+def finished_run(registry, account, artifact_path):
+    """Makes a run that has finished, with an artifact, a log and a directory."""
+
+    def make(experiment='default', name='run', **config):
+        run, _ = registry.create_run(account, experiment, name, config)
+        registry.start_run(run.id, 'host:1')
+        (registry.run_directory(run.id) / 'log.txt').write_text('a line')
+        registry.finish_run(run.id, artifact_path, {}, {})
+        return registry.get_run_by_id(run.id)
+
+    return make
+
+
+@pytest.fixture
 def stored_files():
     """Every file of the home that is data of users, in the object store or on its way there."""
 

@@ -5,20 +5,6 @@ from finetuner.excepts import ArtifactError, RegistryError, RunInProgressError
 pytestmark = pytest.mark.usefixtures('database')
 
 
-@pytest.fixture
-def finished_run(registry, account, artifact_path):
-    """Makes a run that has finished, with an artifact, a log and a directory."""
-
-    def make(experiment='default', name='run'):
-        run, _ = registry.create_run(account, experiment, name, {})
-        registry.start_run(run.id, 'host:1')
-        (registry.run_directory(run.id) / 'log.txt').write_text('a line')
-        registry.finish_run(run.id, artifact_path, {}, {})
-        return registry.get_run_by_id(run.id)
-
-    return make
-
-
 def test_an_experiment_is_made_once(registry, account):
     made = registry.create_experiment(account, 'support', 'Questions of customers')
     assert (made.name, made.description, made.runs) == ('support', 'Questions of customers', 0)
