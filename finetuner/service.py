@@ -111,9 +111,7 @@ def _is_ready(url: str) -> bool:
     """Whether our own service says so. Its certificate, which may be for another name, is not looked at."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
     try:
         with opener.open(url, timeout=10) as answer:
             return bool(answer.status == 200)

@@ -1,7 +1,6 @@
 """The gateway by itself: TLS, CORS, rates, slow and large bodies; and routes of /api/v1 that hang on few endpoints."""
 
 import json
-import os
 import socket
 import ssl
 import subprocess
@@ -61,7 +60,7 @@ def answer(**tags: Any) -> DocumentArray:
 
 
 def check(parameters: Parameters) -> None:
-    if parameters.secret != 'good':
+    if not (parameters.secret or '').startswith('good'):
         raise AuthenticationError('The token is not known to this service.')
 
 
@@ -196,26 +195,26 @@ def gateway(certificate):
     variables = {
         'FINETUNER_TLS_CERT': str(certificate[1]),
         'FINETUNER_TLS_KEY': str(certificate[2]),
-        'FINETUNER_RATE_LIMIT': '20',
+        'FINETUNER_RATE_LIMIT': '5',
         'FINETUNER_MAX_BODY_BYTES': '100000',
         'FINETUNER_CORS_ORIGINS': 'https://good.example, https://other.example',
     }
-    os.environ.update(variables)
     ports = free_ports(2)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        patch.setattr('executors.limits.HEADER_PATIENCE', 3.0)
         flow = Flow().config_gateway(uses='executors.gateway.FinetunerGateway', protocol=['grpc', 'http'], port=ports)
         with flow.add(uses=StandIn):
             yield ports[0], f'https://localhost:{ports[1]}'
-    finally:
-        for name in variables:
-            del os.environ[name]
 
 
 @pytest.fixture
-def send(gateway, certificate):
-    """A call over HTTPS."""
+def send(gateway, certificate, request):
+    """A call over HTTPS, with a token that no other test uses up."""
+    own = f'good-{request.node.name}'
 
-    def send(method: str, path: str, token: str | None = 'good', **options: Any) -> requests.Response:
+    def send(method: str, path: str, token: str | None = own, **options: Any) -> requests.Response:
         headers = {'Authorization': f'Bearer {token}'} if token else {}
         headers |= options.pop('headers', {})
         return requests.request(
@@ -237,7 +236,7 @@ def test_both_ports_speak_tls_alone(gateway, send, certificate, monkeypatch):
     monkeypatch.setenv('FINETUNER_CA_CERT', str(certificate[0]))
     channel = Channel(f'grpcs://localhost:{gateway[0]}')
     assert channel.is_ready()
-    channel.call('/whoami', {'token': 'good'})
+    channel.call('/whoami', {'token': 'good-over-grpc'})
     channel.close()
     for host in (f'grpc://localhost:{gateway[0]}', f'grpcs://localhost:{gateway[0]}'):
         monkeypatch.delenv('FINETUNER_CA_CERT', raising=False)
@@ -269,12 +268,13 @@ def test_half_of_tls_is_told_before_anything_starts(tmp_path, certificate):
 
 
 def test_who_calls_too_often_has_to_wait_and_nobody_else(gateway, send):
-    answers = [send('GET', '/api/v1/me', token='greedy') for _ in range(70)]
-    codes = [answer.status_code for answer in answers]
-    assert set(codes) == {401, 429}, 'the token is unknown, and then too fast'
-    (refused, *_) = [answer for answer in answers if answer.status_code == 429]
+    for _ in range(500):
+        refused = send('GET', '/api/v1/me', token='greedy')
+        if refused.status_code != 401:  # the token is unknown
+            break
+    assert refused.status_code == 429
     assert refused.headers['retry-after'] == '1'
-    assert refused.json()['detail'] == 'more than 20 requests per second: try again in 1 s'
+    assert refused.json()['detail'] == 'more than 5 requests per second: try again in 1 s'
     assert send('GET', '/api/v1/me').status_code == 200
     assert send('GET', '/health/live', token='greedy').status_code == 200, 'probes are never refused'
 
@@ -282,8 +282,8 @@ def test_who_calls_too_often_has_to_wait_and_nobody_else(gateway, send):
 def test_grpc_counts_with_http(gateway, send, certificate, monkeypatch):
     monkeypatch.setenv('FINETUNER_CA_CERT', str(certificate[0]))
     channel = Channel(f'grpcs://localhost:{gateway[0]}')
-    with pytest.raises(FinetunerServerError, match='more than 20 requests per second'):
-        for _ in range(100):
+    with pytest.raises(FinetunerServerError, match='more than 5 requests per second'):
+        for _ in range(500):
             try:
                 channel.call('/whoami', {'token': 'hasty'})
             except AuthenticationError:
@@ -323,7 +323,7 @@ def test_headers_are_not_awaited_for_ever(gateway, certificate):
         connection.sendall(b'GET /health/live HTTP/1.1\r\nHost: localhost\r\nX-Slow: ')
         start = time.monotonic()
         assert connection.recv(1000) == b'', 'the connection is closed'
-        assert 5 < time.monotonic() - start < 40
+        assert 1 < time.monotonic() - start < 40
 
 
 def test_headers_of_any_size_are_not_read(gateway, certificate):
