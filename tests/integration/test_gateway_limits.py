@@ -51,6 +51,10 @@ class AliasParameters(Parameters):
     alias: str
 
 
+class HistoryParameters(AliasParameters, PageParameters):
+    pass
+
+
 class PromoteParameters(AliasParameters):
     artifact: str
 
@@ -79,7 +83,7 @@ ALIAS = {'alias': 'a@production', 'artifact_id': ARTIFACT, 'number': 2, 'created
 
 
 class StandIn(Executor):
-    """Endpoints with answers in the form of the real ones."""
+    """Endpoints with answers in the form of the real ones, where the gateway alone is tested."""
 
     @endpoint(on='/encode')
     def encode(self, docs: DocumentArray, **kwargs) -> DocumentArray:
@@ -153,11 +157,16 @@ class StandIn(Executor):
         check(parameters)
         return answer(items=[{**ALIAS, 'experiment_name': 'e', 'run_name': 'r'}], total=1, page=1, size=50)
 
+    @endpoint(on='/delete_alias')
+    def delete_alias(self, docs: DocumentArray, parameters: AliasParameters, **kwargs) -> DocumentArray:
+        check(parameters)
+        return answer(**{**ALIAS, 'alias': parameters.alias})
+
     @endpoint(on='/alias')
-    def alias(self, docs: DocumentArray, parameters: AliasParameters, **kwargs) -> DocumentArray:
+    def alias(self, docs: DocumentArray, parameters: HistoryParameters, **kwargs) -> DocumentArray:
         check(parameters)
         history = [{'number': 2, 'artifact_id': ARTIFACT, 'created_at': DAY}]
-        return answer(alias=parameters.alias, artifact_id=ARTIFACT, history=history)
+        return answer(**{**ALIAS, 'alias': parameters.alias}, history=history, history_total=1)
 
     @endpoint(on='/promote')
     def promote(self, docs: DocumentArray, parameters: PromoteParameters, **kwargs) -> DocumentArray:
@@ -407,6 +416,7 @@ def test_aliases(send):
     promoted = send('PUT', '/api/v1/aliases/b@staging', json={'artifact': 'e/r'}).json()
     assert (promoted['alias'], promoted['previous']) == ('b@staging', None)
     assert send('POST', '/api/v1/aliases/a@production/rollback').json()['previous'] == 'b' * 24
+    assert send('DELETE', '/api/v1/aliases/b@staging').json()['alias'] == 'b@staging'
     nothing = send('POST', '/api/v1/aliases/b@staging/rollback')
     assert (nothing.status_code, nothing.json()['detail']) == (400, 'There is nothing before')
     assert send('GET', '/api/v1/aliases/no-stage').status_code == 422
