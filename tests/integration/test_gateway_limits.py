@@ -19,7 +19,7 @@ from executors.parameters import Parameters
 from finetuner.client.channel import Channel
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import AuthenticationError, FinetunerServerError, NotFoundError, RegistryError
-from tests.integration.conftest import ROOT, clean_environment, free_ports
+from tests.integration.conftest import ROOT, clean_environment, free_ports, wait_until
 
 DAY = '2026-11-28T17:00:00+00:00'
 ARTIFACT = 'a' * 24
@@ -425,3 +425,30 @@ def test_aliases(send):
 def test_routes_whose_endpoints_no_executor_has_are_not_there(send):
     assert send('GET', '/api/v1/experiments').status_code == 404
     assert '/api/v1/experiments' not in json.dumps(send('GET', '/openapi.json').json()['paths'])
+
+
+@pytest.mark.slow
+def test_finetuner_serve_passes_tls_on(certificate, tmp_path, tiny_model):
+    ports = free_ports(2)
+    environment = clean_environment(
+        FINETUNER_HOME=tmp_path,
+        FINETUNER_CONFIG_DIR=tmp_path,
+        FINETUNER_TLS_CERT=certificate[1],
+        FINETUNER_TLS_KEY=certificate[2],
+        FINETUNER_CA_CERT=certificate[0],
+    )
+    program = Path(sys.executable).with_name('finetuner')
+    command = [program, 'serve', tiny_model, '--port', str(ports[0]), '--http-port', str(ports[1])]
+    log = tmp_path / 'log'
+    with log.open('w') as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        wait_until(lambda: 'Finetuner is ready' in log.read_text(), 240, 'the announcement')
+        host = f'grpcs://localhost:{ports[0]}'
+        assert host in log.read_text() and f'https://localhost:{ports[1]}/docs' in log.read_text()
+        environment['FINETUNER_HOST'] = host
+        done = subprocess.run([program, 'encode', 'fig'], env=environment, capture_output=True, text=True, timeout=120)
+        assert '1 × 32' in done.stdout, done.stderr
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
