@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
 
-from executors import parameters, protobuf
+from executors import protobuf
 from finetuner.documents import Content, Document
 
 if TYPE_CHECKING:
@@ -173,15 +173,11 @@ def _security(endpoint: str) -> dict[str, Any]:
 
 
 def _parameters(handler: RoutingRequestHandler, endpoint: str) -> dict[str, Any]:
-    """The schema of an endpoint's parameters: ours, or as much of another's as Jina tells."""
-    model = parameters.BY_ENDPOINT.get(endpoint)
-    if model is None:
-        found = handler.endpoints()[endpoint]._pydantic_models_by_endpoint[endpoint].get('parameters')
-        fields = list(getattr(found, 'model_fields', {}))
-        return {'type': 'object', 'properties': {name: {} for name in fields}}
-    schema = model.model_json_schema()
-    schema.get('properties', {}).pop('id', None)
-    return schema
+    """The schema of an endpoint's parameters, as its executor tells it."""
+    schema = handler.parameters_schema(endpoint)
+    if '$defs' in schema:  # references would lead nowhere here
+        return {'type': 'object', 'properties': {name: {} for name in schema.get('properties', {})}}
+    return schema or {'type': 'object'}
 
 
 def _document() -> dict[str, Any]:

@@ -153,27 +153,3 @@ class EncodeParameters(Parameters):
     """`/encode`: a token where the executor needs one. The rest is for other executors of the Flow."""
 
     model_config = ConfigDict(extra='ignore')
-
-
-BY_ENDPOINT: dict[str, type[Parameters]] = {
-    '/ingest': IngestParameters,
-    '/fit': FitParameters,
-    '/status': RunParameters,
-    '/cancel': RunParameters,
-    '/resume': RunParameters,
-    '/runs': RunsParameters,
-    '/delete_run': RunParameters,
-    '/delete_runs': DeleteRunsParameters,
-    '/create_experiment': ExperimentParameters,
-    '/experiment': ExperimentParameters,
-    '/experiments': ExperimentsParameters,
-    '/delete_experiments': DeleteExperimentsParameters,
-    '/logs': LogParameters,
-    '/logstream': LogParameters,
-    '/metrics': RunParameters,
-    '/examples': RunParameters,
-    '/artifact': ArtifactParameters,
-    '/whoami': TokenParameters,
-    '/encode': EncodeParameters,
-}
-"""For the description of the service: Jina's own discovery loses bounds and descriptions."""

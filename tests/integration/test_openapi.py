@@ -57,6 +57,15 @@ def test_every_operation_has_a_name_of_its_own_and_all_its_answers(schema):
     assert schema['components']['securitySchemes']['bearer']['scheme'] == 'bearer'
 
 
+def test_the_parameters_of_an_endpoint_are_told_with_their_bounds(schema):
+    (media,) = schema['paths']['/logs']['post']['requestBody']['content'].values()
+    parameters = media['schema']['properties']['parameters']
+    assert parameters['required'] == ['run_name']
+    assert (parameters['properties']['offset']['minimum'], parameters['additionalProperties']) == (0, False)
+    query = {entry['name']: entry for entry in schema['paths']['/logstream']['get']['parameters']}
+    assert query['run_name']['required'] and 'token' not in query
+
+
 def fuzz(service, *options: str, timeout: float) -> None:
     """Send what the description allows and what it does not, and hold every answer against it."""
     command = [
