@@ -84,7 +84,7 @@ def describe_endpoint(handler: RoutingRequestHandler, endpoint: str) -> dict[str
             **_own_errors(endpoint),
         },
         'openapi_extra': {
-            'requestBody': {'content': {'application/json': {'schema': body}}},
+            'requestBody': {'content': {'application/json': {'schema': body}, protobuf.MEDIA_TYPE: message}},
             **_security(endpoint),
         },
     }
