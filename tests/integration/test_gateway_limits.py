@@ -446,7 +446,7 @@ def test_finetuner_serve_passes_tls_on(certificate, tmp_path, tiny_model):
         wait_until(lambda: 'Finetuner is ready' in log.read_text(), 240, 'the announcement')
         host = f'grpcs://localhost:{ports[0]}'
         assert host in log.read_text() and f'https://localhost:{ports[1]}/docs' in log.read_text()
-        environment['FINETUNER_HOST'] = host
+        environment |= {'FINETUNER_HOST': host, 'FINETUNER_TOKEN': 'none is needed here'}
         done = subprocess.run([program, 'encode', 'fig'], env=environment, capture_output=True, text=True, timeout=120)
         assert '1 × 32' in done.stdout, done.stderr
     finally:
