@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
 
 from executors import protobuf
+from executors.parameters import LogParameters
 from finetuner.documents import Content, Document
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 BEARER = 'bearer'
 OPEN = ('/encode',)
 """Endpoints that need a token only where the operator wants it."""
+STREAMED = {'/logstream': LogParameters}
+"""Jina knows no parameters of an endpoint that streams: they travel in its document's tags."""
 INTRODUCTION = """
 Data goes in, a model is fine-tuned on it and served. `/api/v1` is for people and programs that speak REST; the
 endpoints beside it are those of the executors, as over gRPC.
@@ -175,6 +178,8 @@ def _security(endpoint: str) -> dict[str, Any]:
 def _parameters(handler: RoutingRequestHandler, endpoint: str) -> dict[str, Any]:
     """The schema of an endpoint's parameters, as its executor tells it."""
     schema = handler.parameters_schema(endpoint)
+    if not schema and endpoint in STREAMED:
+        schema = STREAMED[endpoint].model_json_schema()
     if '$defs' in schema:  # references would lead nowhere here
         return {'type': 'object', 'properties': {name: {} for name in schema.get('properties', {})}}
     return schema or {'type': 'object'}
