@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 from fastapi import FastAPI
-from google.protobuf.json_format import SerializeToJsonError
+from google.protobuf.json_format import MessageToDict, SerializeToJsonError
 from google.protobuf.message import DecodeError
 from jina.excepts import InternalNetworkError
 from jina.proto import jina_pb2
@@ -75,6 +75,12 @@ class RoutingRequestHandler(GatewayRequestHandler):
 
     def is_streaming(self, endpoint: str) -> bool:
         return bool(self.endpoints()[endpoint]._pydantic_models_by_endpoint[endpoint]['is_generator'])
+
+    def parameters_schema(self, endpoint: str) -> dict[str, Any]:
+        """The JSON schema of an endpoint's parameters; empty if its executor tells none."""
+        discovered, _ = self.endpoints()[endpoint]._endpoints_proto
+        told = MessageToDict(discovered.schemas).get(endpoint, {})
+        return told.get('parameters', {}).get('model') or {}
 
     def unknown(self, endpoint: str) -> FinetunerServerError:
         known = ', '.join(sorted(self.endpoints()))

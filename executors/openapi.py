@@ -9,7 +9,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
 
-from executors import parameters, protobuf
+from executors import protobuf
+from executors.parameters import LogParameters
 from finetuner.documents import Content, Document
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 BEARER = 'bearer'
 OPEN = ('/encode',)
 """Endpoints that need a token only where the operator wants it."""
+STREAMED = {'/logstream': LogParameters}
+"""Jina knows no parameters of an endpoint that streams: they travel in its document's tags."""
 INTRODUCTION = """
 Data goes in, a model is fine-tuned on it and served. `/api/v1` is for people and programs that speak REST; the
 endpoints beside it are those of the executors, as over gRPC.
@@ -84,7 +87,7 @@ def describe_endpoint(handler: RoutingRequestHandler, endpoint: str) -> dict[str
             **_own_errors(endpoint),
         },
         'openapi_extra': {
-            'requestBody': {'content': {'application/json': {'schema': body}}},
+            'requestBody': {'content': {'application/json': {'schema': body}, protobuf.MEDIA_TYPE: message}},
             **_security(endpoint),
         },
     }
@@ -173,15 +176,13 @@ def _security(endpoint: str) -> dict[str, Any]:
 
 
 def _parameters(handler: RoutingRequestHandler, endpoint: str) -> dict[str, Any]:
-    """The schema of an endpoint's parameters: ours, or as much of another's as Jina tells."""
-    model = parameters.BY_ENDPOINT.get(endpoint)
-    if model is None:
-        found = handler.endpoints()[endpoint]._pydantic_models_by_endpoint[endpoint].get('parameters')
-        fields = list(getattr(found, 'model_fields', {}))
-        return {'type': 'object', 'properties': {name: {} for name in fields}}
-    schema = model.model_json_schema()
-    schema.get('properties', {}).pop('id', None)
-    return schema
+    """The schema of an endpoint's parameters, as its executor tells it."""
+    schema = handler.parameters_schema(endpoint)
+    if not schema and endpoint in STREAMED:
+        schema = STREAMED[endpoint].model_json_schema()
+    if '$defs' in schema:  # references would lead nowhere here
+        return {'type': 'object', 'properties': {name: {} for name in schema.get('properties', {})}}
+    return schema or {'type': 'object'}
 
 
 def _document() -> dict[str, Any]:

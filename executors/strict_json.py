@@ -55,4 +55,6 @@ def _is_deeper(value: Any, levels: int) -> bool:
         return False
     if levels == 0:
         return True
-    return any(_is_deeper(item, levels - 1) for item in (value.values() if isinstance(value, dict) else value))
+    items = value.values() if isinstance(value, dict) else value
+    # arrays are lists of many numbers: no call for each
+    return any(_is_deeper(item, levels - 1) for item in items if type(item) is dict or type(item) is list)

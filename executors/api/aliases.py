@@ -50,12 +50,11 @@ class PastTarget(BaseModel):
     created_at: str
 
 
-class AliasHistory(BaseModel):
-    """What an alias names now, and all it has named that is still there."""
+class AliasHistory(Alias):
+    """What an alias names now, and a page of all it has named that is still there, the newest first."""
 
-    alias: str
-    artifact_id: str
     history: list[PastTarget]
+    history_total: int
 
 
 @router.get('/aliases', operation_id='list_aliases')
@@ -64,8 +63,14 @@ async def list_all(paging: Annotated[Paging, Query()], call: Call) -> Paged[Alia
 
 
 @router.get('/aliases/{alias}', operation_id='get_alias', responses={404: {'description': NOT_FOUND}})
-async def get(alias: AliasName, call: Call) -> AliasHistory:
-    return AliasHistory(**await call.tags('/alias', alias=alias))
+async def get(alias: AliasName, paging: Annotated[Paging, Query()], call: Call) -> AliasHistory:
+    return AliasHistory(**await call.tags('/alias', alias=alias, **paging.model_dump()))
+
+
+@router.delete('/aliases/{alias}', operation_id='delete_alias', responses={404: {'description': NOT_FOUND}})
+async def delete(alias: AliasName, call: Call) -> Alias:
+    """Delete an alias with its history, and return what it named. The artifact stays."""
+    return Alias(**await call.tags('/delete_alias', alias=alias))
 
 
 @router.put(

@@ -8,7 +8,7 @@ from fastapi import Path
 
 from executors.api.request import NAME
 
-ALIAS = r'^[A-Za-z0-9][A-Za-z0-9._-]{0,199}@[A-Za-z0-9][A-Za-z0-9._-]{0,199}$'
+ALIAS = r'^[A-Za-z0-9][A-Za-z0-9._-]{0,149}@[A-Za-z0-9][A-Za-z0-9._-]{0,49}$'
 ID = r'^[0-9a-f]{24}$'
 
 ExperimentName = Annotated[str, Path(pattern=NAME, description='The name of an experiment.', examples=['support'])]

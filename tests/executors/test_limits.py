@@ -1,9 +1,12 @@
 """Limits of the gateway by themselves: buckets, and what environment variables may say."""
 
+import asyncio
 import subprocess
 
 import pytest
+from fastapi.exceptions import HTTPException
 
+from executors.limits import BodyLimits
 from executors.rate import MAX_CALLERS, Buckets, max_body
 from executors.tls import read_certificate
 
@@ -75,3 +78,55 @@ def test_tls_needs_a_certificate_and_its_key(monkeypatch, tmp_path):
     monkeypatch.delenv('FINETUNER_TLS_CERT')
     with pytest.raises(ValueError, match='FINETUNER_TLS_KEY is set and FINETUNER_TLS_CERT is not'):
         read_certificate()
+
+
+async def receive_all(limits: BodyLimits, pieces: list[bytes | None], length: int | None = None) -> tuple[int, str]:
+    """What an application that reads its body answers; None is a piece that never comes."""
+
+    async def app(scope, receive, send):
+        while (await receive()).get('more_body'):
+            pass
+        await send({'type': 'http.response.start', 'status': 200})
+
+    coming = iter(pieces)
+
+    async def receive():
+        piece = next(coming)
+        if piece is None:
+            await asyncio.sleep(60)
+        return {'type': 'http.request', 'body': piece, 'more_body': piece != b''}
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    limits.app = app
+    headers = [] if length is None else [(b'content-length', str(length).encode())]
+    try:
+        await limits({'type': 'http', 'headers': headers}, receive, send)
+    except HTTPException as error:
+        return error.status_code, error.detail
+    return sent[0]['status'], ''
+
+
+def test_a_body_must_not_be_large_or_slow_or_one_too_many(monkeypatch):
+    monkeypatch.setenv('FINETUNER_MAX_BODY_BYTES', '100')
+    monkeypatch.setattr('executors.limits.BODY_PATIENCE', 0.05)
+    limits = BodyLimits(None)
+    assert asyncio.run(receive_all(limits, [60 * b'x', 40 * b'x', b''])) == (200, '')
+    assert asyncio.run(receive_all(limits, [], length=101))[0] == 413, 'it is not read at all'
+    assert asyncio.run(receive_all(limits, [60 * b'x', 60 * b'x', b'']))[0] == 413
+    assert asyncio.run(receive_all(limits, [b'x', None]))[0] == 408
+    limits.held = 8 * 100 - 50  # those of others
+    assert asyncio.run(receive_all(limits, [60 * b'x', b''])) == (
+        503,
+        'too many large requests at once: try again in a second',
+    )
+    assert limits.held == 8 * 100 - 50, 'what is refused is let go'
+
+
+def test_a_bucket_knows_callers_by_hashes_alone():
+    buckets = Buckets(1)
+    buckets.take('a secret token')
+    assert 'secret' not in repr(buckets._buckets)

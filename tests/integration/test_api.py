@@ -407,6 +407,20 @@ def test_probes_tell_whether_the_service_can_be_used(api):
     assert requests.get(f'{base}/health/ready', timeout=60).json() == {'status': 'ready'}
 
 
+def test_a_service_with_an_executor_that_hangs_lives_and_is_not_ready(api, service):
+    base = api.base.removesuffix('/api/v1')
+    executor = service.process_of('dataset')
+    executor.suspend()
+    try:
+        response = requests.get(f'{base}/health/ready', timeout=60)
+        assert response.status_code == 503
+        assert response.json()['detail'] == 'not every executor answers within 5 seconds'
+        assert requests.get(f'{base}/health/live', timeout=60).status_code == 200
+    finally:
+        executor.resume()
+    assert requests.get(f'{base}/health/ready', timeout=60).status_code == 200
+
+
 def test_a_method_that_is_not_there_tells_those_that_are(api):
     response = api.send('PATCH', '/experiments/x')
     assert response.status_code == 405

@@ -1,7 +1,6 @@
 """The gateway by itself: TLS, CORS, rates, slow and large bodies; and routes of /api/v1 that hang on few endpoints."""
 
 import json
-import os
 import socket
 import ssl
 import subprocess
@@ -20,7 +19,7 @@ from executors.parameters import Parameters
 from finetuner.client.channel import Channel
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import AuthenticationError, FinetunerServerError, NotFoundError, RegistryError
-from tests.integration.conftest import ROOT, clean_environment, free_ports
+from tests.integration.conftest import ROOT, clean_environment, free_ports, wait_until
 
 DAY = '2026-11-28T17:00:00+00:00'
 ARTIFACT = 'a' * 24
@@ -52,6 +51,10 @@ class AliasParameters(Parameters):
     alias: str
 
 
+class HistoryParameters(AliasParameters, PageParameters):
+    pass
+
+
 class PromoteParameters(AliasParameters):
     artifact: str
 
@@ -61,7 +64,7 @@ def answer(**tags: Any) -> DocumentArray:
 
 
 def check(parameters: Parameters) -> None:
-    if parameters.secret != 'good':
+    if not (parameters.secret or '').startswith('good'):
         raise AuthenticationError('The token is not known to this service.')
 
 
@@ -80,7 +83,7 @@ ALIAS = {'alias': 'a@production', 'artifact_id': ARTIFACT, 'number': 2, 'created
 
 
 class StandIn(Executor):
-    """Endpoints with answers in the form of the real ones."""
+    """Endpoints with answers in the form of the real ones, where the gateway alone is tested."""
 
     @endpoint(on='/encode')
     def encode(self, docs: DocumentArray, **kwargs) -> DocumentArray:
@@ -154,11 +157,16 @@ class StandIn(Executor):
         check(parameters)
         return answer(items=[{**ALIAS, 'experiment_name': 'e', 'run_name': 'r'}], total=1, page=1, size=50)
 
+    @endpoint(on='/delete_alias')
+    def delete_alias(self, docs: DocumentArray, parameters: AliasParameters, **kwargs) -> DocumentArray:
+        check(parameters)
+        return answer(**{**ALIAS, 'alias': parameters.alias})
+
     @endpoint(on='/alias')
-    def alias(self, docs: DocumentArray, parameters: AliasParameters, **kwargs) -> DocumentArray:
+    def alias(self, docs: DocumentArray, parameters: HistoryParameters, **kwargs) -> DocumentArray:
         check(parameters)
         history = [{'number': 2, 'artifact_id': ARTIFACT, 'created_at': DAY}]
-        return answer(alias=parameters.alias, artifact_id=ARTIFACT, history=history)
+        return answer(**{**ALIAS, 'alias': parameters.alias}, history=history, history_total=1)
 
     @endpoint(on='/promote')
     def promote(self, docs: DocumentArray, parameters: PromoteParameters, **kwargs) -> DocumentArray:
@@ -196,26 +204,26 @@ def gateway(certificate):
     variables = {
         'FINETUNER_TLS_CERT': str(certificate[1]),
         'FINETUNER_TLS_KEY': str(certificate[2]),
-        'FINETUNER_RATE_LIMIT': '20',
+        'FINETUNER_RATE_LIMIT': '5',
         'FINETUNER_MAX_BODY_BYTES': '100000',
         'FINETUNER_CORS_ORIGINS': 'https://good.example, https://other.example',
     }
-    os.environ.update(variables)
     ports = free_ports(2)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        patch.setattr('executors.limits.HEADER_PATIENCE', 3.0)
         flow = Flow().config_gateway(uses='executors.gateway.FinetunerGateway', protocol=['grpc', 'http'], port=ports)
         with flow.add(uses=StandIn):
             yield ports[0], f'https://localhost:{ports[1]}'
-    finally:
-        for name in variables:
-            del os.environ[name]
 
 
 @pytest.fixture
-def send(gateway, certificate):
-    """A call over HTTPS."""
+def send(gateway, certificate, request):
+    """A call over HTTPS, with a token that no other test uses up."""
+    own = f'good-{request.node.name}'
 
-    def send(method: str, path: str, token: str | None = 'good', **options: Any) -> requests.Response:
+    def send(method: str, path: str, token: str | None = own, **options: Any) -> requests.Response:
         headers = {'Authorization': f'Bearer {token}'} if token else {}
         headers |= options.pop('headers', {})
         return requests.request(
@@ -237,7 +245,7 @@ def test_both_ports_speak_tls_alone(gateway, send, certificate, monkeypatch):
     monkeypatch.setenv('FINETUNER_CA_CERT', str(certificate[0]))
     channel = Channel(f'grpcs://localhost:{gateway[0]}')
     assert channel.is_ready()
-    channel.call('/whoami', {'token': 'good'})
+    channel.call('/whoami', {'token': 'good-over-grpc'})
     channel.close()
     for host in (f'grpc://localhost:{gateway[0]}', f'grpcs://localhost:{gateway[0]}'):
         monkeypatch.delenv('FINETUNER_CA_CERT', raising=False)
@@ -269,12 +277,13 @@ def test_half_of_tls_is_told_before_anything_starts(tmp_path, certificate):
 
 
 def test_who_calls_too_often_has_to_wait_and_nobody_else(gateway, send):
-    answers = [send('GET', '/api/v1/me', token='greedy') for _ in range(70)]
-    codes = [answer.status_code for answer in answers]
-    assert set(codes) == {401, 429}, 'the token is unknown, and then too fast'
-    (refused, *_) = [answer for answer in answers if answer.status_code == 429]
+    for _ in range(500):
+        refused = send('GET', '/api/v1/me', token='greedy')
+        if refused.status_code != 401:  # the token is unknown
+            break
+    assert refused.status_code == 429
     assert refused.headers['retry-after'] == '1'
-    assert refused.json()['detail'] == 'more than 20 requests per second: try again in 1 s'
+    assert refused.json()['detail'] == 'more than 5 requests per second: try again in 1 s'
     assert send('GET', '/api/v1/me').status_code == 200
     assert send('GET', '/health/live', token='greedy').status_code == 200, 'probes are never refused'
 
@@ -282,8 +291,8 @@ def test_who_calls_too_often_has_to_wait_and_nobody_else(gateway, send):
 def test_grpc_counts_with_http(gateway, send, certificate, monkeypatch):
     monkeypatch.setenv('FINETUNER_CA_CERT', str(certificate[0]))
     channel = Channel(f'grpcs://localhost:{gateway[0]}')
-    with pytest.raises(FinetunerServerError, match='more than 20 requests per second'):
-        for _ in range(100):
+    with pytest.raises(FinetunerServerError, match='more than 5 requests per second'):
+        for _ in range(500):
             try:
                 channel.call('/whoami', {'token': 'hasty'})
             except AuthenticationError:
@@ -323,7 +332,7 @@ def test_headers_are_not_awaited_for_ever(gateway, certificate):
         connection.sendall(b'GET /health/live HTTP/1.1\r\nHost: localhost\r\nX-Slow: ')
         start = time.monotonic()
         assert connection.recv(1000) == b'', 'the connection is closed'
-        assert 5 < time.monotonic() - start < 40
+        assert 1 < time.monotonic() - start < 40
 
 
 def test_headers_of_any_size_are_not_read(gateway, certificate):
@@ -407,6 +416,7 @@ def test_aliases(send):
     promoted = send('PUT', '/api/v1/aliases/b@staging', json={'artifact': 'e/r'}).json()
     assert (promoted['alias'], promoted['previous']) == ('b@staging', None)
     assert send('POST', '/api/v1/aliases/a@production/rollback').json()['previous'] == 'b' * 24
+    assert send('DELETE', '/api/v1/aliases/b@staging').json()['alias'] == 'b@staging'
     nothing = send('POST', '/api/v1/aliases/b@staging/rollback')
     assert (nothing.status_code, nothing.json()['detail']) == (400, 'There is nothing before')
     assert send('GET', '/api/v1/aliases/no-stage').status_code == 422
@@ -415,3 +425,30 @@ def test_aliases(send):
 def test_routes_whose_endpoints_no_executor_has_are_not_there(send):
     assert send('GET', '/api/v1/experiments').status_code == 404
     assert '/api/v1/experiments' not in json.dumps(send('GET', '/openapi.json').json()['paths'])
+
+
+@pytest.mark.slow
+def test_finetuner_serve_passes_tls_on(certificate, tmp_path, tiny_model):
+    ports = free_ports(2)
+    environment = clean_environment(
+        FINETUNER_HOME=tmp_path,
+        FINETUNER_CONFIG_DIR=tmp_path,
+        FINETUNER_TLS_CERT=certificate[1],
+        FINETUNER_TLS_KEY=certificate[2],
+        FINETUNER_CA_CERT=certificate[0],
+    )
+    program = Path(sys.executable).with_name('finetuner')
+    command = [program, 'serve', tiny_model, '--port', str(ports[0]), '--http-port', str(ports[1])]
+    log = tmp_path / 'log'
+    with log.open('w') as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        wait_until(lambda: 'Finetuner is ready' in log.read_text(), 240, 'the announcement')
+        host = f'grpcs://localhost:{ports[0]}'
+        assert host in log.read_text() and f'https://localhost:{ports[1]}/docs' in log.read_text()
+        environment |= {'FINETUNER_HOST': host, 'FINETUNER_TOKEN': 'none is needed here'}
+        done = subprocess.run([program, 'encode', 'fig'], env=environment, capture_output=True, text=True, timeout=120)
+        assert '1 × 32' in done.stdout, done.stderr
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
