@@ -12,7 +12,6 @@ import pytest
 from finetuner import settings
 from finetuner.cli import app
 from finetuner.client import session
-from finetuner.documents import Document
 from finetuner.excepts import RegistryError
 from finetuner.run import Run
 
