@@ -148,7 +148,7 @@ def test_a_run_whose_worker_is_silent_is_given_to_another(registry, supervise, s
         'The worker another-machine:1 has not been heard of for 3 seconds. '
         'Attempt 2 of 2 goes on from the last checkpoint'
     )
-    worker_of(registry, run, taken.lease)
+    wait_until(lambda: registry.get_run_by_id(run.id).lease not in (None, taken.lease))
     assert not registry.heartbeat(run.id, None, taken.lease)
 
 
@@ -199,7 +199,7 @@ def test_closing_ends_the_worker_and_its_run_waits(registry, supervise, submit):
     first, second = submit('first', epochs=FOR_EVER, max_retries=0), submit('second')
     supervisor = supervise()
     worker = worker_of(registry, first)
-    wait_until(lambda: 'Training data' in log_of(registry, first))
+    wait_until(lambda: registry.get_run_by_id(first.id).progress.get('epoch'))
     supervisor.close()
     assert not worker.is_running()
     waiting = registry.get_run_by_id(first.id)
@@ -263,7 +263,7 @@ def test_a_cancelled_run_leaves_a_checkpoint_and_goes_on_from_it(registry, super
     run = submit('cancelled', epochs=FOR_EVER)
     supervise()
     worker = worker_of(registry, run)
-    wait_until(lambda: 'Training data' in log_of(registry, run))
+    wait_until(lambda: registry.get_run_by_id(run.id).progress.get('epoch'))
     assert registry.cancel_run(run.id, 'Cancelled by a test')
     registry.resume_run(run.id)  # while its worker still ends
     assert registry.get_run_by_id(run.id).lease is not None
