@@ -153,6 +153,16 @@ def held(session: Session) -> list[Lease]:
     return [Lease(*row) for row in session.execute(query.where(or_(RunRow.status == STARTED, waits)))]
 
 
+def statuses(session: Session, run_ids: Collection[str]) -> dict[str, str]:
+    """The statuses of those of the runs that there are."""
+    found: dict[str, str] = {}
+    ids = list(run_ids)
+    for start in range(0, len(ids), 500):
+        query = select(RunRow.id, RunRow.status).where(RunRow.id.in_(ids[start : start + 500]))
+        found |= {row.id: row.status for row in session.execute(query)}
+    return found
+
+
 def is_held(session: Session, run_id: str, lease: str) -> bool:
     """Whether the run is at work under this lease."""
     query = select(RunRow.id).where(RunRow.id == run_id, RunRow.lease == lease, RunRow.status == STARTED)

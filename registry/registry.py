@@ -299,6 +299,11 @@ class Registry:
         with self.database.read() as session:
             return queue.held(session)
 
+    def run_statuses(self, run_ids: Collection[str]) -> dict[str, str]:
+        """The statuses of those of the runs, of every account, that there are."""
+        with self.database.read() as session:
+            return queue.statuses(session, run_ids)
+
     def is_held(self, run_id: str, lease: str) -> bool:
         """Whether the run is STARTED under this lease."""
         with self.database.read() as session:

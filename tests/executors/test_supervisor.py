@@ -15,6 +15,7 @@ from registry.queue import Machine, Resources
 from training.launchers import guard
 from training.launchers.attempt import Policy
 from training.launchers.local import LocalLauncher
+from training.launchers.tidying import tidy
 
 LOGGER = logging.getLogger('supervisor-test')
 QUICK = Policy(max_retries=1, retry_delay=0.1)
@@ -322,3 +323,23 @@ def test_several_processes_share_the_work_of_a_run_and_end_together(registry, su
     other.kill()  # not the one that speaks for all
     worker_of(registry, run, lease)
     assert 'goes on' not in registry.get_run_by_id(run.id).details
+
+
+def test_what_a_run_left_here_goes_when_it_was_deleted_or_finished_elsewhere(registry, submit, tmp_path):
+    finished, deleted, waiting = (submit(name) for name in ('finished', 'deleted', 'waiting'))
+    (tmp_path / 'a.zip').write_bytes(b'zip')
+    registry.start_run(finished.id, 'elsewhere:1')
+    registry.finish_run(finished.id, tmp_path / 'a.zip', {}, {})
+    registry.delete_run(deleted.account_id, 'default', 'deleted')
+    folders = {run.name: registry.run_directory(run.id) for run in (finished, deleted, waiting)}
+
+    def fill(age: float) -> dict[str, list[str]]:
+        for folder in folders.values():
+            (folder / 'checkpoints' / 'step-000000001').mkdir(parents=True, exist_ok=True)
+            os.utime(folder, (time.time() - age, time.time() - age))
+        tidy(registry)
+        return {name: [path.name for path in folder.glob('*')] for name, folder in folders.items()}
+
+    assert fill(60) == {name: ['checkpoints'] for name in folders}
+    assert fill(4000) == {'finished': [], 'deleted': [], 'waiting': ['checkpoints']}
+    assert not folders['deleted'].exists()
