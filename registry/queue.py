@@ -86,10 +86,13 @@ def needed(config: dict[str, Any], machines: Collection[Machine]) -> Resources:
     return Resources(slots=0 if gpus else 1, gpus=int(gpus), cpus=float(config.get('cpus') or 0))
 
 
+def is_empty(session: Session) -> bool:
+    """Whether no run waits."""
+    return session.scalar(select(RunRow.id).where(RunRow.status == CREATED).limit(1)) is None
+
+
 def claim_run(session: Session, worker: str, machines: Collection[Machine], exclude: Iterable[str]) -> str | None:
     """CREATED → STARTED of the run that is next and fits, with a new lease. Returns its id."""
-    if session.scalar(select(RunRow.id).where(RunRow.status == CREATED).limit(1)) is None:
-        return None
     if session.get_bind().dialect.name == 'postgresql':
         # one after the other: the counts of runs at work hold until the commit
         session.execute(text('SELECT pg_advisory_xact_lock(:number)'), {'number': CLAIM_LOCK})

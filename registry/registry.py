@@ -280,6 +280,9 @@ class Registry:
         :param machines: what there is to work with, and what is free; a run needs one of them.
         :param exclude: ids of runs that are not to be taken.
         """
+        with self.database.read() as session:
+            if queue.is_empty(session):  # services ask every second, and need not take a lock for that
+                return None
         with self.database.write() as session:
             run_id = queue.claim_run(session, worker, machines, exclude)
             return None if run_id is None else runs.get_run_by_id(session, run_id)
