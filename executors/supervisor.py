@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
@@ -14,9 +15,12 @@ from registry import Registry, RunRecord
 from registry.queue import Lease, Machine
 from registry.records import STARTED
 from training.launchers.attempt import Policy
+from training.launchers.tidying import tidy
 
 INTERVAL = 1.0
 """Seconds between two looks at the runs."""
+TIDY_SECONDS = 3600.0
+"""Between two looks at what runs that are no more have left on this machine."""
 
 
 class Launcher(Protocol):
@@ -70,6 +74,7 @@ class Supervisor:
         self._heartbeat_timeout = heartbeat_timeout
         self._name = f'{socket.gethostname()}:{os.getpid()}'
         self._signs: dict[tuple[str, str | None], Sign] = {}
+        self._tidied = -math.inf
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._watch, name='supervisor', daemon=True)
@@ -91,6 +96,7 @@ class Supervisor:
     def _watch(self) -> None:
         while not self._stopping:
             try:
+                self._tidy()
                 self._launcher.look()
                 self._launcher.adopt()
                 self._find_lost()
@@ -100,6 +106,11 @@ class Supervisor:
                 self._logger.exception('cannot look after the runs')
             self._wake.wait(INTERVAL)
             self._wake.clear()
+
+    def _tidy(self) -> None:
+        if time.monotonic() - self._tidied > TIDY_SECONDS:
+            tidy(self._registry)
+            self._tidied = time.monotonic()
 
     def _claim(self) -> None:
         while not self._stopping:

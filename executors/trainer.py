@@ -44,7 +44,7 @@ from executors.supervisor import Supervisor
 from executors.tracking import check_trackers
 from finetuner.client.names import random_name
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import DataError, RegistryError, RunFailedError, RunInProgressError
+from finetuner.excepts import DataError, ParameterError, RegistryError, RunFailedError, RunInProgressError
 from registry import Registry, RunRecord
 from registry.records import CANCELLED, CREATED, FAILED, FINISHED, STARTED
 from training.check import Role, check_data
@@ -90,6 +90,8 @@ class TrainerExecutor(Executor):
         """Check the arguments of `finetuner.fit`, store the run and return it. Called again it returns the same run."""
         account = self.registry.authenticate(parameters.secret)
         config = FitConfig.from_arguments(**self._with_model(account.id, parameters.arguments))
+        if parameters.gpus and config.device == 'cpu':
+            raise ParameterError(f"gpus is {parameters.gpus} and device 'cpu': give device 'cuda', or no gpus")
         check_trackers(config)
         check_model(config)
         if parameters.check_only:

@@ -86,10 +86,13 @@ def needed(config: dict[str, Any], machines: Collection[Machine]) -> Resources:
     return Resources(slots=0 if gpus else 1, gpus=int(gpus), cpus=float(config.get('cpus') or 0))
 
 
+def is_empty(session: Session) -> bool:
+    """Whether no run waits."""
+    return session.scalar(select(RunRow.id).where(RunRow.status == CREATED).limit(1)) is None
+
+
 def claim_run(session: Session, worker: str, machines: Collection[Machine], exclude: Iterable[str]) -> str | None:
     """CREATED → STARTED of the run that is next and fits, with a new lease. Returns its id."""
-    if session.scalar(select(RunRow.id).where(RunRow.status == CREATED).limit(1)) is None:
-        return None
     if session.get_bind().dialect.name == 'postgresql':
         # one after the other: the counts of runs at work hold until the commit
         session.execute(text('SELECT pg_advisory_xact_lock(:number)'), {'number': CLAIM_LOCK})
@@ -151,6 +154,16 @@ def held(session: Session) -> list[Lease]:
     query = select(RunRow.id, RunRow.lease, RunRow.status, RunRow.worker, RunRow.heartbeat_at)
     waits = and_(RunRow.status == CREATED, RunRow.lease.is_not(None))
     return [Lease(*row) for row in session.execute(query.where(or_(RunRow.status == STARTED, waits)))]
+
+
+def statuses(session: Session, run_ids: Collection[str]) -> dict[str, str]:
+    """The statuses of those of the runs that there are."""
+    found: dict[str, str] = {}
+    ids = list(run_ids)
+    for start in range(0, len(ids), 500):
+        query = select(RunRow.id, RunRow.status).where(RunRow.id.in_(ids[start : start + 500]))
+        found |= {row.id: row.status for row in session.execute(query)}
+    return found
 
 
 def is_held(session: Session, run_id: str, lease: str) -> bool:

@@ -377,6 +377,9 @@ class Registry:
         :param machines: what there is to work with, and what is free; a run needs one of them.
         :param exclude: ids of runs that are not to be taken.
         """
+        with self.database.read() as session:
+            if queue.is_empty(session):  # services ask every second, and need not take a lock for that
+                return None
         with self.database.write() as session:
             run_id = queue.claim_run(session, worker, machines, exclude)
             return None if run_id is None else runs.get_run_by_id(session, run_id)
@@ -395,6 +398,11 @@ class Registry:
         """Every run, of every account, that somebody works on, or that waits for its last worker to end."""
         with self.database.read() as session:
             return queue.held(session)
+
+    def run_statuses(self, run_ids: Collection[str]) -> dict[str, str]:
+        """The statuses of those of the runs, of every account, that there are."""
+        with self.database.read() as session:
+            return queue.statuses(session, run_ids)
 
     def is_held(self, run_id: str, lease: str) -> bool:
         """Whether the run is STARTED under this lease."""

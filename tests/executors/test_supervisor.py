@@ -15,6 +15,7 @@ from registry.queue import Machine, Resources
 from training.launchers import guard
 from training.launchers.attempt import Policy
 from training.launchers.local import LocalLauncher
+from training.launchers.tidying import tidy
 
 LOGGER = logging.getLogger('supervisor-test')
 QUICK = Policy(max_retries=1, retry_delay=0.1)
@@ -139,16 +140,16 @@ def test_a_run_whose_worker_is_silent_is_given_to_another(registry, supervise, s
     run = submit('elsewhere', epochs=FOR_EVER)
     taken = registry.claim_run('another-machine:1', MACHINE)
     started = time.monotonic()
-    supervise(heartbeat_timeout=3)
+    supervise(heartbeat_timeout=3, policy=Policy(max_retries=1, retry_delay=3))
     while time.monotonic() - started < 4:
         assert registry.heartbeat(run.id, None, taken.lease)
         time.sleep(0.5)
-    waiting = wait_for(registry, run, 'CREATED', seconds=10)
+    waiting = wait_for(registry, run, 'CREATED', seconds=60)
     assert waiting.details == (
         'The worker another-machine:1 has not been heard of for 3 seconds. '
         'Attempt 2 of 2 goes on from the last checkpoint'
     )
-    worker_of(registry, run, taken.lease)
+    wait_until(lambda: registry.get_run_by_id(run.id).lease not in (None, taken.lease))
     assert not registry.heartbeat(run.id, None, taken.lease)
 
 
@@ -199,7 +200,7 @@ def test_closing_ends_the_worker_and_its_run_waits(registry, supervise, submit):
     first, second = submit('first', epochs=FOR_EVER, max_retries=0), submit('second')
     supervisor = supervise()
     worker = worker_of(registry, first)
-    wait_until(lambda: 'Training data' in log_of(registry, first))
+    wait_until(lambda: registry.get_run_by_id(first.id).progress.get('epoch'))
     supervisor.close()
     assert not worker.is_running()
     waiting = registry.get_run_by_id(first.id)
@@ -263,7 +264,7 @@ def test_a_cancelled_run_leaves_a_checkpoint_and_goes_on_from_it(registry, super
     run = submit('cancelled', epochs=FOR_EVER)
     supervise()
     worker = worker_of(registry, run)
-    wait_until(lambda: 'Training data' in log_of(registry, run))
+    wait_until(lambda: registry.get_run_by_id(run.id).progress.get('epoch'))
     assert registry.cancel_run(run.id, 'Cancelled by a test')
     registry.resume_run(run.id)  # while its worker still ends
     assert registry.get_run_by_id(run.id).lease is not None
@@ -322,3 +323,23 @@ def test_several_processes_share_the_work_of_a_run_and_end_together(registry, su
     other.kill()  # not the one that speaks for all
     worker_of(registry, run, lease)
     assert 'goes on' not in registry.get_run_by_id(run.id).details
+
+
+def test_what_a_run_left_here_goes_when_it_was_deleted_or_finished_elsewhere(registry, submit, tmp_path):
+    finished, deleted, waiting = (submit(name) for name in ('finished', 'deleted', 'waiting'))
+    (tmp_path / 'a.zip').write_bytes(b'zip')
+    registry.start_run(finished.id, 'elsewhere:1')
+    registry.finish_run(finished.id, tmp_path / 'a.zip', {}, {})
+    registry.delete_run(deleted.account_id, 'default', 'deleted')
+    folders = {run.name: registry.run_directory(run.id) for run in (finished, deleted, waiting)}
+
+    def fill(age: float) -> dict[str, list[str]]:
+        for folder in folders.values():
+            (folder / 'checkpoints' / 'step-000000001').mkdir(parents=True, exist_ok=True)
+            os.utime(folder, (time.time() - age, time.time() - age))
+        tidy(registry)
+        return {name: [path.name for path in folder.glob('*')] for name, folder in folders.items()}
+
+    assert fill(60) == {name: ['checkpoints'] for name in folders}
+    assert fill(4000) == {'finished': [], 'deleted': [], 'waiting': ['checkpoints']}
+    assert not folders['deleted'].exists()

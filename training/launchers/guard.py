@@ -23,6 +23,8 @@ from training.run_folder import remove_scratch, remove_training
 INTERVAL = 0.25
 ASK_SECONDS = 2.0
 """Between two looks at whether the run is still the worker's."""
+START_SECONDS = 300.0
+"""For which the guard speaks for a worker that has yet to begin: on a busy machine its imports take long."""
 GRACE = 10.0
 """Seconds that a worker has to end when its service is stopped: it writes a checkpoint."""
 CANCEL_GRACE = 60.0
@@ -71,7 +73,7 @@ class Guard:
                 self._end_worker(CANCEL_GRACE)
             if now - asked > ASK_SECONDS:
                 asked = now
-                if not self._is_held():
+                if not self._is_held(speak=now - began < START_SECONDS and not self._has_begun()):
                     self._end_worker(CANCEL_GRACE, ask=False)  # it has heard of it by itself
         self._worker.signal(signal.SIGKILL)  # what it may have left of its process group
         self._settle()
@@ -93,9 +95,16 @@ class Guard:
         if now > self._deadline:
             self._worker.signal(signal.SIGKILL)
 
-    def _is_held(self) -> bool:
+    def _has_begun(self) -> bool:
+        """The worker prints something when it has told the registry that it lives."""
+        return self._log.stat().st_size > 0
+
+    def _is_held(self, speak: bool) -> bool:
+        run_id, lease = self.attempt.run_id, self.attempt.lease
         try:
-            return self._registry.is_held(self.attempt.run_id, self.attempt.lease)
+            return self._registry.heartbeat(run_id, None, lease) if speak else self._registry.is_held(run_id, lease)
+        except RegistryError:  # the run was deleted
+            return False
         except Exception:  # a registry that is away for a while is no reason to stop
             return True
 
