@@ -21,6 +21,10 @@ class FinetunerServerError(Exception):
         return f'{self.message} ({self.code}): {self.details}' if self.details else self.message
 
 
+class UnavailableError(FinetunerServerError):
+    """Something that the service needs, such as its database, cannot be reached: try again in a moment."""
+
+
 class AuthenticationError(PermissionError):
     """A token is missing, unknown, revoked or expired."""
 

@@ -22,7 +22,7 @@ from sqlalchemy import URL, Connection, Engine, Select, create_engine, event, fu
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from finetuner.excepts import FinetunerServerError, RegistryError
+from finetuner.excepts import RegistryError, UnavailableError
 from registry.models import Base
 
 BUSY_TIMEOUT_MS = 60_000
@@ -89,7 +89,7 @@ class Database:
     def read(self) -> Iterator[Session]:
         """One transaction that sees one state of the database, and changes nothing.
 
-        :raises FinetunerServerError: the connection was lost.
+        :raises UnavailableError: the connection was lost.
         """
         with _told(), Session(self._reading) as session, session.begin():
             yield session
@@ -98,7 +98,7 @@ class Database:
     def write(self) -> Iterator[Session]:
         """One transaction, committed at the end, rolled back on an exception.
 
-        :raises FinetunerServerError: the connection was lost.
+        :raises UnavailableError: the connection was lost.
         """
         with _told(), Session(self._writing) as session, session.begin():
             yield session
@@ -204,7 +204,7 @@ def _told() -> Iterator[None]:
         if not (error.connection_invalidated or (isinstance(error, OperationalError) and error.statement is None)):
             raise
         # what the driver says, for the log alone, names hosts and users
-        raise FinetunerServerError('The database cannot be reached', 'try again later', 503) from error
+        raise UnavailableError('The database cannot be reached: try again in a moment') from error
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
