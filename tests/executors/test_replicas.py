@@ -23,6 +23,7 @@ SERVICE = """
 import logging, signal, sys, threading
 from executors.supervisor import Supervisor
 from registry import Registry
+from training.errors import persistently
 from training.launchers.attempt import Policy
 from training.launchers.local import LocalLauncher
 
@@ -30,7 +31,7 @@ logging.basicConfig(level=logging.INFO, format='%(asctime)s %(process)d %(messag
 logger, stop = logging.getLogger('service'), threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
 policy = Policy(max_retries=1000, retry_delay=0.001)
-with Registry.open() as registry:
+with persistently(Registry.open) as registry:
     supervisor = Supervisor(registry, logger, LocalLauncher(registry, logger, 2, (), policy), policy, 60.0)
     supervisor.start()
     stop.wait()
