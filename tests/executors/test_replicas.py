@@ -136,7 +136,7 @@ def check_all_finished(registry: Registry, cluster: Cluster, runs, alone) -> Non
     wait_until(ended)
     assert len({weights_of(registry, run.id) for run in [*runs, alone]}) == 1
     assert registry.leases() == []
-    wait_until(lambda: not [file for name in 'ab' for file in (cluster.folder / name / 'attempts').iterdir()], 30)
+    wait_until(lambda: not [file for name in 'ab' for file in (cluster.folder / name / 'attempts').glob('*')], 30)
     stored = [path.parent.name for path in (cluster.folder / 'objects').rglob('*') if path.is_file()]
     assert sorted(stored) == ['artifacts'] * (len(runs) + 1) + ['shards']
 
