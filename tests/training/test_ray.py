@@ -57,7 +57,11 @@ def test_the_run_of_a_node_that_is_killed_goes_on_from_its_checkpoint_on_the_oth
         launcher = RayLauncher(registry, LOGGER, cluster.address, policy)
 
         def start():
-            return wait_until(lambda: registry.claim_run('test:1', launcher.machines(), launcher.run_ids()))
+            def claim():
+                launcher.look()  # an actor that has ended makes room
+                return registry.claim_run('test:1', launcher.machines(), launcher.run_ids())
+
+            return wait_until(claim)
 
         def submit(name):
             config = {'model': str(word_model), 'train_data': 'train', 'epochs': 6, 'batch_size': 24, 'device': 'cpu'}
