@@ -47,7 +47,7 @@ def main(run_id: str, lease: str | None = None) -> int:
     for noisy in ('alembic', 'httpx', 'botocore', 'aiobotocore'):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     interruption = Interruption().install()  # scratch files are removed, and a checkpoint is whole
-    with Registry.open() as registry, ExitStack() as helpers:
+    with persistently(Registry.open) as registry, ExitStack() as helpers:
         heartbeat = Heartbeat(registry, run_id, lease or new_id(), f'{socket.gethostname()}:{os.getpid()}')
         if lease is None:
             begun = registry.start_run(run_id, heartbeat.worker, heartbeat.lease)

@@ -23,6 +23,7 @@ SERVICE = """
 import logging, signal, sys, threading
 from executors.supervisor import Supervisor
 from registry import Registry
+from training.errors import persistently
 from training.launchers.attempt import Policy
 from training.launchers.local import LocalLauncher
 
@@ -30,7 +31,7 @@ logging.basicConfig(level=logging.INFO, format='%(asctime)s %(process)d %(messag
 logger, stop = logging.getLogger('service'), threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
 policy = Policy(max_retries=1000, retry_delay=0.001)
-with Registry.open() as registry:
+with persistently(Registry.open) as registry:
     supervisor = Supervisor(registry, logger, LocalLauncher(registry, logger, 2, (), policy), policy, 60.0)
     supervisor.start()
     stop.wait()
@@ -135,7 +136,7 @@ def check_all_finished(registry: Registry, cluster: Cluster, runs, alone) -> Non
     wait_until(ended)
     assert len({weights_of(registry, run.id) for run in [*runs, alone]}) == 1
     assert registry.leases() == []
-    wait_until(lambda: not [file for name in 'ab' for file in (cluster.folder / name / 'attempts').iterdir()], 30)
+    wait_until(lambda: not [file for name in 'ab' for file in (cluster.folder / name / 'attempts').glob('*')], 30)
     stored = [path.parent.name for path in (cluster.folder / 'objects').rglob('*') if path.is_file()]
     assert sorted(stored) == ['artifacts'] * (len(runs) + 1) + ['shards']
 

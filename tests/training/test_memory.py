@@ -18,7 +18,7 @@ MB = 1_000_000
 @pytest.mark.parametrize(
     ('batch_size', 'each', 'limit', 'advice'),
     [
-        (512, 10 * MB, 2000 * MB, 'about 128 would fit'),  # 1000 MB are left, of which 800 are taken
+        (512, 10 * MB, 2000 * MB, 'about 64 would fit'),  # 1000 MB are left, of which 800 are taken: 80
         (512, 100 * MB, 2000 * MB, 'about 8 would fit'),
         (512, 1, 2000 * MB, 'about 256 would fit'),  # by what was measured all would: half, then
         (100, 1, 2000 * MB, 'about 32 would fit'),

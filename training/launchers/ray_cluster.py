@@ -152,6 +152,10 @@ class RayLauncher:
         lease = kept.attempt.lease
         try:
             self._ray.get(kept.end)
+        except self._ray.exceptions.ActorUnavailableError:
+            # not heard of for now: this is answered behind the watch, or when the actor is known to be dead
+            kept.end = kept.actor.is_ready.remote()
+            return False
         except self._ray.exceptions.RayActorError as error:
             self._retry(kept, lease, f'The node of the Ray cluster was lost: {str(error).splitlines()[0]}')
         except Exception as error:
