@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -64,10 +65,11 @@ class Engine:
         """SIGKILL a process at random: of a service, or the worker of a run, and return what it was."""
         workers = self.workers()
         victim = chooser.choice([*self._running, *(['worker'] * len(workers))])
-        with self._lock:
-            if victim == 'worker':
+        if victim == 'worker':
+            with suppress(ProcessLookupError):  # it has just ended
                 os.killpg(chooser.choice(workers).pid, signal.SIGKILL)
-            else:
+        else:
+            with self._lock:
                 self._running[victim].kill()
         kind = self.members.get(victim, victim)
         self.kills[kind] += 1
@@ -79,8 +81,10 @@ class Engine:
         for process in psutil.process_iter(['cmdline', 'environ']):
             command, environment = process.info['cmdline'] or [], process.info['environ'] or {}
             if 'training.worker' in command and environment.get('FINETUNER_DRILL') == str(self.folder):
-                found.append(process)
-        return [process for process in found if os.getpgid(process.pid) == process.pid]
+                with suppress(ProcessLookupError):  # it has just ended
+                    if os.getpgid(process.pid) == process.pid:
+                        found.append(process)
+        return found
 
     def stop(self) -> dict[str, int]:
         """SIGTERM, as an engine does, and SIGKILL after the time that the file gives. Returns the exit codes."""
