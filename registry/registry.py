@@ -94,6 +94,7 @@ class Registry:
             `FINETUNER_DATABASE_URL_FILE` names), or else an SQLite file in `home`.
         :param objects_url: a folder or an fsspec URL, default `FINETUNER_OBJECTS_URL`, or else a folder in `home`.
         :raises RegistryError: the database was made by a newer version, or the token of the first start cannot be kept.
+        :raises UnavailableError: the database cannot be reached.
         """
         home, database, objects = open_places(home, database_url, objects_url)
         with exclusive(home / 'open.lock'):

@@ -52,7 +52,9 @@ def main(run_id: str, lease: str | None = None) -> int:
         if lease is None:
             begun = registry.start_run(run_id, heartbeat.worker, heartbeat.lease)
         else:
-            begun = not is_first or registry.heartbeat(run_id, None, heartbeat.lease, heartbeat.worker)
+            begun = not is_first or persistently(
+                lambda: registry.heartbeat(run_id, None, heartbeat.lease, heartbeat.worker)
+            )
         if not begun:
             logger.debug('The run %s is at work elsewhere or has ended', run_id)  # not in the log of the other worker
             return TAKEN
