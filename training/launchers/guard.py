@@ -192,6 +192,7 @@ class Note:
     def publish(self, text: str) -> IO[Any]:
         self._file.write(text)
         self._file.flush()
+        os.fsync(self._file.fileno())
         os.replace(self._aside, self._path)
         return self._file
 

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from dataclasses import asdict
+from pathlib import Path
 from typing import IO, Any
 
 from registry import Registry, RunRecord
@@ -89,11 +90,17 @@ class LocalLauncher:
         return False
 
     def _adopt(self, note: IO[Any]) -> None:
-        values = json.loads(note.read())
-        attempt = Attempt(**values['attempt'] | {'policy': self._policy})
-        worker = Orphan(self._registry.home, attempt.lease, values['pid'])
+        try:
+            values = json.loads(note.read())
+            attempt = Attempt(**values['attempt'] | {'policy': self._policy})
+            worker, needs = Orphan(self._registry.home, attempt.lease, values['pid']), Resources(**values['needs'])
+        except (ValueError, TypeError, KeyError):  # of another version, or the machine went down
+            self._logger.exception(f'{note.name} cannot be read: if the worker still lives, nobody looks after it')
+            Path(note.name).unlink()
+            note.close()
+            return
         self._logger.info(f'run {attempt.name}: worker {worker.pid} of another service is looked after')
-        self._watch(Guard(self._registry, attempt, worker, note, self._logger), Resources(**values['needs']))
+        self._watch(Guard(self._registry, attempt, worker, note, self._logger), needs)
 
     def _watch(self, guard: Guard, needs: Resources) -> None:
         thread = threading.Thread(target=guard.watch, name=f'guard of {guard.attempt.name}', daemon=True)
