@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import deque
 from typing import IO, Any
 
 from finetuner.excepts import RegistryError
@@ -21,6 +22,8 @@ from training.memory import Footprint, kills_for_memory, machine_limit, out_of_m
 from training.run_folder import remove_scratch, remove_training
 
 INTERVAL = 0.25
+KILL_LOOKS = 40
+"""Looks at how often the system has killed for want of memory: what was before the oldest did not end the worker."""
 ASK_SECONDS = 2.0
 """Between two looks at whether the run is still the worker's."""
 START_SECONDS = 300.0
@@ -42,7 +45,7 @@ class Guard:
     def __init__(self, registry: Registry, attempt: Attempt, worker: Worker, note: IO[Any], logger: logging.Logger):
         self._registry, self.attempt, self._worker, self._note, self._logger = registry, attempt, worker, note, logger
         self._log = log_path(registry.home, attempt.lease)
-        self._kills = kills_for_memory()
+        self._kills = deque([kills_for_memory()], maxlen=KILL_LOOKS)
         self._stopping = threading.Event()
         self._deadline, self._is_asked = math.inf, False
         self._verdict: str | None = None
@@ -63,6 +66,7 @@ class Guard:
         while not self._worker.has_ended():
             time.sleep(INTERVAL)
             now = time.monotonic()
+            self._kills.append(kills_for_memory())
             self._check_memory()
             if self._stopping.is_set():
                 self._end_worker(GRACE)
@@ -142,7 +146,8 @@ class Guard:
                 remove_training(directory)
             self._logger.info(f'run {self.attempt.name}: {run.status}: {run.details}')
             return
-        reason = self._verdict or self._killed_for_memory()
+        is_ended_by_us = self._stopping.is_set() or self._is_silent
+        reason = self._verdict or (None if is_ended_by_us else self._killed_for_memory())
         if reason is not None:
             self._registry.fail_run(run_id, reason, lease)
             self._logger.error(f'run {self.attempt.name}: {FAILED}: {reason}')
@@ -169,7 +174,7 @@ class Guard:
         return Footprint.read(self._registry.run_directory(self.attempt.run_id))
 
     def _killed_for_memory(self) -> str | None:
-        if not self._worker.was_killed or kills_for_memory() == self._kills:
+        if not self._worker.was_killed or kills_for_memory() == self._kills[0]:
             return None
         limit = machine_limit()
         return out_of_memory(self._footprint, limit, f'the system, which has {limit / 1e6:.0f} MB, killed the worker')
