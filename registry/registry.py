@@ -633,7 +633,10 @@ class Registry:
         with ExitStack() as stages:
             staged = stages.enter_context(self._staging.stage(checkpoints.new_key(run_id)))
             size, sha256 = path.stat().st_size, file_digest(path)
-            self.objects.put(path, staged.key)
+            try:
+                self.objects.put(path, staged.key)
+            finally:
+                path.unlink(missing_ok=True)  # a store that is not local has a copy
             with self.database.write() as session:
                 replaced = checkpoints.replace_checkpoint(session, run_id, lease, name, size, sha256, staged.key)
                 for key in replaced:

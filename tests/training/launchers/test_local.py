@@ -109,3 +109,13 @@ def test_another_process_that_was_killed_for_memory_long_before_is_not_the_worke
     killed(monkeypatch, kills=(3, 4), worker=LongLived).watch()
     found = registry.get_run_by_id(claimed.id)
     assert found.status == 'CREATED' and found.details.startswith('The worker process was killed by SIGKILL')
+
+
+def test_a_checkpoint_that_was_sent_leaves_nothing_on_this_machine(claimed, tmp_path):
+    with Registry.open(objects_url='memory://checkpoints') as registry:
+        packed = tmp_path / 'packed.zip'
+        packed.write_bytes(b'weights')
+        registry.store_checkpoint(claimed.id, claimed.lease, 'step-000000001', packed)
+        assert not packed.exists()
+        found = registry.fetch_checkpoint(registry.find_checkpoint(claimed.id), tmp_path / 'fetched')
+        assert found.read_bytes() == b'weights'
