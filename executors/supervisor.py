@@ -149,6 +149,7 @@ class Supervisor:
             reason,
             max_retries=self._policy.max_retries,
             delay=self._policy.retry_delay,
+            counts=not lease.is_silent,  # the trainer was lost before the worker had begun
             heartbeat_at=lease.heartbeat_at,
         )
         if status is not None:
