@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -75,6 +76,15 @@ def is_passing(error: BaseException) -> bool:
     text = str(error).lower()
     # one of several processes was killed
     return isinstance(error, RuntimeError) and any(name in text for name in OTHER_PROCESS)
+
+
+def passing_reason(error: BaseException) -> str:
+    """What went wrong, without what a database or an object store says of hosts and users."""
+    if isinstance(error, FolderInUse | UnavailableError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    return type(error).__name__
 
 
 def _object_store_errors() -> tuple[type[Exception], ...]:
