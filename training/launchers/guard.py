@@ -28,8 +28,6 @@ ASK_SECONDS = 2.0
 """Between two looks at whether the run is still the worker's."""
 START_SECONDS = 300.0
 """For which the guard speaks for a worker that has yet to begin: on a busy machine its imports take long."""
-GRACE = 10.0
-"""Seconds that a worker has to end when its service is stopped: it writes a checkpoint."""
 CANCEL_GRACE = 60.0
 """Seconds that a worker has to end after its run was ended: it finishes a batch, and writes a checkpoint."""
 SETTLE_SECONDS = 10.0
@@ -40,9 +38,18 @@ STOPPED = 'The service was stopped: the run goes on when one is there'
 class Guard:
     """
     :param note: the file of the attempt that tells others there is a guard, with its lock.
+    :param age: seconds since the worker began.
     """
 
-    def __init__(self, registry: Registry, attempt: Attempt, worker: Worker, note: IO[Any], logger: logging.Logger):
+    def __init__(
+        self,
+        registry: Registry,
+        attempt: Attempt,
+        worker: Worker,
+        note: IO[Any],
+        logger: logging.Logger,
+        age: float = 0.0,
+    ):
         self._registry, self.attempt, self._worker, self._note, self._logger = registry, attempt, worker, note, logger
         self._log = log_path(registry.home, attempt.lease)
         self._kills = deque([kills_for_memory()], maxlen=KILL_LOOKS)
@@ -50,6 +57,7 @@ class Guard:
         self._deadline, self._is_asked = math.inf, False
         self._verdict: str | None = None
         self._is_silent = False
+        self._began = time.monotonic() - age
 
     def stop(self) -> None:
         """Have the worker end, as the service does; its run waits again."""
@@ -62,14 +70,14 @@ class Guard:
 
     def watch(self) -> None:
         """Return when the worker has ended and the run is settled."""
-        began = asked = time.monotonic()
+        began, asked = self._began, time.monotonic()
         while not self._worker.has_ended():
             time.sleep(INTERVAL)
             now = time.monotonic()
             self._kills.append(kills_for_memory())
             self._check_memory()
             if self._stopping.is_set():
-                self._end_worker(GRACE)
+                self._end_worker(self.attempt.policy.stop_seconds)
             limit = self.attempt.policy.max_seconds
             if limit is not None and now - began > limit and self._verdict is None:
                 self._verdict = f'The run took longer than the {limit:g} seconds that this service allows it'

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import time
 from dataclasses import asdict
 
 import pytest
@@ -9,9 +11,10 @@ import pytest
 from registry import Registry
 from registry.queue import Machine, Resources
 from training.launchers import guard
-from training.launchers.attempt import Attempt, Policy, log_path, note_path
+from training.launchers.attempt import Attempt, Policy, lock, log_path, note_path
 from training.launchers.guard import Guard, Note
 from training.launchers.local import LocalLauncher
+from training.launchers.tidying import tidy
 
 LOGGER = logging.getLogger('launchers-test')
 
@@ -47,7 +50,9 @@ class Ended:
         pass
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{"pid": 1}', '{"pid": 1, "needs": {}, "attempt": {"of": "a later version"}}'])
+@pytest.mark.parametrize(
+    'text', ['', '[]', '{"pid": 1}', '{"pid": 1, "needs": {}, "attempt": {"of": "a later version"}}']
+)
 def test_a_note_that_cannot_be_read_is_told_once_and_keeps_nobody_from_work(registry, launcher, claimed, text, caplog):
     log_path(registry.home, claimed.lease).parent.mkdir()
     note_path(registry.home, claimed.lease).write_text(text)
@@ -119,3 +124,31 @@ def test_a_checkpoint_that_was_sent_leaves_nothing_on_this_machine(claimed, tmp_
         assert not packed.exists()
         found = registry.fetch_checkpoint(registry.find_checkpoint(claimed.id), tmp_path / 'fetched')
         assert found.read_bytes() == b'weights'
+
+
+def test_what_an_attempt_left_before_it_had_a_note_goes_when_nobody_holds_it(registry):
+    folder = registry.home / 'attempts'
+    folder.mkdir()
+    for name in ('lost.aside', 'lost.log', 'kept.log', 'kept.json', 'young.log', 'held.log'):
+        (folder / name).write_text('x')
+        if not name.startswith('young'):
+            os.utime(folder / name, (1, 1))
+    with lock(folder / 'held.log', 'rb'):
+        tidy(registry)
+    assert sorted(path.name for path in folder.iterdir()) == ['held.log', 'kept.json', 'kept.log', 'young.log']
+
+
+def test_the_time_that_a_run_may_take_does_not_begin_anew_with_another_service(registry, claimed, launcher):
+    attempt = Attempt.of(claimed, Policy(), ())
+    values = {'pid': Ended.pid, 'began': time.time() - 100, 'needs': {}, 'attempt': asdict(attempt)}
+    log_path(registry.home, attempt.lease).parent.mkdir()
+    note_path(registry.home, attempt.lease).write_text(json.dumps(values))
+    launcher._policy = Policy(max_seconds=50)
+    with lock(log_path(registry.home, attempt.lease), 'ab'):  # as a worker that lives holds it
+        launcher.adopt()
+        deadline = time.monotonic() + 20
+        [guard_of] = launcher._guards
+        while guard_of._verdict is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert 'took longer than the 50 seconds' in guard_of._verdict
