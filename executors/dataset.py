@@ -10,6 +10,7 @@ from executors.drain import drain_at_shutdown
 from executors.endpoints import unknown_endpoint
 from executors.inline import read_inline
 from executors.lifetime import end_with_parent
+from executors.opening import open_registry
 from executors.parameters import (
     DatasetParameters,
     IngestParameters,
@@ -21,7 +22,6 @@ from executors.sources import allowed_roots, allowed_schemes, read_uri
 from finetuner.data import make_options
 from finetuner.documents import DocumentArray
 from finetuner.excepts import DataError
-from registry import Registry
 
 
 class DatasetExecutor(Executor):
@@ -41,7 +41,7 @@ class DatasetExecutor(Executor):
         drain_at_shutdown()
         self.roots = allowed_roots(ingest_roots)
         self.schemes = allowed_schemes(ingest_schemes)
-        self.registry = Registry.open()
+        self.registry = open_registry(self.logger)
 
     def close(self) -> None:
         self.registry.close()

@@ -8,7 +8,7 @@ from logging import Logger
 from executors.supervisor import Launcher
 from finetuner.excepts import ParameterError
 from registry import Registry
-from training.launchers.attempt import RETRIES, Policy
+from training.launchers.attempt import RETRIES, STOP_SECONDS, Policy
 from training.launchers.gpus import find_gpus
 from training.launchers.local import LocalLauncher
 from training.launchers.ray_cluster import ADDRESS, RayLauncher
@@ -21,6 +21,7 @@ def read_policy() -> Policy:
     return Policy(
         max_retries=int(_number('FINETUNER_MAX_RETRIES', RETRIES)),
         max_seconds=_number('FINETUNER_MAX_RUN_SECONDS', 0) or None,
+        stop_seconds=_number('FINETUNER_STOP_SECONDS', STOP_SECONDS),
     )
 
 

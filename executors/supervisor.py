@@ -108,9 +108,13 @@ class Supervisor:
             self._wake.clear()
 
     def _tidy(self) -> None:
-        if time.monotonic() - self._tidied > TIDY_SECONDS:
+        if time.monotonic() - self._tidied <= TIDY_SECONDS:
+            return
+        self._tidied = time.monotonic()
+        try:
             tidy(self._registry)
-            self._tidied = time.monotonic()
+        except Exception:  # the runs matter more
+            self._logger.exception('cannot remove what runs have left')
 
     def _claim(self) -> None:
         while not self._stopping:
@@ -145,6 +149,7 @@ class Supervisor:
             reason,
             max_retries=self._policy.max_retries,
             delay=self._policy.retry_delay,
+            counts=not lease.is_silent,  # the trainer was lost before the worker had begun
             heartbeat_at=lease.heartbeat_at,
         )
         if status is not None:

@@ -23,6 +23,7 @@ from executors.launching import make_launcher, read_policy
 from executors.lifetime import end_with_parent
 from executors.logs import read_log
 from executors.models import check_model
+from executors.opening import open_registry
 from executors.parameters import (
     AliasParameters,
     ArtifactParameters,
@@ -45,7 +46,7 @@ from executors.tracking import check_trackers
 from finetuner.client.names import random_name
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import DataError, ParameterError, RegistryError, RunFailedError, RunInProgressError
-from registry import Registry, RunRecord
+from registry import RunRecord
 from registry.records import CANCELLED, CREATED, FAILED, FINISHED, STARTED
 from training.check import Role, check_data
 from training.config import FitConfig
@@ -73,7 +74,7 @@ class TrainerExecutor(Executor):
         super().__init__(**kwargs)
         end_with_parent()
         drain_at_shutdown()
-        self.registry = Registry.open()
+        self.registry = open_registry(self.logger)
         if problem := self.registry.credentials_problem():
             self.logger.warning(problem)
         policy = read_policy()

@@ -11,7 +11,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from finetuner.excepts import RegistryError
+from finetuner.excepts import UnavailableError
 from finetuner.settings import credentials_path, save_token
 from registry.backup import restore_backup, write_backup
 from registry.first_start import LOCAL_ACCOUNT
@@ -169,6 +169,6 @@ def _keep(token: str) -> Path:
 if __name__ == '__main__':
     try:
         app()
-    except (RegistryError, ValueError, OSError) as error:
+    except (UnavailableError, ValueError, OSError) as error:
         typer.secho(str(error), err=True, fg='red')
         raise SystemExit(1) from None

@@ -30,6 +30,8 @@ MIGRATIONS = Path(__file__).parent / 'migrations'
 # any number that no other program on the same PostgreSQL database locks
 MIGRATION_LOCK = 0x66_69_6E_65
 INSERT_ATTEMPTS = 5
+FOR_NOW = ('starting up', 'shutting down', 'in recovery mode', 'too many', 'connection slots')
+"""What PostgreSQL says to a client that it would have at another time."""
 
 SQLITE_OPTIONS: dict[str, Any] = {'pool_size': 8, 'max_overflow': 56}
 POSTGRESQL_OPTIONS: dict[str, Any] = {
@@ -122,12 +124,15 @@ class Database:
     def migrate(self) -> None:
         """Bring the tables to this version of the program. Any number of processes may do so at once.
 
-        :raises RegistryError: the database was made by a newer version, cannot be reached, or cannot be changed.
+        :raises RegistryError: the database was made by a newer version, or cannot be used as this user.
+        :raises UnavailableError: it cannot be reached: later it may be.
         """
         try:
             self._migrate()
         except (OperationalError, ProgrammingError) as error:
             reason = str(error.orig).strip().partition('\n')[0]
+            if not self.is_sqlite and (error.connection_invalidated or _is_away(error)):
+                raise UnavailableError(f'The database {self.engine.url} cannot be reached: {reason}') from error
             raise RegistryError(f'The database {self.engine.url} cannot be used: {reason}') from error
 
     def _migrate(self) -> None:
@@ -205,6 +210,14 @@ def _told() -> Iterator[None]:
             raise
         # what the driver says, for the log alone, names hosts and users
         raise UnavailableError('The database cannot be reached: try again in a moment') from error
+
+
+def _is_away(error: DBAPIError) -> bool:
+    """Whether a server could not be connected to, and did not say that it will not have us."""
+    if error.statement is not None:
+        return False
+    text = str(error.orig)
+    return 'FATAL: ' not in text or any(words in text for words in FOR_NOW)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

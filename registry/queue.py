@@ -75,6 +75,12 @@ class Lease:
     status: str
     worker: str | None
     heartbeat_at: datetime | None
+    started_at: datetime | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nobody has given a sign of life since the run was claimed."""
+        return self.heartbeat_at == self.started_at
 
 
 def needed(config: dict[str, Any], machines: Collection[Machine]) -> Resources:
@@ -151,7 +157,7 @@ def start(session: Session, run_id: str, worker: str, lease: str) -> bool:
 
 def held(session: Session) -> list[Lease]:
     """Every run that somebody works on, or that waits for its last worker to end."""
-    query = select(RunRow.id, RunRow.lease, RunRow.status, RunRow.worker, RunRow.heartbeat_at)
+    query = select(RunRow.id, RunRow.lease, RunRow.status, RunRow.worker, RunRow.heartbeat_at, RunRow.started_at)
     waits = and_(RunRow.status == CREATED, RunRow.lease.is_not(None))
     return [Lease(*row) for row in session.execute(query.where(or_(RunRow.status == STARTED, waits)))]
 

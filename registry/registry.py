@@ -94,6 +94,7 @@ class Registry:
             `FINETUNER_DATABASE_URL_FILE` names), or else an SQLite file in `home`.
         :param objects_url: a folder or an fsspec URL, default `FINETUNER_OBJECTS_URL`, or else a folder in `home`.
         :raises RegistryError: the database was made by a newer version, or the token of the first start cannot be kept.
+        :raises UnavailableError: the database cannot be reached.
         """
         home, database, objects = open_places(home, database_url, objects_url)
         with exclusive(home / 'open.lock'):
@@ -632,7 +633,10 @@ class Registry:
         with ExitStack() as stages:
             staged = stages.enter_context(self._staging.stage(checkpoints.new_key(run_id)))
             size, sha256 = path.stat().st_size, file_digest(path)
-            self.objects.put(path, staged.key)
+            try:
+                self.objects.put(path, staged.key)
+            finally:
+                path.unlink(missing_ok=True)  # a store that is not local has a copy
             with self.database.write() as session:
                 replaced = checkpoints.replace_checkpoint(session, run_id, lease, name, size, sha256, staged.key)
                 for key in replaced:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import sys
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 import psutil
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import exc
 
+from finetuner.excepts import UnavailableError
 from training.memory import Footprint, machine_limit, out_of_memory
 from training.run_folder import FolderInUse
 
@@ -20,35 +23,74 @@ Answer = TypeVar('Answer')
 
 PATIENCE = 600.0  # seconds
 PAUSE = 2.0
-PASSING = {errno.EIO, errno.ENOSPC, errno.ESTALE, errno.EDQUOT, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}
+PASSING = {
+    errno.EIO,
+    errno.ENOSPC,
+    errno.ESTALE,
+    errno.EDQUOT,
+    errno.ENETUNREACH,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    # what s3fs makes of an object store that is busy, or fails
+    errno.EBUSY,
+    errno.EREMOTEIO,
+}
 OTHER_PROCESS = ('gloo', 'nccl', 'connection closed by peer', 'connection reset by peer')
 
 
-def persistently(call: Callable[[], Answer], patience: float = PATIENCE) -> Answer:
-    """What the call returns, tried again for a while if the database is away.
+def persistently(
+    call: Callable[[], Answer], patience: float = PATIENCE, tell: Callable[[Exception], None] | None = None
+) -> Answer:
+    """What the call returns, tried again for a while if the database or the object store is away.
 
+    :param patience: seconds.
+    :param tell: is given the first error, default a line in the log without its cause: that names hosts and users, and
+        the log of a worker is read by who owns the run.
     :raises Exception: what the call raised at last.
     """
-    begun = time.monotonic()
+    begun, is_told = time.monotonic(), False
     while True:
         try:
             return call()
         except Exception as error:
             if not is_passing(error) or time.monotonic() - begun > patience:
                 raise
-            logger.warning('The registry does not answer: trying again')
+            if not is_told:
+                (tell or _tell)(error)
+            is_told = True
             time.sleep(PAUSE)
+
+
+def _tell(error: Exception) -> None:
+    logger.warning('The registry does not answer: trying again')
 
 
 def is_passing(error: BaseException) -> bool:
     """Whether the same attempt may succeed at another time or place: the fault is not the run's."""
-    if isinstance(error, DBAPIError | ConnectionError | TimeoutError | FolderInUse):
+    if isinstance(error, UnavailableError | exc.DBAPIError | exc.TimeoutError | FolderInUse):
+        return True
+    if isinstance(error, (ConnectionError, TimeoutError, *_object_store_errors())):
         return True
     if isinstance(error, OSError):
         return error.errno in PASSING
     text = str(error).lower()
     # one of several processes was killed
     return isinstance(error, RuntimeError) and any(name in text for name in OTHER_PROCESS)
+
+
+def passing_reason(error: BaseException) -> str:
+    """What went wrong, without what a database or an object store says of hosts and users."""
+    if isinstance(error, FolderInUse | UnavailableError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    return type(error).__name__
+
+
+def _object_store_errors() -> tuple[type[Exception], ...]:
+    """Of an S3 that cannot be reached; none where nobody has loaded what speaks to it."""
+    botocore = sys.modules.get('botocore.exceptions')
+    return () if botocore is None else (botocore.ConnectionError, botocore.HTTPClientError)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -56,6 +56,7 @@ class Heartbeat:
         self._progress = dataclasses.asdict(progress)
 
     def _keep_beating(self) -> None:
+        is_away = False
         while not self._stop.wait(SECONDS):
             if self._parent is not None and os.getppid() != self._parent:
                 self._end('The process that looked after this one is gone: stopping')
@@ -66,7 +67,12 @@ class Heartbeat:
             except RegistryError:
                 self._end('The run was deleted: stopping')
             except Exception:  # a database that is away for a while is no reason to stop
-                logger.exception('The registry does not answer')
+                # not why: that names hosts and users, and the log is read by who owns the run
+                if not is_away:
+                    logger.warning('The registry does not answer: going on without it')
+                is_away = True
+            else:
+                is_away = False
 
     def _end(self, why: str) -> None:
         # it goes on beating while it ends: so long nobody else begins

@@ -79,13 +79,15 @@ class CheckpointSharer:
                 latest, self._latest = self._latest, None
             if latest is None:
                 return
+            packed = self._folder / f'{new_id()}.zip'
             try:
-                packed = pack(latest, self._folder / f'{new_id()}.zip')
-                self._registry.store_checkpoint(self._run_id, self._lease, latest.name, packed)
+                self._registry.store_checkpoint(self._run_id, self._lease, latest.name, pack(latest, packed))
             except RegistryError as error:
                 logger.warning('%s', error)
             except Exception:  # the one before is still there, and the next may succeed
-                logger.exception('The checkpoint %s could not be sent to the object store', latest.name)
+                # not why: that names hosts and users, and the log is read by who owns the run
+                logger.warning('The checkpoint %s could not be sent to the object store', latest.name)
+            packed.unlink(missing_ok=True)
             shutil.rmtree(latest.parent, ignore_errors=True)
 
 

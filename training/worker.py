@@ -13,12 +13,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetuner.excepts import RegistryError
+from sqlalchemy.exc import SQLAlchemyError
+
+from finetuner.excepts import RegistryError, UnavailableError
 from registry import Registry, RunRecord
 from registry.names import new_id
 from registry.queue import SCHEDULING
 from registry.records import FINISHED
-from training.errors import is_passing, persistently, reason
+from training.errors import is_passing, passing_reason, persistently, reason
 from training.heartbeat import Heartbeat
 from training.interruption import Interruption
 from training.launchers.attempt import log_path
@@ -47,12 +49,19 @@ def main(run_id: str, lease: str | None = None) -> int:
     for noisy in ('alembic', 'httpx', 'botocore', 'aiobotocore'):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     interruption = Interruption().install()  # scratch files are removed, and a checkpoint is whole
-    with persistently(Registry.open) as registry, ExitStack() as helpers:
+    try:
+        opened = persistently(Registry.open)
+    except (UnavailableError, SQLAlchemyError, ValueError, OSError):  # what it says names hosts and users
+        logger.error('The registry cannot be opened: the log of the service says why')
+        return PASSING
+    with opened as registry, ExitStack() as helpers:
         heartbeat = Heartbeat(registry, run_id, lease or new_id(), f'{socket.gethostname()}:{os.getpid()}')
         if lease is None:
             begun = registry.start_run(run_id, heartbeat.worker, heartbeat.lease)
         else:
-            begun = not is_first or registry.heartbeat(run_id, None, heartbeat.lease, heartbeat.worker)
+            begun = not is_first or persistently(
+                lambda: registry.heartbeat(run_id, None, heartbeat.lease, heartbeat.worker)
+            )
         if not begun:
             logger.debug('The run %s is at work elsewhere or has ended', run_id)  # not in the log of the other worker
             return TAKEN
@@ -63,9 +72,10 @@ def main(run_id: str, lease: str | None = None) -> int:
         try:
             work(registry, registry.get_run_by_id(run_id), heartbeat, interruption, is_first)
         except Exception as error:
-            logger.exception('Failed')
             if is_passing(error):
+                logger.error('Failed for a reason that may pass: %s', passing_reason(error))
                 return PASSING
+            logger.exception('Failed')
             why = reason(error, Footprint.read(registry.run_directory(run_id)))
             persistently(lambda: registry.fail_run(run_id, why, heartbeat.lease))
             return 1

@@ -50,7 +50,7 @@ Artifact = Annotated[
     str | None,
     typer.Option(help='What is served: an id, name@stage, a URL or a model by name.', show_default=False),
 ]
-RayAddress = Annotated[str | None, typer.Option(help='A Ray cluster that works on the runs.', show_default=False)]
+RayAddress = Annotated[str | None, typer.Option(help='A Ray cluster, host:6379, for the runs.', show_default=False)]
 Tls = Annotated[bool, typer.Option('--tls', help='The gateway speaks TLS.')]
 Generate = Annotated[
     bool, typer.Option('--generate-secrets', help='Make up the secrets that can be, unless they are there already.')

@@ -189,6 +189,7 @@ def _variables(role: str, gpus: int, flow: FlowFile, options: Options) -> dict[s
             variables['FINETUNER_ARTIFACT'] = options.artifact
     if role == 'trainer':
         variables['FINETUNER_GPUS'] = str(gpus)
+        variables['FINETUNER_STOP_SECONDS'] = str(CHECKPOINT_SECONDS)
         if options.ray_address:
             variables['FINETUNER_RAY_ADDRESS'] = options.ray_address
         if options.ray_address or replicas_of(flow, 'trainer', options.trainers) > 1:

@@ -170,6 +170,14 @@ def test_a_database_that_is_away_is_no_silence_of_the_workers(registry, supervis
     assert registry.get_run_by_id(run.id).lease == taken.lease
 
 
+def test_a_run_whose_trainer_was_lost_before_its_worker_began_has_lost_no_attempt(registry, supervise, submit):
+    run = submit('unlucky', max_retries=0, epochs=FOR_EVER)
+    taken = registry.claim_run('another-machine:1', MACHINE)
+    supervise(heartbeat_timeout=0.5)
+    wait_until(lambda: registry.get_run_by_id(run.id).lease not in (None, taken.lease))
+    assert registry.get_run_by_id(run.id).attempts == 1
+
+
 def test_a_worker_that_hangs_is_killed_and_followed_by_another(registry, supervise, submit):
     run = submit('hangs', epochs=FOR_EVER)
     supervise(heartbeat_timeout=20)
@@ -336,10 +344,14 @@ def test_what_a_run_left_here_goes_when_it_was_deleted_or_finished_elsewhere(reg
     def fill(age: float) -> dict[str, list[str]]:
         for folder in folders.values():
             (folder / 'checkpoints' / 'step-000000001').mkdir(parents=True, exist_ok=True)
+            if folder == folders['finished']:
+                (folder / 'shared').mkdir(exist_ok=True)
+                (folder / 'finished.zip').write_bytes(b'an artifact that was not stored from here')
             os.utime(folder, (time.time() - age, time.time() - age))
         tidy(registry)
         return {name: [path.name for path in folder.glob('*')] for name, folder in folders.items()}
 
-    assert fill(60) == {name: ['checkpoints'] for name in folders}
+    young = fill(60)
+    assert young.pop('finished') and young == {name: ['checkpoints'] for name in ('deleted', 'waiting')}
     assert fill(4000) == {'finished': [], 'deleted': [], 'waiting': ['checkpoints']}
     assert not folders['deleted'].exists()

@@ -6,7 +6,7 @@ import threading
 import pytest
 from sqlalchemy import make_url, text
 
-from finetuner.excepts import FinetunerServerError, RegistryError
+from finetuner.excepts import FinetunerServerError, RegistryError, UnavailableError
 from registry import Registry
 from registry.database import Database
 from registry.models import AccountRow
@@ -36,10 +36,6 @@ def test_a_missing_driver_is_told(monkeypatch):
 @pytest.mark.parametrize(
     'url, sentence',
     [
-        (
-            'postgresql://user:s3cret@127.0.0.1:1/name',
-            r'postgresql\+psycopg://user:\*\*\*@127.0.0.1:1/name cannot be used: ',
-        ),
         ('mysql://user:s3cret@host/name', 'is neither an SQLite nor a PostgreSQL database'),
         ('s3cret', 'The URL of the database is none: write postgresql://'),
     ],
@@ -48,6 +44,15 @@ def test_a_database_that_cannot_be_used_is_told(url, sentence):
     with pytest.raises(RegistryError, match=sentence) as raised:
         Registry.open(database_url=url)
     assert 's3cret' not in str(raised.value)
+
+
+def test_a_database_that_is_away_is_told_from_one_that_says_no(new_postgresql):
+    with pytest.raises(UnavailableError) as raised:
+        Registry.open(database_url='postgresql://user:s3cret@127.0.0.1:1/name')
+    assert 'postgresql+psycopg://user:***@127.0.0.1:1/name cannot be reached: ' in str(raised.value)
+    url = make_url(new_postgresql('template0')).set(database='no_such_database')
+    with pytest.raises(RegistryError, match='cannot be used: .*"no_such_database" does not exist'):
+        Registry.open(database_url=url)
 
 
 def test_a_user_who_may_not_make_tables_is_told(new_postgresql):

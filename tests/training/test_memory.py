@@ -3,10 +3,13 @@
 import mmap
 import os
 
+import botocore.exceptions
 import numpy as np
 import pytest
+import sqlalchemy.exc
 import torch
 
+from finetuner.excepts import UnavailableError
 from training.batch_size import available
 from training.errors import is_passing, reason
 from training.memory import VARIABLE, Footprint, kills_for_memory, machine_limit, own_bytes
@@ -57,6 +60,14 @@ def test_running_out_of_memory_is_told_with_what_would_fit(error):
     ('error', 'passing'),
     [
         (ConnectionResetError(), True),
+        (UnavailableError('The database cannot be reached: try again in a moment'), True),
+        (sqlalchemy.exc.TimeoutError('QueuePool limit of size 4 overflow 4 reached'), True),
+        (botocore.exceptions.EndpointConnectionError(endpoint_url='http://s3'), True),
+        (botocore.exceptions.ConnectTimeoutError(endpoint_url='http://s3'), True),
+        (botocore.exceptions.ReadTimeoutError(endpoint_url='http://s3'), True),
+        (botocore.exceptions.NoCredentialsError(), False),
+        (OSError(16, 'Please reduce your request rate'), True),  # what s3fs makes of SlowDown
+        (OSError(121, 'We encountered an internal error'), True),  # and of InternalError
         (TimeoutError(), True),
         (OSError(28, 'No space left on device'), True),
         (FolderInUse('another training is at work'), True),

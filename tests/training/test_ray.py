@@ -10,8 +10,9 @@ import pytest
 from finetuner.data import read_csv
 from finetuner.excepts import ParameterError
 from registry import Registry
-from training.launchers.attempt import Policy
-from training.launchers.ray_cluster import RayLauncher
+from registry.queue import Machine, Resources
+from training.launchers.attempt import Attempt, Policy
+from training.launchers.ray_cluster import Kept, RayLauncher, worker_environment
 
 LOGGER = logging.getLogger('ray-test')
 
@@ -40,6 +41,75 @@ def test_a_registry_that_nodes_cannot_reach_is_refused_at_the_start(tmp_path, mo
             with pytest.raises(ParameterError, match=f'FINETUNER_RAY_ADDRESS is set and {name} is not'):
                 RayLauncher(registry, LOGGER, 'localhost:1', Policy())
             monkeypatch.setenv(name, f'sqlite:///{tmp_path}/x')
+
+
+def test_a_registry_that_is_told_in_files_is_reached_from_nodes_without_them(tmp_path, monkeypatch):
+    """As exported deployments tell it."""
+    (tmp_path / 'url').write_text('postgresql://user:s3cret@host/name\n')
+    (tmp_path / 'keys').write_text('[default]\naws_access_key_id = id\naws_secret_access_key = a%key\n')
+    monkeypatch.setenv('FINETUNER_DATABASE_URL_FILE', str(tmp_path / 'url'))
+    monkeypatch.setenv('FINETUNER_OBJECTS_URL', 's3://bucket/prefix')
+    monkeypatch.setenv('AWS_SHARED_CREDENTIALS_FILE', str(tmp_path / 'keys'))
+    told = worker_environment()
+    assert told['FINETUNER_DATABASE_URL'] == 'postgresql://user:s3cret@host/name'
+    assert (told['AWS_ACCESS_KEY_ID'], told['AWS_SECRET_ACCESS_KEY']) == ('id', 'a%key')
+    assert not [name for name in told if name.endswith('_FILE')]
+    (tmp_path / 'keys').write_text('')
+    with pytest.raises(ParameterError, match="has no keys of the profile 'default'"):
+        worker_environment()
+
+
+def test_a_client_of_ray_is_refused(monkeypatch):
+    with Registry.open() as registry, pytest.raises(ParameterError, match='Make the machine of the trainer one of'):
+        RayLauncher(registry, LOGGER, 'ray://host:10001', Policy())
+
+
+class Ray:
+    """A cluster of one node with two cores, which gives none of its actors a place."""
+
+    class exceptions:  # noqa: N801  as Ray calls it
+        pass
+
+    class _private:  # noqa: N801
+        class state:  # noqa: N801
+            @staticmethod
+            def available_resources_per_node():
+                return {'node': {'CPU': 2.0}}
+
+    def __init__(self):
+        self.killed = []
+
+    def nodes(self):
+        return [{'NodeID': 'node', 'Alive': True, 'Resources': {'CPU': 2.0}}]
+
+    def wait(self, references, timeout):
+        return [], references
+
+    def kill(self, actor):
+        self.killed.append(actor)
+
+
+def test_a_run_that_is_not_wanted_any_more_leaves_the_place_that_it_waits_for(registry, monkeypatch):
+    launcher = RayLauncher.__new__(RayLauncher)
+    launcher._registry, launcher._logger, launcher._ray, launcher._kept = registry, LOGGER, Ray(), {}
+    account = registry.get_account().id
+    for name in ('deleted', 'cancelled', 'wanted'):
+        run, _ = registry.create_run(account, 'default', name, {})
+        machines = [Machine(Resources(9), Resources(9))]
+        claimed = registry.claim_run('host:1', machines)
+        attempt = Attempt.of(claimed, Policy(), None)
+        launcher._kept[attempt.lease] = Kept(attempt, Resources(1, 0, 1.0), name, object(), object())
+        if name != 'wanted':
+            registry.cancel_run(run.id, 'Cancelled by a test')
+    [machine] = launcher.machines()
+    assert (machine.total, machine.free) == (Resources(2, 0, 2.0), Resources(0, 0, 0.0))
+    registry.delete_run(account, 'default', 'deleted')
+    launcher.look()
+    assert launcher._ray.killed == ['deleted', 'cancelled']
+    assert [kept.actor for kept in launcher._kept.values()] == ['wanted']
+    assert registry.get_run(account, 'default', 'cancelled').lease is None
+    [machine] = launcher.machines()
+    assert machine.free == Resources(1, 0, 1.0)
 
 
 @pytest.mark.slow

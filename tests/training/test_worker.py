@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import pytest
 
 from finetuner.data import read_csv
 from registry import Registry
-from training.worker import TAKEN
+from training import heartbeat
+from training.worker import PASSING, TAKEN
 
 
 @pytest.fixture
@@ -62,3 +64,33 @@ def test_a_run_that_fails_says_why(registry, tmp_path):
     assert 'no-such-model' in failed.details
     assert '\n' not in failed.details
     assert 'Traceback' in result.stdout
+
+
+def test_a_database_that_cannot_be_used_is_not_described_in_the_log_of_a_run(monkeypatch, tmp_path):
+    (tmp_path / 'folder.db').mkdir()
+    monkeypatch.setenv('FINETUNER_DATABASE_URL', f'sqlite:///{tmp_path}/folder.db')
+    result = subprocess.run(
+        [sys.executable, '-m', 'training.worker', 'run', 'lease'],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert result.returncode == PASSING
+    assert str(tmp_path) not in result.stdout and 'Traceback' not in result.stdout
+    assert 'The registry cannot be opened' in result.stdout
+
+
+def test_an_outage_is_told_once_and_without_its_cause(monkeypatch, caplog):
+    monkeypatch.setattr(heartbeat, 'SECONDS', 0.01)
+    beats = []
+
+    class Away:
+        def heartbeat(self, *_):
+            beats.append(1)
+            raise ConnectionError('connection to server at "10.0.0.7", user "finetuner" failed')
+
+    with heartbeat.Heartbeat(Away(), 'run', 'lease', 'host:1').beating():
+        while len(beats) < 5:
+            time.sleep(0.01)
+    assert [record.message for record in caplog.records] == ['The registry does not answer: going on without it']
+    assert '10.0.0.7' not in caplog.text

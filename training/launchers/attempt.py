@@ -14,6 +14,7 @@ from registry import Registry, RunRecord
 
 RETRIES = 2
 RETRY_DELAY = 5.0
+STOP_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class Policy:
     :param max_retries: attempts after the first, of runs that do not say.
     :param retry_delay: seconds before the second attempt, twice as many before the third, and so on.
     :param max_seconds: that an attempt may take.
+    :param stop_seconds: that a worker has to end when its service is stopped: it writes a checkpoint.
     """
 
     max_retries: int = RETRIES
     retry_delay: float = RETRY_DELAY
     max_seconds: float | None = None
+    stop_seconds: float = STOP_SECONDS
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class Orphan:
     def __init__(self, home: Path, lease: str, pid: int):
         self._log = log_path(home, lease)
         self.pid = pid
-        self.was_killed = True
+        self.was_killed = False  # nobody knows: it is tried again
 
     def has_ended(self) -> bool:
         try:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import deque
 from typing import IO, Any
 
 from finetuner.excepts import RegistryError
@@ -21,12 +22,12 @@ from training.memory import Footprint, kills_for_memory, machine_limit, out_of_m
 from training.run_folder import remove_scratch, remove_training
 
 INTERVAL = 0.25
+KILL_LOOKS = 40
+"""Looks at how often the system has killed for want of memory: what was before the oldest did not end the worker."""
 ASK_SECONDS = 2.0
 """Between two looks at whether the run is still the worker's."""
 START_SECONDS = 300.0
 """For which the guard speaks for a worker that has yet to begin: on a busy machine its imports take long."""
-GRACE = 10.0
-"""Seconds that a worker has to end when its service is stopped: it writes a checkpoint."""
 CANCEL_GRACE = 60.0
 """Seconds that a worker has to end after its run was ended: it finishes a batch, and writes a checkpoint."""
 SETTLE_SECONDS = 10.0
@@ -37,16 +38,26 @@ STOPPED = 'The service was stopped: the run goes on when one is there'
 class Guard:
     """
     :param note: the file of the attempt that tells others there is a guard, with its lock.
+    :param age: seconds since the worker began.
     """
 
-    def __init__(self, registry: Registry, attempt: Attempt, worker: Worker, note: IO[Any], logger: logging.Logger):
+    def __init__(
+        self,
+        registry: Registry,
+        attempt: Attempt,
+        worker: Worker,
+        note: IO[Any],
+        logger: logging.Logger,
+        age: float = 0.0,
+    ):
         self._registry, self.attempt, self._worker, self._note, self._logger = registry, attempt, worker, note, logger
         self._log = log_path(registry.home, attempt.lease)
-        self._kills = kills_for_memory()
+        self._kills = deque([kills_for_memory()], maxlen=KILL_LOOKS)
         self._stopping = threading.Event()
         self._deadline, self._is_asked = math.inf, False
         self._verdict: str | None = None
         self._is_silent = False
+        self._began = time.monotonic() - age
 
     def stop(self) -> None:
         """Have the worker end, as the service does; its run waits again."""
@@ -59,13 +70,14 @@ class Guard:
 
     def watch(self) -> None:
         """Return when the worker has ended and the run is settled."""
-        began = asked = time.monotonic()
+        began, asked = self._began, time.monotonic()
         while not self._worker.has_ended():
             time.sleep(INTERVAL)
             now = time.monotonic()
+            self._kills.append(kills_for_memory())
             self._check_memory()
             if self._stopping.is_set():
-                self._end_worker(GRACE)
+                self._end_worker(self.attempt.policy.stop_seconds)
             limit = self.attempt.policy.max_seconds
             if limit is not None and now - began > limit and self._verdict is None:
                 self._verdict = f'The run took longer than the {limit:g} seconds that this service allows it'
@@ -142,7 +154,8 @@ class Guard:
                 remove_training(directory)
             self._logger.info(f'run {self.attempt.name}: {run.status}: {run.details}')
             return
-        reason = self._verdict or self._killed_for_memory()
+        is_ended_by_us = self._stopping.is_set() or self._is_silent
+        reason = self._verdict or (None if is_ended_by_us else self._killed_for_memory())
         if reason is not None:
             self._registry.fail_run(run_id, reason, lease)
             self._logger.error(f'run {self.attempt.name}: {FAILED}: {reason}')
@@ -169,7 +182,7 @@ class Guard:
         return Footprint.read(self._registry.run_directory(self.attempt.run_id))
 
     def _killed_for_memory(self) -> str | None:
-        if not self._worker.was_killed or kills_for_memory() == self._kills:
+        if not self._worker.was_killed or kills_for_memory() == self._kills[0]:
             return None
         limit = machine_limit()
         return out_of_memory(self._footprint, limit, f'the system, which has {limit / 1e6:.0f} MB, killed the worker')
@@ -192,6 +205,7 @@ class Note:
     def publish(self, text: str) -> IO[Any]:
         self._file.write(text)
         self._file.flush()
+        os.fsync(self._file.fileno())
         os.replace(self._aside, self._path)
         return self._file
 

@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import threading
+import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import IO, Any
 
 from registry import Registry, RunRecord
@@ -49,7 +51,7 @@ class LocalLauncher:
             note.discard()
             self._registry.fail_run(run.id, f'The worker process could not be started: {error}', attempt.lease)
             return
-        values = {'pid': worker.pid, 'needs': asdict(needs), 'attempt': asdict(attempt)}
+        values = {'pid': worker.pid, 'began': time.time(), 'needs': asdict(needs), 'attempt': asdict(attempt)}
         published = note.publish(json.dumps(values))
         self._logger.info(f'run {attempt.name}: worker {worker.pid} started')
         self._watch(Guard(self._registry, attempt, worker, published, self._logger), needs)
@@ -89,11 +91,18 @@ class LocalLauncher:
         return False
 
     def _adopt(self, note: IO[Any]) -> None:
-        values = json.loads(note.read())
-        attempt = Attempt(**values['attempt'] | {'policy': self._policy})
-        worker = Orphan(self._registry.home, attempt.lease, values['pid'])
+        try:
+            values = json.loads(note.read())
+            attempt = Attempt(**values['attempt'] | {'policy': self._policy})
+            worker, needs = Orphan(self._registry.home, attempt.lease, values['pid']), Resources(**values['needs'])
+            age = max(0.0, time.time() - values['began'])
+        except (ValueError, TypeError, KeyError):  # of another version, or the machine went down
+            self._logger.exception(f'{note.name} cannot be read: if the worker still lives, nobody looks after it')
+            Path(note.name).unlink()
+            note.close()
+            return
         self._logger.info(f'run {attempt.name}: worker {worker.pid} of another service is looked after')
-        self._watch(Guard(self._registry, attempt, worker, note, self._logger), Resources(**values['needs']))
+        self._watch(Guard(self._registry, attempt, worker, note, self._logger, age), needs)
 
     def _watch(self, guard: Guard, needs: Resources) -> None:
         thread = threading.Thread(target=guard.watch, name=f'guard of {guard.attempt.name}', daemon=True)

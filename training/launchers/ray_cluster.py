@@ -7,13 +7,17 @@ the lease of the run ends, and the queue gives it to another.
 
 from __future__ import annotations
 
+import configparser
 import dataclasses
 import logging
+import math
 import os
+import threading
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from finetuner.excepts import ParameterError
+from finetuner import settings
+from finetuner.excepts import ParameterError, RegistryError
 from registry import Registry, RunRecord
 from registry.queue import Machine, Resources, needed
 from training.heartbeat import WITH_PARENT
@@ -24,6 +28,8 @@ REACHED = ('FINETUNER_DATABASE_URL', 'FINETUNER_OBJECTS_URL')
 NAMESPACE = 'finetuner'
 CPUS = 1.0
 """Of a run that does not say."""
+LINGER = 60.0
+"""Seconds that an actor has to be given its work, and after it to tell its service of the end."""
 
 os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # nothing is reported to Ray's makers
 
@@ -36,6 +42,7 @@ class Keeper:
 
     def __init__(self, attempt: dict[str, Any], environment: dict[str, str]):
         os.environ.update(environment)
+        self._end = self._end_soon()
         self._attempt = Attempt(**attempt | {'policy': Policy(**attempt['policy'])})
 
     def is_ready(self) -> bool:
@@ -43,6 +50,20 @@ class Keeper:
 
     def watch(self) -> None:
         """Start the worker, and return when the run is settled."""
+        self._end.cancel()
+        try:
+            self._watch()
+        finally:
+            self._end_soon()
+
+    def _end_soon(self) -> threading.Timer:
+        """Give back what the actor has of the node, also if the service that would see to it is gone."""
+        timer = threading.Timer(LINGER, os._exit, [0])
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def _watch(self) -> None:
         import json
 
         import ray
@@ -66,6 +87,7 @@ class Kept:
     """An actor, and what it has yet to answer."""
 
     attempt: Attempt
+    needs: Resources
     actor: Any
     ready: Any
     end: Any
@@ -74,27 +96,37 @@ class Kept:
 class RayLauncher:
     """Has each run worked on where Ray finds room: for its `gpus`, its `cpus` (default 1) and its `memory_limit`.
 
-    :param address: of the cluster: `host:6379` from one of its machines, or `ray://host:10001` from elsewhere.
-    :raises ParameterError: other machines could not reach the registry.
+    :param address: of the cluster, `host:6379`. This machine must be one of its nodes.
+    :raises ParameterError: it is a `ray://` address, or other machines could not reach the registry.
     """
 
     def __init__(self, registry: Registry, logger: logging.Logger, address: str, policy: Policy):
         import ray
 
+        if address.startswith('ray://'):
+            raise ParameterError(
+                f'{ADDRESS} is {address!r}: Ray clients are not told what is free on the nodes. Make the machine of '
+                'the trainer one of the cluster (ray start --num-cpus=0 --address=host:6379), and give host:6379'
+            )
         check_reach(registry, logger)
+        self._environment = worker_environment()
         self._registry, self._logger, self._policy = registry, logger, policy
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, ignore_reinit_error=True)
         self._ray = ray
         self._kept: dict[str, Kept] = {}
 
     def machines(self) -> list[Machine]:
-        """The nodes, as they are now."""
+        """The nodes, as they are now. What actors need that have yet to begin is taken: Ray may not tell so yet."""
         free = self._ray._private.state.available_resources_per_node()
-        return [
+        machines = [
             Machine(_resources(node['Resources']), _resources(free.get(node['NodeID'], {})))
             for node in self._ray.nodes()
             if node['Alive']
         ]
+        for kept in self._kept.values():
+            if not self._is_there(kept.ready):
+                take(machines, kept.needs)
+        return machines
 
     def launch(self, run: RunRecord) -> None:
         """Begin to work on a run that was claimed."""
@@ -104,17 +136,19 @@ class RayLauncher:
             reason = f'No node of the Ray cluster has the {memory / 1e6:.0f} MB of memory_limit'
             self._registry.fail_run(run.id, reason, attempt.lease)
             return
+        cpus, gpus = attempt.cpus or CPUS, needed(run.config, self.machines()).gpus
         options = {
             'name': attempt.lease,
             'lifetime': 'detached',
-            'num_cpus': attempt.cpus or CPUS,
-            'num_gpus': needed(run.config, self.machines()).gpus,
+            'num_cpus': cpus,
+            'num_gpus': gpus,
             'memory': memory or None,
             'max_restarts': 0,
             'max_task_retries': 0,
         }
-        actor: Any = self._ray.remote(Keeper).options(**options).remote(asdict(attempt), _environment())
-        self._kept[attempt.lease] = Kept(attempt, actor, actor.is_ready.remote(), actor.watch.remote())
+        actor: Any = self._ray.remote(Keeper).options(**options).remote(asdict(attempt), self._environment)
+        needs = Resources(slots=math.ceil(cpus / CPUS), gpus=gpus, cpus=cpus)
+        self._kept[attempt.lease] = Kept(attempt, needs, actor, actor.is_ready.remote(), actor.watch.remote())
         self._logger.info(f'run {attempt.name}: given to the Ray cluster')
 
     def adopt(self) -> None:
@@ -125,8 +159,10 @@ class RayLauncher:
         for lease, kept in list(self._kept.items()):
             if self._has_ended(kept):
                 del self._kept[lease]
-            elif not self._is_there(kept.ready):
-                self._registry.heartbeat(kept.attempt.run_id, None, lease)
+            elif not self._is_there(kept.ready) and not self._is_wanted(kept):
+                self._ray.kill(kept.actor)
+                del self._kept[lease]
+                self._registry.release_run(kept.attempt.run_id, lease)
 
     def run_ids(self) -> set[str]:
         return {kept.attempt.run_id for kept in self._kept.values()}
@@ -145,6 +181,12 @@ class RayLauncher:
                 self._ray.kill(kept.actor)
                 self._retry(kept, lease, 'The service was stopped before the run had found a node', counts=False)
         self._kept.clear()
+
+    def _is_wanted(self, kept: Kept) -> bool:
+        try:
+            return self._registry.heartbeat(kept.attempt.run_id, None, kept.attempt.lease)
+        except RegistryError:  # the run was deleted
+            return False
 
     def _has_ended(self, kept: Kept) -> bool:
         if not self._is_there(kept.end):
@@ -188,7 +230,7 @@ def check_reach(registry: Registry, logger: logging.Logger) -> None:
     :raises ParameterError: the database or the object store is one of this machine's own, by default.
     """
     for variable in REACHED:
-        if not os.environ.get(variable):
+        if not settings.secret(variable):
             raise ParameterError(
                 f'{ADDRESS} is set and {variable} is not: workers on other machines need one that they reach'
             )
@@ -198,12 +240,35 @@ def check_reach(registry: Registry, logger: logging.Logger) -> None:
         logger.warning('The object store is a folder: all nodes of the Ray cluster need it at the same path')
 
 
-def _environment() -> dict[str, str]:
+def take(machines: list[Machine], needs: Resources) -> None:
+    """Count what a run needs as taken on the first machine that has it free."""
+    for number, machine in enumerate(machines):
+        if not machine.free.lacks(needs):
+            machines[number] = Machine(machine.total, machine.free - needs)
+            return
+
+
+def worker_environment() -> dict[str, str]:
+    """What the workers are told of where the state is. Files with secrets are read here: nodes do not have them.
+
+    :raises ParameterError: the file with the keys of S3 has none.
+    """
     own = {'FINETUNER_SHARE_CHECKPOINTS': '1', WITH_PARENT: '1'}
-    passed = {name: value for name in REACHED if (value := os.environ.get(name))}
+    passed = {name: value for name in REACHED if (value := settings.secret(name))}
     storage = {name: value for name, value in os.environ.items() if name.startswith(('AWS_', 'FSSPEC_'))}
+    if file := storage.pop('AWS_SHARED_CREDENTIALS_FILE', None):
+        storage = _s3_keys(file) | storage
     interval = os.environ.get('FINETUNER_CHECKPOINT_SECONDS')
     return {**storage, **passed, **own, **({'FINETUNER_CHECKPOINT_SECONDS': interval} if interval else {})}
+
+
+def _s3_keys(file: str) -> dict[str, str]:
+    parser = configparser.ConfigParser(interpolation=None)
+    profile = os.environ.get('AWS_PROFILE') or 'default'
+    if not parser.read(file) or not parser.has_option(profile, 'aws_secret_access_key'):
+        raise ParameterError(f'AWS_SHARED_CREDENTIALS_FILE: {file} has no keys of the profile {profile!r}')
+    names = ('aws_access_key_id', 'aws_secret_access_key', 'aws_session_token')
+    return {name.upper(): parser.get(profile, name) for name in names if parser.has_option(profile, name)}
 
 
 def _resources(values: dict[str, float]) -> Resources:

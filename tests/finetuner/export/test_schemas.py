@@ -39,7 +39,7 @@ VARIANTS = {
         '--gpus',
         '1',
         '--ray-address',
-        'ray://head:10001',
+        'head:6379',
     ],
     'secrets': [*POSTGRES, '--generate-secrets'],
     'tls': ['--tls'],
