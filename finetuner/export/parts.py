@@ -164,6 +164,7 @@ def _option(name: str, value: object) -> list[str]:
 def _common(options: Options) -> dict[str, str]:
     return {
         'FINETUNER_DRAIN_SECONDS': str(DRAIN_SECONDS),
+        'HOME': '/tmp',  # where Jina makes folders as it is imported; all else is read-only
         'GRPC_VERBOSITY': 'ERROR',  # else a line for every connection that ends
         'JINA_LOG_LEVEL': 'INFO',
         'JINA_LOG_NO_COLOR': '1',

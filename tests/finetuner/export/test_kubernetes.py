@@ -80,6 +80,14 @@ def test_pods_have_no_rights(export):
         }
 
 
+def test_programs_can_write_to_their_home(export):
+    """Jina makes folders there as it is imported, and the file system is read-only."""
+    written = export('kubernetes')
+    home = written.manifest('ConfigMap', 'finetuner-config')['data']['HOME']
+    for one in workloads(written).values():
+        assert home in {mount['mountPath'] for mount in container(one)['volumeMounts'] if mount['name'] == 'tmp'}
+
+
 def test_manifests_hold_no_secret_unless_asked(export):
     written = export('kubernetes', *SCALED)
     assert not [one for one in written.manifests() if one['kind'] == 'Secret']
