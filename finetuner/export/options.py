@@ -86,8 +86,10 @@ def check_options(options: Options, flow: FlowFile) -> None:
         raise ValueError(f'several dataset executors need what several trainers do: {NEEDED}')
     if replicas_of(flow, 'trainer', options.trainers) > 1 and not options.is_shared:
         raise ValueError(f'several trainers must share their state, and {_lacking(options)}: {NEEDED}')
-    if options.ray_address and not options.is_shared:
-        raise ValueError(f'the machines of a Ray cluster must reach the state, and {_lacking(options)}: {NEEDED}')
+    if options.ray_address and (not options.database_url_secret or options.objects != 's3'):
+        raise ValueError(
+            'the machines of a Ray cluster must reach the state: give --database-url-secret and --objects s3'
+        )
 
 
 NEEDED = 'give --database postgres, and --objects s3 or --shared-volume'

@@ -40,6 +40,8 @@ VARIANTS = {
         '1',
         '--ray-address',
         'ray://head:10001',
+        '--database-url-secret',
+        'our-database',
     ],
     'secrets': [*POSTGRES, '--generate-secrets'],
     'tls': ['--tls'],
