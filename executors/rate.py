@@ -11,11 +11,34 @@ from collections.abc import Callable
 
 DEFAULT_RATE = 1000.0
 """Requests per second of one caller: more than one gateway can answer, so that nobody alone keeps it busy for long."""
+REQUESTS_AT_ONCE = 8
+"""Requests of the largest size that are held in memory at the same time; smaller ones are as many as fit into that."""
+TOO_MANY_AT_ONCE = 'too many large requests at once: try again in a second'
 BURST = 2.0
 """Seconds of requests that may come at once."""
 MAX_CALLERS = 20_000
 MAX_BODY = 64 << 20
 """Bytes of a request, default of `FINETUNER_MAX_BODY_BYTES`: it is read before anyone has asked for a token."""
+
+
+class Room:
+    """Bytes of requests that are held in memory at the same time.
+
+    :param size: as many as there may be; but one request alone may always be.
+    """
+
+    def __init__(self, size: int):
+        self.size, self.held = size, 0
+
+    def take(self, size: int) -> bool:
+        """Take room for a request, if there is any."""
+        if self.held and self.held + size > self.size:
+            return False
+        self.held += size
+        return True
+
+    def free(self, size: int) -> None:
+        self.held -= size
 
 
 class Buckets:

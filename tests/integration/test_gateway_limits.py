@@ -1,5 +1,6 @@
 """The gateway by itself: TLS, CORS, rates, slow and large bodies; and routes of /api/v1 that hang on few endpoints."""
 
+import asyncio
 import json
 import socket
 import ssl
@@ -17,6 +18,7 @@ from jina import requests as endpoint
 
 from executors.parameters import Parameters
 from finetuner.client.channel import Channel
+from finetuner.client.transport import make_request
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import AuthenticationError, FinetunerServerError, NotFoundError, RegistryError
 from tests.integration.conftest import ROOT, clean_environment, free_ports, wait_until
@@ -88,6 +90,11 @@ class StandIn(Executor):
     @endpoint(on='/encode')
     def encode(self, docs: DocumentArray, **kwargs) -> DocumentArray:
         return docs
+
+    @endpoint(on='/linger')
+    async def linger(self, docs: DocumentArray, **kwargs) -> DocumentArray:
+        await asyncio.sleep(2)
+        return answer(done=True)
 
     @endpoint(on='/whoami')
     def whoami(self, docs: DocumentArray, parameters: Parameters, **kwargs) -> DocumentArray:
@@ -319,6 +326,24 @@ def test_bodies_are_small_over_both_protocols(gateway, send, certificate):
         with pytest.raises(grpc.RpcError) as caught:
             call(150_000 * b'x', timeout=30)
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_few_large_requests_are_held_at_once_over_grpc(gateway, certificate):
+    credentials = grpc.ssl_channel_credentials(certificate[0].read_bytes())
+    with grpc.secure_channel(f'localhost:{gateway[0]}', credentials) as channel:
+        call = channel.unary_unary('/jina.JinaSingleDataRequestRPC/process_single_data')
+        docs = DocumentArray([Document(text=90_000 * 'x')]).to_protobuf().SerializeToString()
+        sent = [
+            call.future(make_request('/linger', {'token': f'at-once-{number}'}, docs).SerializeToString(), timeout=60)
+            for number in range(12)
+        ]
+        codes = [one.code() for one in sent]
+        assert codes.count(grpc.StatusCode.OK) == 8
+        refused = next(one for one in sent if one.code() == grpc.StatusCode.RESOURCE_EXHAUSTED)
+        assert refused.details() == 'too many large requests at once: try again in a second'
+        assert ('retry-after', '1') in [tuple(entry) for entry in refused.trailing_metadata()]
+        again = make_request('/linger', {'token': 'at-once'}, docs).SerializeToString()
+        assert call(again, timeout=60), 'what was answered is let go'
 
 
 def connect(gateway, certificate) -> ssl.SSLSocket:
