@@ -27,13 +27,14 @@ from jina.types.request import Request
 from jina.types.request.data import DataRequest, SingleDocumentRequest
 
 from executors.drain import drain_at_shutdown, drain_seconds
+from executors.errors import UNREACHABLE
 from executors.lifetime import end_with_parent
 from executors.limits import MAX_HEADER_BYTES, PatientProtocol
 from executors.rate import REQUESTS_AT_ONCE, TOO_MANY_AT_ONCE, Buckets, Room, max_body
 from executors.rest import build_app
 from executors.tls import Certificate, read_certificate
 from finetuner.documents import Document
-from finetuner.excepts import FinetunerServerError, ParameterError
+from finetuner.excepts import FinetunerServerError, ParameterError, UnavailableError
 
 PAUSE = 0.05
 """Seconds after which a stream that waits for room looks again."""
@@ -237,7 +238,8 @@ def _set_error(request: SingleDocumentRequest, error: grpc.aio.AioRpcError, exec
     details = error.details() or ''
     raised = RAISED.fullmatch(details)
     if raised is None:
-        request.add_exception(FinetunerServerError(f'the executor {executor} broke off the stream: {details}'))
+        kind = UnavailableError if error.code() in UNREACHABLE else FinetunerServerError
+        request.add_exception(kind(f'the executor {executor} broke off the stream: {details}'))
         return
     name, message = raised.groups()
     status = request.header.status

@@ -260,7 +260,7 @@ def test_both_ports_speak_tls_alone(gateway, send, certificate, monkeypatch):
         assert not channel.is_ready(), 'without TLS, or without trust'
         channel.close()
     monkeypatch.setenv('FINETUNER_CA_CERT', '/nowhere/ca.pem')
-    with pytest.raises(ValueError, match='FINETUNER_CA_CERT names /nowhere/ca.pem, which cannot be read'):
+    with pytest.raises(ValueError, match='FINETUNER_CA_CERT names no file: /nowhere/ca.pem'):
         Channel(f'grpcs://localhost:{gateway[0]}')
 
 
