@@ -20,7 +20,7 @@ from executors.parameters import Parameters
 from finetuner.client.channel import Channel
 from finetuner.client.transport import make_request
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import AuthenticationError, FinetunerServerError, NotFoundError, RegistryError
+from finetuner.excepts import AuthenticationError, NotFoundError, RegistryError
 from tests.integration.conftest import ROOT, clean_environment, free_ports, wait_until
 
 DAY = '2026-11-28T17:00:00+00:00'
@@ -298,13 +298,25 @@ def test_who_calls_too_often_has_to_wait_and_nobody_else(gateway, send):
 def test_grpc_counts_with_http(gateway, send, certificate, monkeypatch):
     monkeypatch.setenv('FINETUNER_CA_CERT', str(certificate[0]))
     channel = Channel(f'grpcs://localhost:{gateway[0]}')
-    with pytest.raises(FinetunerServerError, match='more than 5 requests per second'):
+    while send('GET', '/api/v1/me', token='hasty').status_code != 429:
+        with pytest.raises(AuthenticationError):
+            channel.call('/whoami', {'token': 'hasty'})
+    request = make_request('/whoami', {'token': 'hasty'}, b'')
+    with pytest.raises(grpc.RpcError) as caught:
         for _ in range(500):
-            try:
-                channel.call('/whoami', {'token': 'hasty'})
-            except AuthenticationError:
-                continue
-    assert send('GET', '/api/v1/me', token='hasty').status_code == 429
+            channel._connection.call(request, timeout=60)
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert caught.value.details().startswith('more than 5 requests per second')
+    channel.close()
+
+
+def test_a_client_over_grpc_waits_for_as_long_as_it_is_asked_to(gateway, certificate, monkeypatch):
+    monkeypatch.setenv('FINETUNER_CA_CERT', str(certificate[0]))
+    channel = Channel(f'grpcs://localhost:{gateway[0]}')
+    start = time.monotonic()
+    for number in range(14):  # ten at once, then five per second
+        channel.call('/create_token', {'token': 'good-patience', 'name': f'token {number}'})
+    assert 0.9 < time.monotonic() - start < 30
     channel.close()
 
 
