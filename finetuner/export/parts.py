@@ -35,7 +35,8 @@ SHARED, OWN, SCRATCH = 'shared', 'own', 'scratch'
 @dataclass(frozen=True)
 class Volume:
     """
-    :param kind: SHARED by all parts that name it, OWN of each replica, or SCRATCH: gone with the container.
+    :param kind: SHARED by all parts that name it, OWN of each part, or SCRATCH: gone with the container. In Kubernetes
+        each replica of a part has its own; compose gives the replicas of a part one.
     """
 
     name: str
