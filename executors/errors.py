@@ -28,6 +28,7 @@ STATUS = {
     'NotFoundError': 400,
     'SelectModelRequired': 400,
     'ValueError': 400,
+    'TooManyStreams': 429,
     'UnavailableError': 503,
     'RunPreparingError': 409,
     'RunInProgressError': 409,

@@ -30,7 +30,7 @@ from executors.drain import drain_at_shutdown, drain_seconds
 from executors.errors import UNREACHABLE
 from executors.lifetime import end_with_parent
 from executors.limits import MAX_HEADER_BYTES, PatientProtocol
-from executors.rate import REQUESTS_AT_ONCE, TOO_MANY_AT_ONCE, Buckets, Room, max_body
+from executors.rate import MAX_STREAMS, REQUESTS_AT_ONCE, TOO_MANY_AT_ONCE, Buckets, Room, Streams, max_body
 from executors.rest import build_app
 from executors.tls import Certificate, read_certificate
 from finetuner.documents import Document
@@ -41,6 +41,10 @@ PAUSE = 0.05
 DEFAULT_ENDPOINT = '/default'
 
 
+class TooManyStreams(FinetunerServerError):
+    """A caller has as many streams open as there may be."""
+
+
 class RoutingRequestHandler(GatewayRequestHandler):
     """Sends each request to the executor that has its endpoint, and answers the others with the list of endpoints."""
 
@@ -48,6 +52,7 @@ class RoutingRequestHandler(GatewayRequestHandler):
         super().__init__(*args, **kwargs)
         self._discovery = asyncio.Lock()
         self.buckets = Buckets.from_environment()
+        self._streams = Streams()
         self._room = Room(max_body() * REQUESTS_AT_ONCE)  # for gRPC; bodies over HTTP are counted as they come in
         # The executors stand side by side: they are no pipeline, whose schemas would have to fit.
         self.streamer._get_endpoints_input_output_models = self._discover
@@ -162,8 +167,16 @@ class RoutingRequestHandler(GatewayRequestHandler):
         Jina drops the parameters of a streaming request on the way to the executor: they travel in the document's tags.
         """
         async with self._admitted(request, context) if context is not None else nullcontext():
-            async for answer in self._stream(request):
-                yield answer
+            caller = _streamer(request, context)
+            if not self._streams.open(caller):
+                request.add_exception(TooManyStreams(f'more than {MAX_STREAMS} streams at once: end one of them'))
+                yield request
+                return
+            try:
+                async for answer in self._stream(request):
+                    yield answer
+            finally:
+                self._streams.close(caller)
 
     async def _stream(self, request: SingleDocumentRequest) -> AsyncIterator[Request]:
         endpoint = request.header.exec_endpoint
@@ -218,6 +231,14 @@ def _caller(request: DataRequest | SingleDocumentRequest, context: Any) -> str:
     if 'token' in fields and fields['token'].string_value:
         return fields['token'].string_value
     return f'address {context.peer().rpartition(":")[0].partition(":")[2]}'
+
+
+def _streamer(request: SingleDocumentRequest, context: Any) -> str:
+    """Who asks for a stream: HTTP sends the token among the document's tags."""
+    if context is not None:
+        return _caller(request, context)
+    request.document_cls = Document
+    return str((request.data.doc.tags or {}).get('token', ''))
 
 
 def _problem(request: DataRequest | SingleDocumentRequest) -> Exception | None:

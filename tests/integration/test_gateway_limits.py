@@ -20,7 +20,7 @@ from executors.parameters import Parameters
 from finetuner.client.channel import Channel
 from finetuner.client.transport import make_request
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import AuthenticationError, NotFoundError, RegistryError
+from finetuner.excepts import AuthenticationError, FinetunerServerError, NotFoundError, RegistryError
 from tests.integration.conftest import ROOT, clean_environment, free_ports, wait_until
 
 DAY = '2026-11-28T17:00:00+00:00'
@@ -90,6 +90,11 @@ class StandIn(Executor):
     @endpoint(on='/encode')
     def encode(self, docs: DocumentArray, **kwargs) -> DocumentArray:
         return docs
+
+    @endpoint(on='/drip')
+    async def drip(self, doc: Document, **kwargs) -> Document:
+        yield doc
+        await asyncio.sleep(60)
 
     @endpoint(on='/linger')
     async def linger(self, docs: DocumentArray, **kwargs) -> DocumentArray:
@@ -219,6 +224,8 @@ def gateway(certificate):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
+        patch.setattr('executors.rate.MAX_STREAMS', 2)
+        patch.setattr('executors.gateway.MAX_STREAMS', 2)
         patch.setattr('executors.limits.HEADER_PATIENCE', 3.0)
         flow = Flow().config_gateway(uses='executors.gateway.FinetunerGateway', protocol=['grpc', 'http'], port=ports)
         with flow.add(uses=StandIn):
@@ -356,6 +363,25 @@ def test_few_large_requests_are_held_at_once_over_grpc(gateway, certificate):
         assert ('retry-after', '1') in [tuple(entry) for entry in refused.trailing_metadata()]
         again = make_request('/linger', {'token': 'at-once'}, docs).SerializeToString()
         assert call(again, timeout=60), 'what was answered is let go'
+
+
+def test_streams_of_a_caller_are_counted_over_both_protocols_and_let_go(gateway, send, certificate, monkeypatch):
+    monkeypatch.setenv('FINETUNER_CA_CERT', str(certificate[0]))
+    channel = Channel(f'grpcs://localhost:{gateway[0]}')
+    over_grpc = channel.stream('/drip', {'token': 'good-streams'})
+    next(over_grpc)
+    with send('GET', '/drip', token='good-streams', stream=True) as over_http:
+        assert over_http.status_code == 200
+        refused = send('GET', '/drip', token='good-streams')
+        assert (refused.status_code, refused.json()['detail']) == (429, 'more than 2 streams at once: end one of them')
+        with pytest.raises(FinetunerServerError, match='more than 2 streams at once'):
+            next(channel.stream('/drip', {'token': 'good-streams'}))
+    over_grpc.close()
+    time.sleep(1)
+    again = channel.stream('/drip', {'token': 'good-streams'})
+    next(again)
+    again.close()
+    channel.close()
 
 
 def connect(gateway, certificate) -> ssl.SSLSocket:
