@@ -32,9 +32,9 @@ ENV JINA_OPTOUT_TELEMETRY=1 \
     FINETUNER_CONFIG_DIR=/home/finetuner/data/config \
     XDG_CACHE_HOME=/home/finetuner/data/cache
 
-# a volume at the home begins with the owner that the folder has here
+# a volume begins with the owner that its folder has here
 RUN useradd --create-home --uid 1000 finetuner \
-    && install --directory --owner=finetuner --group=finetuner --mode=700 /home/finetuner/data
+    && install --directory --owner=finetuner --group=finetuner --mode=700 /home/finetuner/data /objects
 COPY --from=packages /opt/venv /opt/venv
 COPY --from=code /opt/finetuner /opt/finetuner
 WORKDIR /app

@@ -28,13 +28,19 @@ STATUS = {
     'NotFoundError': 400,
     'SelectModelRequired': 400,
     'ValueError': 400,
+    'TooManyStreams': 429,
     'UnavailableError': 503,
     'RunPreparingError': 409,
     'RunInProgressError': 409,
     'RunFailedError': 409,
 }
 MISSING = ('NotFoundError', 'ArtifactNotFoundError')
-UNREACHABLE = {grpc.StatusCode.UNAVAILABLE: 503, grpc.StatusCode.NOT_FOUND: 503, grpc.StatusCode.DEADLINE_EXCEEDED: 504}
+UNREACHABLE = {
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.NOT_FOUND: 503,
+    grpc.StatusCode.CANCELLED: 503,  # by an executor that ends
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
 
 
 def raise_for_status(status: jina_pb2.StatusProto, missing: int = 400) -> None:

@@ -8,7 +8,9 @@ executors for their endpoints at the start and sends each request to the executo
 import asyncio
 import math
 import re
+from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import grpc
@@ -25,15 +27,22 @@ from jina.types.request import Request
 from jina.types.request.data import DataRequest, SingleDocumentRequest
 
 from executors.drain import drain_at_shutdown, drain_seconds
+from executors.errors import UNREACHABLE
 from executors.lifetime import end_with_parent
 from executors.limits import MAX_HEADER_BYTES, PatientProtocol
-from executors.rate import Buckets, max_body
+from executors.rate import MAX_STREAMS, REQUESTS_AT_ONCE, TOO_MANY_AT_ONCE, Buckets, Room, Streams, max_body
 from executors.rest import build_app
 from executors.tls import Certificate, read_certificate
 from finetuner.documents import Document
-from finetuner.excepts import FinetunerServerError, ParameterError
+from finetuner.excepts import FinetunerServerError, ParameterError, UnavailableError
 
+PAUSE = 0.05
+"""Seconds after which a stream that waits for room looks again."""
 DEFAULT_ENDPOINT = '/default'
+
+
+class TooManyStreams(FinetunerServerError):
+    """A caller has as many streams open as there may be."""
 
 
 class RoutingRequestHandler(GatewayRequestHandler):
@@ -43,6 +52,8 @@ class RoutingRequestHandler(GatewayRequestHandler):
         super().__init__(*args, **kwargs)
         self._discovery = asyncio.Lock()
         self.buckets = Buckets.from_environment()
+        self._streams = Streams()
+        self._room = Room(max_body() * REQUESTS_AT_ONCE)  # for gRPC; bodies over HTTP are counted as they come in
         # The executors stand side by side: they are no pipeline, whose schemas would have to fit.
         self.streamer._get_endpoints_input_output_models = self._discover
         self.streamer._validate_flow_docarray_compatibility = lambda: None
@@ -104,41 +115,70 @@ class RoutingRequestHandler(GatewayRequestHandler):
 
         :param context: of a call over gRPC; HTTP has counted the request already.
         """
-        if context is not None:
-            await self._admit(request, context)
-        return await super().process_single_data(request, context)
+        if context is None:
+            return await super().process_single_data(request, context)
+        async with self._admitted(request, context):
+            return await super().process_single_data(request, context)
 
     async def stream(
         self, request_iterator: AsyncIterator[DataRequest], context: Any = None, *args: Any, **kwargs: Any
     ) -> AsyncIterator[Request]:
-        """Answer a stream of requests. One that is too fast has to wait."""
+        """Answer a stream of requests. One that is too fast, or has too much under way, has to wait."""
+        sizes: deque[int] = deque()  # of requests under way
 
         async def paced() -> AsyncIterator[DataRequest]:
             async for request in request_iterator:
+                size = len(request.buffer or b'')
+                while not self._room.take(size):
+                    await asyncio.sleep(PAUSE)
+                sizes.append(size)
                 await _check_readable(request, context)
                 while wait := self.buckets.take(_caller(request, context)):
                     await asyncio.sleep(wait)
                 yield request
 
-        async for answer in super().stream(paced(), context, *args, **kwargs):
-            yield answer
+        try:
+            async for answer in super().stream(paced(), context, *args, **kwargs):
+                if sizes:
+                    self._room.free(sizes.popleft())
+                yield answer
+        finally:
+            self._room.free(sum(sizes))
 
     Call = stream
 
-    async def _admit(self, request: DataRequest | SingleDocumentRequest, context: Any) -> None:
-        """Refuse a call that cannot be read, and one of a caller who calls too often."""
-        await _check_readable(request, context)
-        if wait := self.buckets.take(_caller(request, context)):
-            metadata = (('retry-after', str(math.ceil(wait))),)
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, self.buckets.sentence(wait), metadata)
+    @asynccontextmanager
+    async def _admitted(self, request: DataRequest | SingleDocumentRequest, context: Any) -> AsyncIterator[None]:
+        """Refuse a call that cannot be read, one of a caller who calls too often, and one that there is no room for."""
+        size = len(request.buffer or b'')
+        if not self._room.take(size):
+            await _refuse(context, TOO_MANY_AT_ONCE, 1.0)
+        try:
+            await _check_readable(request, context)
+            if wait := self.buckets.take(_caller(request, context)):
+                await _refuse(context, self.buckets.sentence(wait), wait)
+            yield
+        finally:
+            self._room.free(size)
 
     async def stream_doc(self, request: SingleDocumentRequest, context: Any = None) -> AsyncIterator[Request]:
         """Send a streaming request to the executor that has its endpoint.
 
         Jina drops the parameters of a streaming request on the way to the executor: they travel in the document's tags.
         """
-        if context is not None:
-            await self._admit(request, context)
+        async with self._admitted(request, context) if context is not None else nullcontext():
+            caller = _streamer(request, context)
+            if not self._streams.open(caller):
+                request.add_exception(TooManyStreams(f'more than {MAX_STREAMS} streams at once: end one of them'))
+                yield request
+                return
+            try:
+                async for answer in self._stream(request):
+                    yield answer
+            finally:
+                self._streams.close(caller)
+
+    async def _stream(self, request: SingleDocumentRequest) -> AsyncIterator[Request]:
         endpoint = request.header.exec_endpoint
         node = self.endpoints().get(endpoint)
         if problem := _problem(request):
@@ -172,6 +212,11 @@ class RoutingRequestHandler(GatewayRequestHandler):
         return build_app(self, title=title, description=description, cors=cors, buckets=self.buckets)
 
 
+async def _refuse(context: Any, sentence: str, wait: float) -> None:
+    metadata = (('retry-after', str(math.ceil(wait))),)
+    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, sentence, metadata)
+
+
 async def _check_readable(request: DataRequest | SingleDocumentRequest, context: Any) -> None:
     try:
         request.proto_wo_data  # noqa: B018
@@ -186,6 +231,14 @@ def _caller(request: DataRequest | SingleDocumentRequest, context: Any) -> str:
     if 'token' in fields and fields['token'].string_value:
         return fields['token'].string_value
     return f'address {context.peer().rpartition(":")[0].partition(":")[2]}'
+
+
+def _streamer(request: SingleDocumentRequest, context: Any) -> str:
+    """Who asks for a stream: HTTP sends the token among the document's tags."""
+    if context is not None:
+        return _caller(request, context)
+    request.document_cls = Document
+    return str((request.data.doc.tags or {}).get('token', ''))
 
 
 def _problem(request: DataRequest | SingleDocumentRequest) -> Exception | None:
@@ -206,7 +259,8 @@ def _set_error(request: SingleDocumentRequest, error: grpc.aio.AioRpcError, exec
     details = error.details() or ''
     raised = RAISED.fullmatch(details)
     if raised is None:
-        request.add_exception(FinetunerServerError(f'the executor {executor} broke off the stream: {details}'))
+        kind = UnavailableError if error.code() in UNREACHABLE else FinetunerServerError
+        request.add_exception(kind(f'the executor {executor} broke off the stream: {details}'))
         return
     name, message = raised.groups()
     status = request.header.status

@@ -14,10 +14,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from executors.calls import read_token
 from executors.errors import refuse
-from executors.rate import Buckets, max_body
+from executors.rate import REQUESTS_AT_ONCE, TOO_MANY_AT_ONCE, Buckets, max_body
 
-BODIES_AT_ONCE = 8
-"""Bodies of the largest size that are held in memory at the same time; smaller ones are as many as fit into that."""
 BODY_PATIENCE = 30.0
 """Seconds without a byte after which a body is given up."""
 HEADER_PATIENCE = 15.0
@@ -44,7 +42,7 @@ class BodyLimits:
     def __init__(self, app: ASGIApp):
         self.app = app
         self.limit = max_body()
-        self.room = self.limit * BODIES_AT_ONCE
+        self.room = self.limit * REQUESTS_AT_ONCE
         self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,8 +91,7 @@ class _Body:
         if self.size > self.limits.limit:
             raise HTTPException(413, self.limits.too_large, {'Connection': 'close'})
         if self.limits.held > self.limits.room:
-            detail = 'too many large requests at once: try again in a second'
-            raise HTTPException(503, detail, {'Retry-After': '1', 'Connection': 'close'})
+            raise HTTPException(503, TOO_MANY_AT_ONCE, {'Retry-After': '1', 'Connection': 'close'})
 
 
 class RateLimits:

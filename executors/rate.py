@@ -6,16 +6,41 @@ import hashlib
 import math
 import os
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 DEFAULT_RATE = 1000.0
 """Requests per second of one caller: more than one gateway can answer, so that nobody alone keeps it busy for long."""
+REQUESTS_AT_ONCE = 8
+"""Requests of the largest size that are held in memory at the same time; smaller ones are as many as fit into that."""
+MAX_STREAMS = 100
+"""Streams of one caller, such as logs of runs, that may be open at the same time."""
+TOO_MANY_AT_ONCE = 'too many large requests at once: try again in a second'
 BURST = 2.0
 """Seconds of requests that may come at once."""
 MAX_CALLERS = 20_000
 MAX_BODY = 64 << 20
 """Bytes of a request, default of `FINETUNER_MAX_BODY_BYTES`: it is read before anyone has asked for a token."""
+
+
+class Room:
+    """Bytes of requests that are held in memory at the same time.
+
+    :param size: as many as there may be; but one request alone may always be.
+    """
+
+    def __init__(self, size: int):
+        self.size, self.held = size, 0
+
+    def take(self, size: int) -> bool:
+        """Take room for a request, if there is any."""
+        if self.held and self.held + size > self.size:
+            return False
+        self.held += size
+        return True
+
+    def free(self, size: int) -> None:
+        self.held -= size
 
 
 class Buckets:
@@ -51,7 +76,7 @@ class Buckets:
         """
         if not self.rate:
             return 0.0
-        key, now = hashlib.sha256(caller.encode(errors='replace')).digest(), self._clock()
+        key, now = _key(caller), self._clock()
         left, since = self._buckets.pop(key, (self.capacity, now))
         left = min(self.capacity, left + (now - since) * self.rate)
         wait = 0.0 if left >= 1 else (1 - left) / self.rate
@@ -62,6 +87,31 @@ class Buckets:
 
     def sentence(self, wait: float) -> str:
         return f'more than {self.rate:g} requests per second: try again in {max(1, math.ceil(wait))} s'
+
+
+class Streams:
+    """The streams that each caller has open."""
+
+    def __init__(self) -> None:
+        self._open: Counter[bytes] = Counter()
+
+    def open(self, caller: str) -> bool:
+        """Count one more, if there may be."""
+        key = _key(caller)
+        if self._open[key] >= MAX_STREAMS:
+            return False
+        self._open[key] += 1
+        return True
+
+    def close(self, caller: str) -> None:
+        key = _key(caller)
+        self._open[key] -= 1
+        if not self._open[key]:
+            del self._open[key]
+
+
+def _key(caller: str) -> bytes:
+    return hashlib.sha256(caller.encode(errors='replace')).digest()
 
 
 def max_body() -> int:

@@ -100,11 +100,7 @@ def _add_post(app: FastAPI, handler: 'RoutingRequestHandler', endpoint: str) -> 
 def _add_stream(app: FastAPI, handler: 'RoutingRequestHandler', endpoint: str) -> None:
     async def stream(request: Request) -> Response:
         """Server-sent events, a document in each. The fields of the query, or a document's `tags`, are parameters."""
-        raw = await request.body()
-        try:
-            document = Document.model_validate(load_json(raw)) if raw else Document()
-        except ValidationError as error:
-            raise HTTPException(422, describe(error)) from error
+        document = await asyncio.to_thread(_parse_document, await request.body())
         tags = {**(document.tags or {}), **request.query_params}
         document.tags = calls.with_token(request, tags)
         return EventSourceResponse(_events(await calls.stream(handler, endpoint, document)))
@@ -135,6 +131,13 @@ def _parse(raw: bytes) -> RequestBody:
         return RequestBody.model_validate(body)
     except ValidationError as error:
         raise HTTPException(422, _place(error, body) + describe(error)) from error
+
+
+def _parse_document(raw: bytes) -> Document:
+    try:
+        return Document.model_validate(load_json(raw)) if raw else Document()
+    except ValidationError as error:
+        raise HTTPException(422, describe(error)) from error
 
 
 def _refuse_unknown(body: dict[str, Any]) -> None:

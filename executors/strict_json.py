@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from fastapi.exceptions import HTTPException
 
 MAX_DEPTH = 64
 """Levels of lists and objects in a body."""
+MAX_OBJECTS = 200_000
+"""Objects in a body: two bytes of it may become a document, which has a thousand in memory."""
+MAX_LISTS = 2_000_000
+"""Lists in a body: a tensor has many."""
+MAX_NAMES = 1_000_000
+STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 def load_json(raw: bytes) -> Any:
     """The value of a body; `{}` of an empty one.
 
     :raises HTTPException: 400: it is no JSON, has a name twice in one object, a number that is none, half a character,
-        or nests too deep.
+        or nests too deep. 413: it has too many objects, lists or names.
     """
+    _check_counts(raw)
     try:
-        value = json.loads(raw or b'{}', object_pairs_hook=_object, parse_constant=_constant)
+        # as UTF-8 and nothing else: what was counted is what is read
+        value = json.loads(raw.decode('utf-8-sig') or '{}', object_pairs_hook=_object, parse_constant=_constant)
         if b'\\u' in raw:  # an escape may be half a character
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -27,6 +36,16 @@ def load_json(raw: bytes) -> Any:
     if _is_deeper(value, MAX_DEPTH):
         raise HTTPException(400, f'the body nests deeper than {MAX_DEPTH} levels')
     return value
+
+
+def _check_counts(raw: bytes) -> None:
+    if _excess(raw) and (excess := _excess(STRING.sub(b'', raw))):  # texts may have as many brackets as they like
+        raise HTTPException(413, f'the body has more than {excess}: send it in parts, or as protocol buffers')
+
+
+def _excess(raw: bytes) -> str | None:
+    limits = (b'{', MAX_OBJECTS, 'objects'), (b'[', MAX_LISTS, 'lists'), (b':', MAX_NAMES, 'names')
+    return next((f'{limit} {what}' for sign, limit, what in limits if raw.count(sign) > limit), None)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

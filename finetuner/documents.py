@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LABEL = 'finetuner_label'
 """The key of `tags` that holds a document's class."""
+MAX_DOCUMENTS = 200_000
+"""Documents in one message: two bytes of it may become a document, which has a thousand in memory."""
 SCORE = 'finetuner_score'
 """The key of `tags` that holds how similar a pair of documents is."""
 
@@ -233,8 +235,11 @@ class DocumentArray(DocList[Document]):
     def from_protobuf(cls, pb_msg: 'DocListProto') -> 'DocumentArray':
         """The documents of a message that this class or stock docarray wrote.
 
-        :raises DataError: a document's field does not fit it. The message names the document's position and id.
+        :raises DataError: a document's field does not fit it, and the message names the document's position and id; or
+            there are more than `MAX_DOCUMENTS`.
         """
+        if len(pb_msg.docs) > MAX_DOCUMENTS:
+            raise DataError(f'{len(pb_msg.docs)} documents in one message: send at most {MAX_DOCUMENTS} at once')
         read = Document._read
         return cls.construct([read(message, 'document', position) for position, message in enumerate(pb_msg.docs)])
 

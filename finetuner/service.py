@@ -47,7 +47,8 @@ def run_service(artifact: str | None, port: int, http_port: int, home: Path | No
         'GRPC_VERBOSITY': os.environ.get('GRPC_VERBOSITY', 'ERROR'),  # not a line for every connection that ends
         'JINA_LOG_NO_COLOR': os.environ.get('JINA_LOG_NO_COLOR', '1'),  # and no logo of thirty lines
     }
-    environment.setdefault('FINETUNER_MODEL_ROOTS', str(Path.cwd()))
+    if _is_of_one_user(Path.cwd()):
+        environment.setdefault('FINETUNER_MODEL_ROOTS', str(Path.cwd()))
     if home:
         environment['FINETUNER_HOME'] = str(home.expanduser().absolute())
     if served:
@@ -56,6 +57,11 @@ def run_service(artifact: str | None, port: int, http_port: int, home: Path | No
     # A session of its own, so that Ctrl-C reaches it once, through us.
     command = [sys.executable, '-m', 'jina', 'flow', '--uses', str(flow)]
     return _run(command, environment, lambda child: _announce(child, artifact, environment))
+
+
+def _is_of_one_user(folder: Path) -> bool:
+    """Whether a folder is not one above the homes of users: services are started in `/`, and mean no file of it."""
+    return folder not in Path.home().parents and folder != Path('/')
 
 
 def _run(command: list[str], environment: dict[str, str], announce: Callable[[subprocess.Popen[bytes]], None]) -> int:

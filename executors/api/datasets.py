@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import Path, Query, Request
@@ -115,11 +116,12 @@ async def put_part(
     raw = await request.body()
     if not raw:
         raise HTTPException(400, 'the body is empty: send a file')
+    digest = await asyncio.to_thread(check_digest, raw, request.headers, sha256)
     parameters = {
         'name': name,
         'part': part,
         'format': kind,
-        'sha256': check_digest(raw, request.headers, sha256),
+        'sha256': digest,
         'csv_options': options,
     }
     answer = await call.document('/ingest', parameters, [Document(blob=raw)])

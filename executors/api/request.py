@@ -26,6 +26,9 @@ Item = TypeVar('Item')
 
 NAME = r'^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$'
 
+MAX_JSON = 1 << 20
+"""Bytes of a body that is JSON; files are larger."""
+
 
 class Body(BaseModel):
     """Base of all that is sent: an unknown name is an error, and no error shows what was sent whole."""
@@ -54,7 +57,10 @@ class Paging(Body):
 
 class StrictRequest(Request):
     async def json(self) -> Any:
-        return load_json(await self.body())
+        raw = await self.body()
+        if len(raw) > MAX_JSON:
+            raise HTTPException(413, f'the body is larger than {MAX_JSON} bytes')
+        return await asyncio.to_thread(load_json, raw)
 
 
 class StrictRoute(APIRoute):

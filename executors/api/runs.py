@@ -33,11 +33,11 @@ class NewRun(Body):
     description: str = Field(default='', max_length=MAX_DESCRIPTION)
     device: str = Field(default='gpu', pattern=r'^(cpu|gpu|cuda(:\d{1,3})?)$')
     finetuner_version: str | None = Field(default=None, max_length=100)
-    cpus: float | None = Field(default=None, ge=0, le=100_000)
-    gpus: float | None = Field(default=None, ge=0, le=100_000)
-    priority: int | None = Field(default=None, ge=-(2**31), lt=2**31)
-    memory_limit: float | None = Field(default=None, gt=0, le=2**53)
-    max_retries: int | None = Field(default=None, ge=0, le=1000)
+    cpus: float | None = Field(default=None, ge=0, le=4096, description='Cores; 0 is as none given.')
+    gpus: int | None = Field(default=None, ge=0, le=64)
+    priority: int | None = Field(default=None, ge=-1000, le=1000)
+    memory_limit: int | None = Field(default=None, ge=1 << 26, le=1 << 50, description='Bytes.')
+    max_retries: int | None = Field(default=None, ge=0, le=100)
 
     @field_validator('task')
     @classmethod
@@ -103,7 +103,7 @@ def _arguments(experiment: str, body: NewRun) -> dict[str, Any]:
         'device': device,
     }
     if body.finetuner_version is None:
-        arguments |= {name: getattr(body, name) for name in REQUESTED}
+        arguments |= {name: getattr(body, name) for name in REQUESTED} | {'cpus': body.cpus or None}
     return arguments
 
 

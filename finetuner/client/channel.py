@@ -18,6 +18,7 @@ from finetuner.client.answers import Answer, encode_tags
 from finetuner.client.transport import (
     ATTEMPTS,
     CONNECT_TIMEOUT,
+    MAX_WAIT,
     MAY_BE_DONE,
     ONCE,
     TIMEOUT,
@@ -92,16 +93,16 @@ class Channel:
 
     def call(self, endpoint: str, parameters: Mapping[str, Any], docs: bytes = b'', timeout: float = TIMEOUT) -> bytes:
         request = make_request(endpoint, parameters, docs)
-        attempts = 1 if endpoint in ONCE else ATTEMPTS
-        for attempt in range(1, attempts + 1):
+        for attempt in range(1, ATTEMPTS + 1):
             connection = self._connection
             try:
                 response = connection.call(request, timeout=timeout)
             except grpc.RpcError as error:
                 self._renew(connection, error)
-                if error.code() != grpc.StatusCode.UNAVAILABLE or attempt == attempts or _is_refused(error):
+                pause = _pause(error, attempt, endpoint)
+                if pause is None or attempt == ATTEMPTS:
                     raise self._describe(error, endpoint, timeout) from None
-                time.sleep(0.25 * 2**attempt)
+                time.sleep(pause)
             else:
                 raise_for(response.header.status)
                 return response.data.docs
@@ -168,6 +169,16 @@ def _parse_host(host: str) -> tuple[str, bool]:
             f'the host {host!r} is no address of gRPC: write grpc://name:port, or grpcs://name:port for TLS'
         )
     return url.netloc, url.scheme == 'grpcs'
+
+
+def _pause(error: grpc.RpcError, attempt: int, endpoint: str) -> float | None:
+    """Seconds until a call may be sent again; None if it must not."""
+    if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:  # and nothing was done
+        asked = dict(error.trailing_metadata() or ()).get('retry-after', '')
+        return min(float(asked), MAX_WAIT) if asked.isdecimal() else None
+    if error.code() != grpc.StatusCode.UNAVAILABLE or endpoint in ONCE or _is_refused(error):
+        return None
+    return 0.25 * 2**attempt
 
 
 def _is_refused(error: grpc.RpcError) -> bool:

@@ -24,6 +24,7 @@ from finetuner.client.answers import Answer
 from finetuner.client.transport import (
     ATTEMPTS,
     CONNECT_TIMEOUT,
+    MAX_WAIT,
     MAY_BE_DONE,
     ONCE,
     TIMEOUT,
@@ -35,7 +36,6 @@ from finetuner.client.transport import (
 from finetuner.excepts import FinetunerServerError
 
 CONTENT_TYPE = 'application/x-protobuf'
-MAX_WAIT = 30.0  # seconds that a service may ask us to wait before we try again
 TRY_AGAIN = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 

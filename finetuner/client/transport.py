@@ -13,7 +13,19 @@ from finetuner.client.answers import Answer
 TIMEOUT = 120.0  # seconds for one call; none for a stream
 CONNECT_TIMEOUT = 5.0  # seconds
 ATTEMPTS = 4  # most calls can be repeated: parts and runs are known by name
-ONCE = frozenset({'/create_token', '/promote', '/rollback'})
+MAX_WAIT = 30.0  # seconds that a service may ask us to wait before we try again
+ONCE = frozenset(
+    {
+        '/create_token',
+        '/promote',
+        '/rollback',
+        '/delete_alias',
+        '/delete_dataset',
+        '/delete_experiments',
+        '/delete_run',
+        '/delete_runs',
+    }
+)
 """Endpoints whose calls cannot: when a connection breaks, what was asked for may have been done."""
 MAY_BE_DONE = 'it may have been done: look before you ask again'
 WAYS_OUT = 'start one with `finetuner serve`, or name another with FINETUNER_HOST or finetuner.login(host=...)'

@@ -39,7 +39,11 @@ def kustomization(files: list[str]) -> Manifest:
 
 
 def _part(part: Part, deployment: Deployment, cluster: Cluster) -> list[Manifest]:
-    return [service(part, cluster), workload(part, deployment, cluster), disruption_budget(part, cluster)]
+    return [
+        service(part, cluster, deployment.options.tls),
+        workload(part, deployment, cluster),
+        disruption_budget(part, cluster),
+    ]
 
 
 def _namespace(cluster: Cluster) -> Manifest:

@@ -7,10 +7,17 @@ from typing import Any
 from finetuner.export.kubernetes_names import BROUGHT, CLIENT_LABEL, PREFIX, Cluster, Manifest, manifest, selector
 from finetuner.export.parts import GRPC_PORT, HTTP_PORT, Deployment, Part
 
+NGINX = 'nginx.ingress.kubernetes.io'
 
-def service(part: Part, cluster: Cluster) -> Manifest:
-    """The gateway has one address. The name of an executor means all its pods: the gateway itself takes turns."""
-    grpc = {'name': 'grpc', 'port': GRPC_PORT, 'targetPort': 'grpc', 'appProtocol': 'kubernetes.io/h2c'}
+
+def service(part: Part, cluster: Cluster, tls: bool) -> Manifest:
+    """The gateway has one address. The name of an executor means all its pods: the gateway itself takes turns.
+
+    :param tls: the gateway speaks TLS.
+    """
+    grpc = {'name': 'grpc', 'port': GRPC_PORT, 'targetPort': 'grpc'}
+    if part.role != 'gateway' or not tls:
+        grpc['appProtocol'] = 'kubernetes.io/h2c'
     spec: dict[str, Any] = {'selector': selector(part.name), 'ports': [grpc]}
     if part.role == 'gateway':
         spec['ports'].append({'name': 'http', 'port': HTTP_PORT, 'targetPort': 'http'})
@@ -38,7 +45,13 @@ def ingress(deployment: Deployment, cluster: Cluster) -> Manifest:
         spec['ingressClassName'] = cluster.ingress_class
     if deployment.options.tls:
         spec['tls'] = [{'hosts': [cluster.ingress_host], 'secretName': BROUGHT['tls.crt']}]
-    return manifest('networking.k8s.io/v1', 'Ingress', PREFIX + 'gateway', cluster, 'gateway', spec=spec)
+    made = manifest('networking.k8s.io/v1', 'Ingress', PREFIX + 'gateway', cluster, 'gateway', spec=spec)
+    # of ingress-nginx, which would cut off bodies of 1 MiB and speak plain HTTP; others do not read them
+    annotations = {f'{NGINX}/proxy-body-size': '0'}  # the gateway has a limit of its own
+    if deployment.options.tls:
+        annotations[f'{NGINX}/backend-protocol'] = 'HTTPS'
+    made['metadata']['annotations'] = annotations
+    return made
 
 
 def _policy(component: str, callers: dict[str, Any] | None, ports: tuple[int, ...], cluster: Cluster) -> Manifest:

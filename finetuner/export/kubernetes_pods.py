@@ -34,7 +34,7 @@ from finetuner.export.parts import (
 )
 from finetuner.export.parts import SECRETS as SECRETS_FOLDER
 
-# what is asked for and what is the most, by role: docs/operations.md says how they were measured
+# what is asked for and what is the most, by role: estimates, but for the 520 to 580 MiB that an executor takes at rest
 RESOURCES = {
     'gateway': ({'cpu': '250m', 'memory': '512Mi'}, {'memory': '2Gi'}),
     'dataset': ({'cpu': '250m', 'memory': '1Gi'}, {'memory': '4Gi'}),

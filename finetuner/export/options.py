@@ -88,8 +88,10 @@ def check_options(options: Options, flow: FlowFile) -> None:
         raise ValueError(f'several trainers must share their state, and {_lacking(options)}: {NEEDED}')
     if options.ray_address and options.ray_address.startswith('ray://'):
         raise ValueError(f'--ray-address {options.ray_address!r} is that of a Ray client: give host:6379')
-    if options.ray_address and not options.is_shared:
-        raise ValueError(f'the machines of a Ray cluster must reach the state, and {_lacking(options)}: {NEEDED}')
+    if options.ray_address and (not options.database_url_secret or options.objects != 's3'):
+        raise ValueError(
+            'the machines of a Ray cluster must reach the state: give --database-url-secret and --objects s3'
+        )
 
 
 NEEDED = 'give --database postgres, and --objects s3 or --shared-volume'

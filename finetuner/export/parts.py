@@ -35,7 +35,8 @@ SHARED, OWN, SCRATCH = 'shared', 'own', 'scratch'
 @dataclass(frozen=True)
 class Volume:
     """
-    :param kind: SHARED by all parts that name it, OWN of each replica, or SCRATCH: gone with the container.
+    :param kind: SHARED by all parts that name it, OWN of each part, or SCRATCH: gone with the container. In Kubernetes
+        each replica of a part has its own; compose gives the replicas of a part one.
     """
 
     name: str
@@ -164,6 +165,7 @@ def _option(name: str, value: object) -> list[str]:
 def _common(options: Options) -> dict[str, str]:
     return {
         'FINETUNER_DRAIN_SECONDS': str(DRAIN_SECONDS),
+        'HOME': '/tmp',  # where Jina makes folders as it is imported; all else is read-only
         'GRPC_VERBOSITY': 'ERROR',  # else a line for every connection that ends
         'JINA_LOG_LEVEL': 'INFO',
         'JINA_LOG_NO_COLOR': '1',

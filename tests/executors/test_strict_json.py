@@ -1,5 +1,6 @@
 """Bodies as JSON to the letter."""
 
+import json
 import time
 
 import pytest
@@ -42,6 +43,31 @@ def test_what_is_not_is_refused_with_a_reason(raw, reason):
         load_json(raw)
     assert caught.value.status_code == 400
     assert reason in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    'raw',
+    [b'{"data": [' + b'{},' * 200_000 + b'{}]}', b'[' + b'[],' * 2_000_000 + b'[]]', b'{"' + b'":1,"' * 1_000_001],
+)
+def test_what_would_grow_in_memory_is_refused_before_it_is_read(raw):
+    start = time.perf_counter()
+    with pytest.raises(HTTPException) as caught:
+        load_json(raw)
+    assert caught.value.status_code == 413
+    assert 'send it in parts, or as protocol buffers' in caught.value.detail
+    assert time.perf_counter() - start < 5
+
+
+def test_brackets_in_texts_are_not_counted():
+    text = '\\"{[: ' * 1_100_000
+    assert load_json(json.dumps([text, {'a': text}]).encode()) == [text, {'a': text}]
+
+
+@pytest.mark.parametrize('encoding', ['utf-16', 'utf-16-le', 'utf-32', 'utf-32-be'])
+def test_it_is_utf_8_and_nothing_else(encoding):
+    with pytest.raises(HTTPException) as caught:
+        load_json('{"a": 1}'.encode(encoding))
+    assert caught.value.status_code == 400
 
 
 def test_many_numbers_are_read_quickly():

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 from docarray import DocList
+from docarray.proto import DocListProto
 from pydantic import ValidationError
 
 from finetuner.documents import LABEL, SCORE, Content, Document, DocumentArray
@@ -124,6 +125,13 @@ def test_embeddings_name_the_document_without_one():
         _ = documents.embeddings
     with pytest.raises(DataError, match=r'2 documents cannot take embeddings of shape \(3, 2\)'):
         documents.embeddings = np.ones((3, 2))
+
+
+def test_a_message_has_a_bounded_number_of_documents():
+    message = DocListProto()
+    message.MergeFromString(b'\x0a\x00' * 200_001)  # two bytes for each
+    with pytest.raises(DataError, match='200001 documents in one message: send at most 200000 at once'):
+        DocumentArray.from_protobuf(message)
 
 
 def test_only_documents_go_into_the_array():

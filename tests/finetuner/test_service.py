@@ -5,9 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
+
+from finetuner import service
 
 RUN = """
 import os, sys
@@ -18,6 +21,20 @@ sys.exit(service._run([sys.executable, '-c', sys.argv[1]], dict(os.environ), lam
 """
 OBEDIENT = "import time; print('started', flush=True); time.sleep(60)"
 STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('started', flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ('folder', 'roots'), [('/', None), ('/home', None), ('/home/ann', '/home/ann'), ('/srv/models', '/srv/models')]
+)
+def test_models_are_read_from_the_working_folder_unless_it_is_everybodys(monkeypatch, folder, roots):
+    given = {}
+    monkeypatch.delenv('FINETUNER_MODEL_ROOTS', raising=False)
+    monkeypatch.setenv('HOME', '/home/ann')
+    monkeypatch.setattr(Path, 'cwd', lambda: Path(folder))
+    monkeypatch.setattr(service, '_require_free', lambda number, option: None)
+    monkeypatch.setattr(service, '_run', lambda command, environment, announce: given.update(environment) or 0)
+    assert service.run_service(None, 51000, 51001, None) == 0
+    assert given.get('FINETUNER_MODEL_ROOTS') == roots
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -39,8 +39,8 @@ class Composed(Service):
         self.ports = dict(zip(self.services, free_ports(len(self.services)), strict=True))
         self.port, (self.http_port,) = self.ports['gateway'], free_ports(1)
         self.running: dict[str, subprocess.Popen] = {}
-        self.user_home = self.folder / 'user'
-        self.user_home.mkdir()
+        self.workdir = self.folder / 'workdir'
+        self.workdir.mkdir()
 
     @property
     def token(self) -> str:
@@ -65,7 +65,10 @@ class Composed(Service):
 
     def variables(self, name: str) -> dict[str, str]:
         given = {**variables('Dockerfile'), **self.services[name]['environment']}
-        own = {'HOME': self.user_home, 'PATH': os.environ['PATH'], 'PYTHONPATH': ROOT}
+        assert given['HOME'] in self.services[name]['tmpfs'], 'nothing else can be written'
+        home = self.folder / 'tmp' / name
+        home.mkdir(parents=True, exist_ok=True)
+        own = {'HOME': home, 'PATH': os.environ['PATH'], 'PYTHONPATH': ROOT}
         return clean_environment(**{key: self.here(name, value) for key, value in given.items()} | own)
 
     def start_one(self, name: str) -> None:
@@ -73,7 +76,7 @@ class Composed(Service):
             (self.folder / 'volumes' / volume['source']).mkdir(parents=True, exist_ok=True)
         with (self.folder / f'{name}.log').open('ab') as log:
             self.running[name] = subprocess.Popen(
-                self.command(name), cwd=self.user_home, env=self.variables(name), stdout=log, stderr=subprocess.STDOUT
+                self.command(name), cwd=self.workdir, env=self.variables(name), stdout=log, stderr=subprocess.STDOUT
             )
 
     def is_healthy(self, name: str) -> bool:
@@ -156,7 +159,7 @@ def test_strangers_are_refused(composed):
 def test_nothing_is_written_beside_the_volumes(composed):
     """The file systems of the containers are read-only."""
     assert all(service['read_only'] for service in composed.services.values())
-    assert list(composed.user_home.rglob('*')) == []
+    assert list(composed.workdir.rglob('*')) == []
 
 
 @pytest.mark.parametrize('name', ['gateway', 'encoder'])

@@ -1,5 +1,6 @@
 """The gateway by itself: TLS, CORS, rates, slow and large bodies; and routes of /api/v1 that hang on few endpoints."""
 
+import asyncio
 import json
 import socket
 import ssl
@@ -17,6 +18,7 @@ from jina import requests as endpoint
 
 from executors.parameters import Parameters
 from finetuner.client.channel import Channel
+from finetuner.client.transport import make_request
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import AuthenticationError, FinetunerServerError, NotFoundError, RegistryError
 from tests.integration.conftest import ROOT, clean_environment, free_ports, wait_until
@@ -88,6 +90,16 @@ class StandIn(Executor):
     @endpoint(on='/encode')
     def encode(self, docs: DocumentArray, **kwargs) -> DocumentArray:
         return docs
+
+    @endpoint(on='/drip')
+    async def drip(self, doc: Document, **kwargs) -> Document:
+        yield doc
+        await asyncio.sleep(60)
+
+    @endpoint(on='/linger')
+    async def linger(self, docs: DocumentArray, **kwargs) -> DocumentArray:
+        await asyncio.sleep(2)
+        return answer(done=True)
 
     @endpoint(on='/whoami')
     def whoami(self, docs: DocumentArray, parameters: Parameters, **kwargs) -> DocumentArray:
@@ -212,6 +224,8 @@ def gateway(certificate):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
+        patch.setattr('executors.rate.MAX_STREAMS', 2)
+        patch.setattr('executors.gateway.MAX_STREAMS', 2)
         patch.setattr('executors.limits.HEADER_PATIENCE', 3.0)
         flow = Flow().config_gateway(uses='executors.gateway.FinetunerGateway', protocol=['grpc', 'http'], port=ports)
         with flow.add(uses=StandIn):
@@ -253,7 +267,7 @@ def test_both_ports_speak_tls_alone(gateway, send, certificate, monkeypatch):
         assert not channel.is_ready(), 'without TLS, or without trust'
         channel.close()
     monkeypatch.setenv('FINETUNER_CA_CERT', '/nowhere/ca.pem')
-    with pytest.raises(ValueError, match='FINETUNER_CA_CERT names /nowhere/ca.pem, which cannot be read'):
+    with pytest.raises(ValueError, match='FINETUNER_CA_CERT names no file: /nowhere/ca.pem'):
         Channel(f'grpcs://localhost:{gateway[0]}')
 
 
@@ -291,13 +305,25 @@ def test_who_calls_too_often_has_to_wait_and_nobody_else(gateway, send):
 def test_grpc_counts_with_http(gateway, send, certificate, monkeypatch):
     monkeypatch.setenv('FINETUNER_CA_CERT', str(certificate[0]))
     channel = Channel(f'grpcs://localhost:{gateway[0]}')
-    with pytest.raises(FinetunerServerError, match='more than 5 requests per second'):
+    while send('GET', '/api/v1/me', token='hasty').status_code != 429:
+        with pytest.raises(AuthenticationError):
+            channel.call('/whoami', {'token': 'hasty'})
+    request = make_request('/whoami', {'token': 'hasty'}, b'')
+    with pytest.raises(grpc.RpcError) as caught:
         for _ in range(500):
-            try:
-                channel.call('/whoami', {'token': 'hasty'})
-            except AuthenticationError:
-                continue
-    assert send('GET', '/api/v1/me', token='hasty').status_code == 429
+            channel._connection.call(request, timeout=60)
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert caught.value.details().startswith('more than 5 requests per second')
+    channel.close()
+
+
+def test_a_client_over_grpc_waits_for_as_long_as_it_is_asked_to(gateway, certificate, monkeypatch):
+    monkeypatch.setenv('FINETUNER_CA_CERT', str(certificate[0]))
+    channel = Channel(f'grpcs://localhost:{gateway[0]}')
+    start = time.monotonic()
+    for number in range(14):  # ten at once, then five per second
+        channel.call('/create_token', {'token': 'good-patience', 'name': f'token {number}'})
+    assert 0.9 < time.monotonic() - start < 30
     channel.close()
 
 
@@ -319,6 +345,43 @@ def test_bodies_are_small_over_both_protocols(gateway, send, certificate):
         with pytest.raises(grpc.RpcError) as caught:
             call(150_000 * b'x', timeout=30)
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_few_large_requests_are_held_at_once_over_grpc(gateway, certificate):
+    credentials = grpc.ssl_channel_credentials(certificate[0].read_bytes())
+    with grpc.secure_channel(f'localhost:{gateway[0]}', credentials) as channel:
+        call = channel.unary_unary('/jina.JinaSingleDataRequestRPC/process_single_data')
+        docs = DocumentArray([Document(text=90_000 * 'x')]).to_protobuf().SerializeToString()
+        sent = [
+            call.future(make_request('/linger', {'token': f'at-once-{number}'}, docs).SerializeToString(), timeout=60)
+            for number in range(12)
+        ]
+        codes = [one.code() for one in sent]
+        assert codes.count(grpc.StatusCode.OK) == 8
+        refused = next(one for one in sent if one.code() == grpc.StatusCode.RESOURCE_EXHAUSTED)
+        assert refused.details() == 'too many large requests at once: try again in a second'
+        assert ('retry-after', '1') in [tuple(entry) for entry in refused.trailing_metadata()]
+        again = make_request('/linger', {'token': 'at-once'}, docs).SerializeToString()
+        assert call(again, timeout=60), 'what was answered is let go'
+
+
+def test_streams_of_a_caller_are_counted_over_both_protocols_and_let_go(gateway, send, certificate, monkeypatch):
+    monkeypatch.setenv('FINETUNER_CA_CERT', str(certificate[0]))
+    channel = Channel(f'grpcs://localhost:{gateway[0]}')
+    over_grpc = channel.stream('/drip', {'token': 'good-streams'})
+    next(over_grpc)
+    with send('GET', '/drip', token='good-streams', stream=True) as over_http:
+        assert over_http.status_code == 200
+        refused = send('GET', '/drip', token='good-streams')
+        assert (refused.status_code, refused.json()['detail']) == (429, 'more than 2 streams at once: end one of them')
+        with pytest.raises(FinetunerServerError, match='more than 2 streams at once'):
+            next(channel.stream('/drip', {'token': 'good-streams'}))
+    over_grpc.close()
+    time.sleep(1)
+    again = channel.stream('/drip', {'token': 'good-streams'})
+    next(again)
+    again.close()
+    channel.close()
 
 
 def connect(gateway, certificate) -> ssl.SSLSocket:

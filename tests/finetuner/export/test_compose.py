@@ -1,8 +1,11 @@
 """What the compose file means to an engine: order, secrets, volumes, ports and stops."""
 
+import shlex
 import stat
 
 import pytest
+
+from tests.integration.dockerfiles import values
 
 POSTGRES = ['--database', 'postgres']
 
@@ -15,6 +18,28 @@ def test_all_that_is_named_is_there(export):
         assert {secret['source'] for secret in service.get('secrets', ())} <= content['secrets'].keys()
         for before in service.get('depends_on', {}):
             assert 'healthcheck' in content['services'][before]
+
+
+@pytest.mark.parametrize('image', ['Dockerfile', 'Dockerfile.gpu'])
+@pytest.mark.parametrize('options', [[], POSTGRES, [*POSTGRES, '--trainers', '2']])
+def test_volumes_belong_to_the_user_of_the_programs(export, image, options):
+    """A volume that begins at a folder which the image does not have is root's."""
+    services = export('compose', *options).compose()['services']
+    targets = {
+        mount['target'] for name, one in services.items() if name != 'postgres' for mount in one.get('volumes', ())
+    }
+    (made,) = [run for run in values(image, 'RUN') if 'install --directory' in run]
+    folders = shlex.split(made.partition('install --directory')[2])
+    assert '--owner=finetuner' in folders
+    assert targets <= set(folders)
+
+
+def test_programs_can_write_to_their_home(export):
+    """Jina makes folders there as it is imported, and the file system is read-only."""
+    for options in ([], ['encode.yml'], [*POSTGRES, '--tls']):
+        services = export('compose', *options).compose()['services']
+        homes = {name: one['environment']['HOME'] for name, one in services.items() if name != 'postgres'}
+        assert all(home in services[name]['tmpfs'] for name, home in homes.items()), homes
 
 
 def test_ports_are_for_this_machine_unless_others_are_meant(export):

@@ -80,6 +80,26 @@ def test_pods_have_no_rights(export):
         }
 
 
+@pytest.mark.parametrize('tls', [False, True])
+def test_an_ingress_speaks_what_the_gateway_speaks(export, tls):
+    written = export('kubernetes', '--ingress-host', 'embed.example.com', *(['--tls'] if tls else []))
+    annotations = written.manifest('Ingress', 'finetuner-gateway')['metadata']['annotations']
+    assert annotations['nginx.ingress.kubernetes.io/proxy-body-size'] == '0'
+    assert annotations.get('nginx.ingress.kubernetes.io/backend-protocol') == ('HTTPS' if tls else None)
+    (grpc,) = [
+        port for port in written.manifest('Service', 'finetuner-gateway')['spec']['ports'] if port['name'] == 'grpc'
+    ]
+    assert grpc.get('appProtocol') == (None if tls else 'kubernetes.io/h2c')
+
+
+def test_programs_can_write_to_their_home(export):
+    """Jina makes folders there as it is imported, and the file system is read-only."""
+    written = export('kubernetes')
+    home = written.manifest('ConfigMap', 'finetuner-config')['data']['HOME']
+    for one in workloads(written).values():
+        assert home in {mount['mountPath'] for mount in container(one)['volumeMounts'] if mount['name'] == 'tmp'}
+
+
 def test_manifests_hold_no_secret_unless_asked(export):
     written = export('kubernetes', *SCALED)
     assert not [one for one in written.manifests() if one['kind'] == 'Secret']

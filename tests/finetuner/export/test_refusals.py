@@ -18,6 +18,14 @@ ENCODER = '{name: encoder, uses: executors.encoder.FinetunerExecutor%s}'
         ),
         ('--ray-address ray://x:1', "--ray-address 'ray://x:1' is that of a Ray client: give host:6379"),
         ('--ray-address x:1', 'the machines of a Ray cluster must reach the state'),
+        (
+            '--ray-address x:1 --database postgres --objects s3 --objects-url s3://b/p',
+            'must reach the state: give --database-url-secret and --objects s3',
+        ),
+        (
+            '--ray-address x:1 --database postgres --database-url-secret x --shared-volume',
+            'must reach the state: give --database-url-secret and --objects s3',
+        ),
         ('--database mysql', "--database is 'mysql': choose sqlite or postgres"),
         ('--objects ftp', "--objects is 'ftp': choose folder or s3"),
         ('--objects s3', '--objects s3 needs --objects-url s3://bucket/prefix'),

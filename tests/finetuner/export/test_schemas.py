@@ -40,6 +40,8 @@ VARIANTS = {
         '1',
         '--ray-address',
         'head:6379',
+        '--database-url-secret',
+        'our-database',
     ],
     'secrets': [*POSTGRES, '--generate-secrets'],
     'tls': ['--tls'],

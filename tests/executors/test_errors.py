@@ -1,0 +1,32 @@
+"""How the gateway tells that an executor is away."""
+
+import grpc
+import pytest
+from jina.excepts import InternalNetworkError
+from jina.types.request.data import SingleDocumentRequest
+
+from executors import errors
+from executors.gateway import _set_error
+
+
+def broken(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details='Socket closed')
+
+
+@pytest.mark.parametrize(
+    ('code', 'status'),
+    [(grpc.StatusCode.UNAVAILABLE, 503), (grpc.StatusCode.CANCELLED, 503), (grpc.StatusCode.UNKNOWN, 500)],
+)
+def test_a_stream_that_an_executor_broke_off_can_be_asked_for_again(code, status):
+    request = SingleDocumentRequest()
+    _set_error(request, broken(code), 'trainer')
+    with pytest.raises(errors.HTTPException) as caught:
+        errors.raise_for_status(request.header.status)
+    assert caught.value.status_code == status
+    assert 'the executor trainer broke off the stream: Socket closed' in caught.value.detail
+
+
+@pytest.mark.parametrize('code', [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+def test_an_executor_that_ends_is_away_for_a_while(code):
+    error = errors.unreachable(InternalNetworkError(broken(code)))
+    assert (error.status_code, error.headers) == (503, {'Retry-After': '1'})
