@@ -269,12 +269,17 @@ class TrainerExecutor(Executor):
 
     @requests(on='/artifact')
     def artifact(self, docs: DocumentArray, parameters: ArtifactParameters, **kwargs: Any) -> DocumentArray:
-        """A piece of the zip file of an artifact."""
+        """A piece of the zip file of an artifact, with its id, which a reference may mean no more the next time."""
         account = self.registry.authenticate(parameters.secret)
         artifact = self.registry.find_artifact(account.id, parameters.artifact_id)
         piece = self.registry.read_artifact(artifact, parameters.offset, parameters.length)
         return answer(
-            blob=piece, name=artifact.name, size=artifact.size, sha256=artifact.sha256, offset=parameters.offset
+            blob=piece,
+            id=artifact.id,
+            name=artifact.name,
+            size=artifact.size,
+            sha256=artifact.sha256,
+            offset=parameters.offset,
         )
 
     @requests(on='/artifacts')
