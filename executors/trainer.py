@@ -44,7 +44,7 @@ from executors.supervisor import Supervisor
 from executors.tracking import check_trackers
 from finetuner.client.names import random_name
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import DataError, ParameterError, RegistryError, RunFailedError, RunInProgressError
+from finetuner.excepts import DataError, NotFoundError, ParameterError, RegistryError, RunFailedError, RunInProgressError
 from registry import Registry, RunRecord
 from registry.records import CANCELLED, CREATED, FAILED, FINISHED, STARTED
 from training.check import Role, check_data
@@ -251,11 +251,12 @@ class TrainerExecutor(Executor):
             if text:
                 silent = 0
                 yield answer(text=text, offset=offset, status=run.status)[0]
-            elif run.status not in (CREATED, STARTED) and silent * POLL > LAST_WORDS:
-                return
-            else:
+                continue
+            if run.status not in (CREATED, STARTED):
+                if silent * POLL > LAST_WORDS:
+                    return
                 silent += 1
-                await asyncio.sleep(POLL)
+            await asyncio.sleep(POLL)
 
     @requests(on='/metrics')
     def metrics(self, docs: DocumentArray, parameters: RunParameters, **kwargs: Any) -> DocumentArray:
@@ -359,7 +360,7 @@ class TrainerExecutor(Executor):
             return self.registry.get_run(account.id, parameters.experiment_name, parameters.run_name or '')
         run = self.registry.get_run_by_id(parameters.run_id)
         if run.account_id != account.id or parameters.run_name not in (None, run.name):
-            raise RegistryError(f'There is no run of the id {parameters.run_id[:80]!r}')
+            raise NotFoundError(f'There is no run of the id {parameters.run_id[:80]!r}')
         return run
 
     def _find_finished(self, parameters: RunParameters) -> RunRecord:

@@ -66,6 +66,8 @@ def main(run_id: str, lease: str | None = None) -> int:
             logger.exception('Failed')
             if is_passing(error):
                 return PASSING
+            if is_first:
+                persistently(log.send)  # before anyone hears of the end
             why = reason(error, Footprint.read(registry.run_directory(run_id)))
             persistently(lambda: registry.fail_run(run_id, why, heartbeat.lease))
             return 1
