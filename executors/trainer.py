@@ -44,7 +44,14 @@ from executors.supervisor import Supervisor
 from executors.tracking import check_trackers
 from finetuner.client.names import random_name
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import DataError, NotFoundError, ParameterError, RegistryError, RunFailedError, RunInProgressError
+from finetuner.excepts import (
+    DataError,
+    NotFoundError,
+    ParameterError,
+    RegistryError,
+    RunFailedError,
+    RunInProgressError,
+)
 from registry import Registry, RunRecord
 from registry.records import CANCELLED, CREATED, FAILED, FINISHED, STARTED
 from training.check import Role, check_data
@@ -76,6 +83,7 @@ class TrainerExecutor(Executor):
         self.registry = Registry.open()
         if problem := self.registry.credentials_problem():
             self.logger.warning(problem)
+        self.registry.import_logs()
         policy = read_policy()
         launcher = make_launcher(self.registry, self.logger, max_runs, policy)
         self.supervisor = Supervisor(self.registry, self.logger, launcher, policy, heartbeat_timeout)

@@ -82,8 +82,8 @@ class Staging:
             if lock is None:
                 continue
             with lock:
-                # all of them are tried
-                if all([self._try_to_settle(note) for note in folder.glob('*.key')]):
+                settled = [self._try_to_settle(note) for note in folder.glob('*.key')]
+                if all(settled):
                     shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from executors import following
 from executors.encoder import ARTIFACT_TAG, FinetunerExecutor
 from executors.parameters import EncodeParameters
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import ArtifactNotFoundError
+from finetuner.excepts import ArtifactError, ArtifactNotFoundError
 from finetuner.inference import load_engine
 from finetuner.inference.text_encoder import TextEncoder
 from registry import Registry
@@ -168,3 +168,13 @@ def test_a_run_is_served_by_its_name_and_stays(registry, account, artifacts, sta
     executor = start('default/run-1')
     assert who_answers(executor) == artifacts[1]
     assert executor._follower is None
+
+
+def test_a_run_that_is_not_there_is_told_beside_the_hub_that_has_no_such_model(artifacts):
+    with pytest.raises(ArtifactError, match="As a run: There is no run 'nix' .* As a model of a hub: "):
+        FinetunerExecutor('default/nix')
+
+
+def test_a_token_that_is_wrong_is_told_beside_the_hub_that_has_no_such_model(artifacts):
+    with pytest.raises(ArtifactError, match='As a run: .*token.* As a model of a hub: '):
+        FinetunerExecutor('default/run-1', token='wrong')

@@ -11,7 +11,6 @@ from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import NotFoundError, ParameterError, RegistryError, RunFailedError
 from registry.models import RunRow
 
-
 RUN = {'run_name': 'r', 'experiment_name': 'default'}
 
 
