@@ -27,10 +27,12 @@ class Found:
 
     :param source: where it lies on this machine, or the name of a pretrained model.
     :param id: the artifact's; for what is in no registry, what it was asked for by.
+    :param refusal: why it is taken for a model of a hub and not for a run, whose name it may be as well.
     """
 
     source: str | Path
     id: str
+    refusal: str | None = None
 
 
 class Store(Protocol):
@@ -100,9 +102,9 @@ def find_artifact(artifact: str, token: str | None) -> tuple[Found | None, Store
         return Found(resolve_artifact(artifact), artifact), None
     try:
         found, store = _fetch(artifact, token, is_alias)
-    except (ArtifactError, AuthenticationError, RegistryError):
+    except (ArtifactError, AuthenticationError, RegistryError) as error:
         if may_be_run:  # or the id of a model on a hub
-            return Found(resolve_artifact(artifact), artifact), None
+            return Found(resolve_artifact(artifact), artifact, str(error)), None
         raise
     if is_alias:
         return found, store

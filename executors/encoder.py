@@ -17,7 +17,7 @@ from executors.lifetime import end_with_parent
 from executors.parameters import EncodeParameters
 from executors.sources import allowed_links, allowed_roots, allowed_schemes
 from finetuner.documents import DocumentArray
-from finetuner.excepts import ArtifactNotFoundError, ParameterError
+from finetuner.excepts import ArtifactError, ArtifactNotFoundError, ParameterError
 from finetuner.inference import InferenceEngine, load_engine
 from finetuner.inference.remote import without_secrets
 from registry import Registry
@@ -130,7 +130,12 @@ class FinetunerExecutor(Executor):
         self._follower = self._follow(artifact, store) if store is not None else None
 
     def _load(self, found: Found) -> Served:
-        return Served(self._load_engine(found.source), found.id)
+        try:
+            return Served(self._load_engine(found.source), found.id)
+        except Exception as error:
+            if found.refusal is None:
+                raise
+            raise ArtifactError(f'As a run: {found.refusal}. As a model of a hub: {error}') from error
 
     def _follow(self, alias: str, store: Store) -> Follower:
         def switch(artifact_id: str) -> None:

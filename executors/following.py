@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from logging import Logger
 
@@ -37,17 +38,19 @@ class Follower:
         self._store.close()
 
     def _follow(self) -> None:
-        pause = INTERVAL
-        while not self._stop.wait(pause):
-            pause = INTERVAL
+        failed, failed_at = None, 0.0
+        while not self._stop.wait(INTERVAL):
+            named = None
             try:
                 named = self._look()
                 if named not in (None, self._current):
-                    pause = RETRY  # loading is dear: not every second
+                    if named == failed and time.monotonic() - failed_at < RETRY:
+                        continue  # loading is dear: not every second
                     self._switch(named)
-                    self._current, pause = named, INTERVAL
-                self._problem = ''
+                    self._current = named
+                failed, self._problem = None, ''
             except Exception as error:  # whatever it is, the model that answers is none the worse
+                failed, failed_at = named, time.monotonic()
                 problem = f'{type(error).__name__}: {error}'
                 if problem != self._problem:  # once, not every second
                     self._logger.error(f'{self._alias} is not followed, {self._current} goes on answering: {problem}')

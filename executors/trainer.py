@@ -45,7 +45,14 @@ from executors.supervisor import Supervisor
 from executors.tracking import check_trackers
 from finetuner.client.names import random_name
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import DataError, ParameterError, RegistryError, RunFailedError, RunInProgressError
+from finetuner.excepts import (
+    DataError,
+    NotFoundError,
+    ParameterError,
+    RegistryError,
+    RunFailedError,
+    RunInProgressError,
+)
 from registry import RunRecord
 from registry.records import CANCELLED, CREATED, FAILED, FINISHED, STARTED
 from training.check import Role, check_data
@@ -77,6 +84,7 @@ class TrainerExecutor(Executor):
         self.registry = open_registry(self.logger)
         if problem := self.registry.credentials_problem():
             self.logger.warning(problem)
+        self.registry.import_logs()
         policy = read_policy()
         launcher = make_launcher(self.registry, self.logger, max_runs, policy)
         self.supervisor = Supervisor(self.registry, self.logger, launcher, policy, heartbeat_timeout)
@@ -252,11 +260,12 @@ class TrainerExecutor(Executor):
             if text:
                 silent = 0
                 yield answer(text=text, offset=offset, status=run.status)[0]
-            elif run.status not in (CREATED, STARTED) and silent * POLL > LAST_WORDS:
-                return
-            else:
+                continue
+            if run.status not in (CREATED, STARTED):
+                if silent * POLL > LAST_WORDS:
+                    return
                 silent += 1
-                await asyncio.sleep(POLL)
+            await asyncio.sleep(POLL)
 
     @requests(on='/metrics')
     def metrics(self, docs: DocumentArray, parameters: RunParameters, **kwargs: Any) -> DocumentArray:
@@ -270,12 +279,17 @@ class TrainerExecutor(Executor):
 
     @requests(on='/artifact')
     def artifact(self, docs: DocumentArray, parameters: ArtifactParameters, **kwargs: Any) -> DocumentArray:
-        """A piece of the zip file of an artifact."""
+        """A piece of the zip file of an artifact, with its id, which a reference may mean no more the next time."""
         account = self.registry.authenticate(parameters.secret)
         artifact = self.registry.find_artifact(account.id, parameters.artifact_id)
         piece = self.registry.read_artifact(artifact, parameters.offset, parameters.length)
         return answer(
-            blob=piece, name=artifact.name, size=artifact.size, sha256=artifact.sha256, offset=parameters.offset
+            blob=piece,
+            id=artifact.id,
+            name=artifact.name,
+            size=artifact.size,
+            sha256=artifact.sha256,
+            offset=parameters.offset,
         )
 
     @requests(on='/artifacts')
@@ -355,7 +369,7 @@ class TrainerExecutor(Executor):
             return self.registry.get_run(account.id, parameters.experiment_name, parameters.run_name or '')
         run = self.registry.get_run_by_id(parameters.run_id)
         if run.account_id != account.id or parameters.run_name not in (None, run.name):
-            raise RegistryError(f'There is no run of the id {parameters.run_id[:80]!r}')
+            raise NotFoundError(f'There is no run of the id {parameters.run_id[:80]!r}')
         return run
 
     def _find_finished(self, parameters: RunParameters) -> RunRecord:

@@ -22,6 +22,7 @@ from registry.objects import ObjectStore, copy_hashed
 
 DATABASE = 'registry.db'
 OBJECTS = 'objects'
+ASIDE = '.backup-'
 BATCH = 500
 """Rows that are held in memory."""
 ROUNDS = 3
@@ -37,8 +38,10 @@ def write_backup(database: Database, objects: ObjectStore, folder: Path) -> tupl
     """
     _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for left in folder.glob(f'{ASIDE}*'):  # by a backup that was killed
+        shutil.rmtree(left)
     kept = ObjectStore(str(folder / OBJECTS))
-    with tempfile.TemporaryDirectory(prefix='.backup-', dir=folder) as aside:
+    with tempfile.TemporaryDirectory(prefix=ASIDE, dir=folder) as aside:
         path = Path(aside, DATABASE)
         for number in range(1, ROUNDS + 1):
             # in the last round nobody may write; most objects are there by then
@@ -50,6 +53,7 @@ def write_backup(database: Database, objects: ObjectStore, folder: Path) -> tupl
                 break
         else:
             raise DataError(f'{gone[0]} is missing in the object store')
+        _check_unused(folder / DATABASE)
         path.replace(folder / DATABASE)
     _remove_others(folder / OBJECTS, {key for key, _, _ in named})
     return len(named), sum(size for _, _, size in named)
@@ -78,8 +82,25 @@ def restore_backup(folder: Path, database: Database, objects: ObjectStore) -> tu
 
 
 def _check_folder(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / DATABASE).is_file())):
+    if not folder.exists():
+        return
+    if not folder.is_dir() or not ((folder / DATABASE).is_file() or all(map(_is_ours, folder.iterdir()))):
         raise RegistryError(f'{folder} is no backup, and is not empty: name another folder')
+    _check_unused(folder / DATABASE)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the first backup into a folder, which was killed, may have left this there."""
+    return path.name == OBJECTS or path.name.startswith(ASIDE)
+
+
+def _check_unused(path: Path) -> None:
+    """SQLite would take what is beside a database for its latest changes, also beside another one of its name."""
+    for beside in ('-wal', '-shm'):
+        if path.with_name(f'{path.name}{beside}').exists():
+            raise RegistryError(
+                f'A service uses {path}, or was killed while it did: a backup would overwrite it; name another folder'
+            )
 
 
 def _copy_database(database: Database, path: Path) -> list[tuple[str, str, int]]:

@@ -8,6 +8,7 @@ when it writes; on PostgreSQL it is READ COMMITTED, and the code takes row locks
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,7 +20,14 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, Select, create_engine, event, func, make_url, select, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    OperationalError,
+    ProgrammingError,
+    TimeoutError,
+)
 from sqlalchemy.orm import Session
 
 from finetuner.excepts import RegistryError, UnavailableError
@@ -32,6 +40,8 @@ MIGRATION_LOCK = 0x66_69_6E_65
 INSERT_ATTEMPTS = 5
 FOR_NOW = ('starting up', 'shutting down', 'in recovery mode', 'too many', 'connection slots')
 """What PostgreSQL says to a client that it would have at another time."""
+LOCKED = ('40001', '40P01', '55P03')
+"""What PostgreSQL calls two transactions that cannot both go on, a deadlock, and a lock that was not to be had."""
 
 SQLITE_OPTIONS: dict[str, Any] = {'pool_size': 8, 'max_overflow': 56}
 POSTGRESQL_OPTIONS: dict[str, Any] = {
@@ -91,7 +101,7 @@ class Database:
     def read(self) -> Iterator[Session]:
         """One transaction that sees one state of the database, and changes nothing.
 
-        :raises UnavailableError: the connection was lost.
+        :raises UnavailableError: the connection was lost, or others held what it needed for too long.
         """
         with _told(), Session(self._reading) as session, session.begin():
             yield session
@@ -100,7 +110,7 @@ class Database:
     def write(self) -> Iterator[Session]:
         """One transaction, committed at the end, rolled back on an exception.
 
-        :raises UnavailableError: the connection was lost.
+        :raises UnavailableError: the connection was lost, or others held what it needed for too long.
         """
         with _told(), Session(self._writing) as session, session.begin():
             yield session
@@ -202,14 +212,26 @@ def _parse(url: str | URL) -> URL:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Tell of a lost connection in a sentence. Nobody knows then whether a commit was the last thing that it did."""
+    """Tell in a sentence of a connection that was lost or not to be had, and of locks that were not.
+
+    After a lost connection nobody knows whether a commit was the last thing that it did.
+    """
     try:
         yield
-    except DBAPIError as error:
-        if not (error.connection_invalidated or (isinstance(error, OperationalError) and error.statement is None)):
-            raise
+    except (DBAPIError, TimeoutError) as error:
         # what the driver says, for the log alone, names hosts and users
-        raise UnavailableError('The database cannot be reached: try again in a moment') from error
+        if isinstance(error, TimeoutError) or _is_busy(error):
+            raise UnavailableError('The database is busy: try again in a moment') from error
+        if error.connection_invalidated or (isinstance(error, OperationalError) and error.statement is None):
+            raise UnavailableError('The database cannot be reached: try again in a moment') from error
+        raise
+
+
+def _is_busy(error: DBAPIError) -> bool:
+    """Whether others held what it needed: it may go well the next time."""
+    if getattr(error.orig, 'sqlite_errorcode', 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return True
+    return getattr(error.orig, 'sqlstate', None) in LOCKED
 
 
 def _is_away(error: DBAPIError) -> bool:

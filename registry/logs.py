@@ -6,6 +6,8 @@ the lease and of its place in that file: however often a piece is sent, it is th
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -44,6 +46,16 @@ def append_log(database: Database, run_id: str, lease: str, start: int, data: by
         with database.read() as session:
             if session.get(LogPieceRow, _id(lease, start)) is None:
                 raise
+
+
+def import_log(database: Database, run_id: str, path: Path) -> None:
+    """Move a log that an earlier version has written to a file, and kept there, into the database."""
+    with path.open('rb') as file:
+        start = 0
+        while data := file.read(MAX_PIECE):
+            append_log(database, run_id, run_id, start, data)
+            start += len(data)
+    path.unlink()
 
 
 def log_size(session: Session, run_id: str) -> int:

@@ -607,6 +607,11 @@ class Registry:
 
     # logs and checkpoints of runs
 
+    def import_logs(self) -> None:
+        """Make the logs known that an earlier version has left in the folders of runs on this machine."""
+        for path in (self.home / 'runs').glob('*/log.txt'):
+            logs.import_log(self.database, path.parent.name, path)
+
     def sent_log(self, run_id: str, lease: str) -> int:
         """How many bytes of what the attempt under this lease has printed are in the run's log."""
         with self.database.read() as session:

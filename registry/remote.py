@@ -100,7 +100,8 @@ class RemoteFiles:
         except PermissionError as error:
             raise RegistryError(
                 f'The bucket {bucket!r} of the objects may not be used with these credentials: they need '
-                's3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload'
+                's3:ListBucket, s3:ListBucketMultipartUploads, s3:GetObject, s3:PutObject, s3:DeleteObject and '
+                's3:AbortMultipartUpload'
             ) from error
         except (BotoCoreError, OSError) as error:
             raise RegistryError(f'The bucket {bucket!r} of the objects cannot be reached: {error}') from error

@@ -70,28 +70,35 @@ class Staging:
         try:
             yield staged
         finally:
-            try:
-                self._settle(note)
-            except Exception:
-                # the note stays, and the object's fate is decided at the next start
-                logger.exception('Could not tell whether %s is to be kept', key)
+            self._try_to_settle(note)
 
     def recover(self) -> None:
-        """Settle what processes that are no more have left. To be called by one process at a time."""
+        """Settle what processes that are no more have left. To be called by one process at a time.
+
+        What cannot be settled, as the object store does not allow it or is away, is left to the next start.
+        """
         for folder in self._folder.iterdir():
             lock = self._hold(folder) if folder != self._own else None
             if lock is None:
                 continue
             with lock:
-                for note in folder.glob('*.key'):
-                    self._settle(note)
-                shutil.rmtree(folder, ignore_errors=True)
+                settled = [self._try_to_settle(note) for note in folder.glob('*.key')]
+                if all(settled):
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
         # a note that is there still could not be settled: the next one that opens the registry does so
         if not any(self._own.glob('*.key')):
             shutil.rmtree(self._own, ignore_errors=True)
         self._lock.close()
+
+    def _try_to_settle(self, note: Path) -> bool:
+        try:
+            self._settle(note)
+            return True
+        except Exception:  # the note stays, and the object's fate is decided at the next start
+            logger.exception('Could not tell whether the object of %s is to be kept, or could not remove it', note)
+            return False
 
     def _settle(self, note: Path) -> None:
         # a note that a crash of the machine left empty was followed by nothing

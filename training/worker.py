@@ -76,6 +76,8 @@ def main(run_id: str, lease: str | None = None) -> int:
                 logger.error('Failed for a reason that may pass: %s', passing_reason(error))
                 return PASSING
             logger.exception('Failed')
+            if is_first:
+                persistently(log.send)  # before anyone hears of the end
             why = reason(error, Footprint.read(registry.run_directory(run_id)))
             persistently(lambda: registry.fail_run(run_id, why, heartbeat.lease))
             return 1

@@ -12,7 +12,7 @@ from executors import following
 from executors.encoder import ARTIFACT_TAG, FinetunerExecutor
 from executors.parameters import EncodeParameters
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import ArtifactNotFoundError
+from finetuner.excepts import ArtifactError, ArtifactNotFoundError
 from finetuner.inference import load_engine
 from finetuner.inference.text_encoder import TextEncoder
 from registry import Registry
@@ -31,10 +31,10 @@ def soon(monkeypatch):
 
 @pytest.fixture(scope='module')
 def zips(tiny_model, tmp_path_factory):
-    """Two artifacts whose embeddings differ."""
+    """Three artifacts whose embeddings differ."""
     folder = tmp_path_factory.mktemp('zips')
     paths = []
-    for number in range(2):
+    for number in range(3):
         encoder = TextEncoder.load(tiny_model)
         encoder.backbone.embeddings.word_embeddings.weight.data.mul_(1 + number)
         paths.append(
@@ -58,7 +58,7 @@ def account(registry):
 
 @pytest.fixture
 def artifacts(registry, account, zips):
-    """The ids of the artifacts of two finished runs."""
+    """The ids of the artifacts of three finished runs."""
     ids = []
     for number, path in enumerate(zips):
         registry.create_run(account, 'default', f'run-{number}', {})
@@ -91,8 +91,8 @@ def who_answers(executor):
     return artifact_id
 
 
-def wait_for(executor, artifact_id):
-    deadline = time.monotonic() + 30
+def wait_for(executor, artifact_id, seconds=30):
+    deadline = time.monotonic() + seconds
     while who_answers(executor) != artifact_id:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -111,7 +111,7 @@ def test_a_promotion_is_followed_and_rolled_back(registry, account, artifacts, s
 def test_every_request_is_answered_by_one_model_while_they_change(registry, account, artifacts, zips, start):
     expected = {
         artifact_id: np.stack(load_engine(path).encode(DocumentArray([Document(text=t) for t in TEXTS])).embeddings)
-        for artifact_id, path in zip(artifacts, zips, strict=True)
+        for artifact_id, path in zip(artifacts[:2], zips[:2], strict=True)
     }
     assert not np.allclose(*expected.values(), atol=1e-3)
     registry.promote(account, ALIAS, artifacts[0])
@@ -136,7 +136,7 @@ def test_every_request_is_answered_by_one_model_while_they_change(registry, acco
         (artifact_id,) = {document.tags[ARTIFACT_TAG] for document in answer}
         seen.add(artifact_id)
         np.testing.assert_allclose(np.stack(answer.embeddings), expected[artifact_id], atol=1e-5)
-    assert seen == set(artifacts)
+    assert seen == set(artifacts[:2])
 
 
 def test_an_artifact_that_cannot_be_loaded_is_not_switched_to(registry, account, artifacts, start):
@@ -148,8 +148,8 @@ def test_an_artifact_that_cannot_be_loaded_is_not_switched_to(registry, account,
     registry.promote(account, ALIAS, artifacts[1])
     time.sleep(1)
     assert who_answers(executor) == artifacts[0]
-    registry.promote(account, ALIAS, artifacts[0])
-    assert who_answers(executor) == artifacts[0]
+    registry.promote(account, ALIAS, artifacts[2])
+    wait_for(executor, artifacts[2], seconds=10)  # not only when the broken one would be tried again
 
 
 def test_an_alias_that_names_nothing_yet_is_waited_for(registry, account, artifacts, start):
@@ -168,3 +168,13 @@ def test_a_run_is_served_by_its_name_and_stays(registry, account, artifacts, sta
     executor = start('default/run-1')
     assert who_answers(executor) == artifacts[1]
     assert executor._follower is None
+
+
+def test_a_run_that_is_not_there_is_told_beside_the_hub_that_has_no_such_model(artifacts):
+    with pytest.raises(ArtifactError, match="As a run: There is no run 'nix' .* As a model of a hub: "):
+        FinetunerExecutor('default/nix')
+
+
+def test_a_token_that_is_wrong_is_told_beside_the_hub_that_has_no_such_model(artifacts):
+    with pytest.raises(ArtifactError, match='As a run: .*token.* As a model of a hub: '):
+        FinetunerExecutor('default/run-1', token='wrong')

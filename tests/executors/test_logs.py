@@ -1,6 +1,7 @@
 import pytest
 
 from executors.logs import LIMIT, read_log
+from executors.trainer import TrainerExecutor
 from registry import Registry
 
 LEASE = 'a' * 24
@@ -56,3 +57,15 @@ def test_a_long_log_comes_in_pieces(registry, run_id):
         assert len(piece.encode()) <= LIMIT
         read += piece
     assert read == content
+
+
+def test_a_log_of_an_earlier_version_is_read(registry, run_id):
+    content = b'a line\n' * 100_000
+    path = registry.run_directory(run_id) / 'log.txt'
+    path.write_bytes(content)
+    executor = TrainerExecutor()
+    executor.close()
+    assert registry.read_log(run_id, 0, 1 << 20) == content
+    assert not path.exists()
+    registry.append_log(run_id, LEASE, 0, b'resumed')
+    assert registry.read_log(run_id, len(content), 100) == b'resumed'

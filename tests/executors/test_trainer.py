@@ -1,13 +1,17 @@
 """The trainer without a Flow around it."""
 
+import asyncio
+
 import pytest
 from sqlalchemy import select
 
 from executors import trainer
 from executors.parameters import FitParameters, RunParameters
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import ParameterError, RegistryError, RunFailedError
+from finetuner.excepts import NotFoundError, ParameterError, RegistryError, RunFailedError
 from registry.models import RunRow
+
+RUN = {'run_name': 'r', 'experiment_name': 'default'}
 
 
 @pytest.fixture
@@ -76,6 +80,40 @@ def test_a_run_is_cancelled_and_resumed(executor, submit, tmp_path):
     assert tags(executor.cancel)['status'] == 'FINISHED'
     with pytest.raises(RegistryError, match="the run 'r' has finished: there is nothing to go on with"):
         tags(executor.resume)
+
+
+def test_the_end_of_a_log_comes_although_the_run_was_silent_for_long(executor, submit, monkeypatch):
+    make, token = submit
+    run_id = make()['id']
+    registry, lease = executor.registry, 'a' * 24
+    monkeypatch.setattr(trainer, 'POLL', 0.02)
+    monkeypatch.setattr(trainer, 'LAST_WORDS', 0.4)
+    registry.start_run(run_id, 'host:1', lease)
+
+    async def read():
+        return ''.join([piece.text async for piece in executor.logstream(Document(tags={**RUN, 'token': token}))])
+
+    async def listen():
+        text = asyncio.create_task(read())
+        await asyncio.sleep(1)
+        registry.fail_run(run_id, 'no reason', lease)
+        await asyncio.sleep(0.1)
+        registry.append_log(run_id, lease, 0, b'the last words')
+        return await text
+
+    assert asyncio.run(listen()) == 'the last words'
+
+
+def test_a_run_of_another_is_as_one_that_is_not_there(executor, submit):
+    make, _ = submit
+    run_id = make()['id']
+    other = executor.registry.create_token(executor.registry.create_account('other').id, 'test')
+    told = []
+    for asked in (run_id, 'f' * 24):
+        with pytest.raises(NotFoundError) as raised:
+            executor.status(DocumentArray(), parameters=RunParameters(token=other, run_id=asked))
+        told.append(str(raised.value).replace(asked, 'ID'))
+    assert told[0] == told[1]
 
 
 def test_a_token_of_a_tracker_is_kept_for_the_worker_alone(executor, submit):

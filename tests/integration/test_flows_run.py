@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import requests
 
+from executors.encoder import FinetunerExecutor
+from executors.parameters import EncodeParameters
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import ArtifactError, ParameterError, RegistryError, RunFailedError
 
@@ -171,6 +173,20 @@ def test_an_artifact_comes_in_pieces(service, finished_run):
     assert 'finished/metadata.yml' in zipfile.ZipFile(io.BytesIO(content)).namelist()
     with pytest.raises(ArtifactError, match='no artifact'):
         service.call('/artifact', artifact_id='f' * 24)
+
+
+@pytest.mark.parametrize('reference', ['default/finished', 'served@elsewhere'])
+def test_an_executor_elsewhere_serves_what_a_reference_means(service, finished_run, reference, monkeypatch):
+    service.call('/promote', alias='served@elsewhere', artifact='default/finished')
+    monkeypatch.setenv('FINETUNER_HOST', f'grpc://localhost:{service.port}')
+    executor = FinetunerExecutor(reference, token=service.token)
+    try:
+        answered = executor.encode(docs=DocumentArray([Document(text='fig')]), parameters=EncodeParameters())
+        assert executor.served.artifact_id == finished_run['artifact_id']
+        assert answered[0].embedding is not None
+    finally:
+        executor.close()
+        service.call('/delete_alias', alias='served@elsewhere')
 
 
 def test_a_run_that_fails_says_why(service, tmp_path):

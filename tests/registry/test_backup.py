@@ -68,6 +68,25 @@ def test_a_backup_is_a_home_itself(registry, account, documents, tmp_path):
         assert len(texts_of(restored, account, tmp_path)['intents']) == 10
 
 
+def test_a_folder_that_a_service_has_started_on_is_not_overwritten(registry, account, documents, tmp_path):
+    write_backup(registry.database, registry.objects, tmp_path / 'backup')
+    url = f'sqlite:///{tmp_path / "backup" / "registry.db"}'
+    with Registry.open(tmp_path / 'backup', url, str(tmp_path / 'backup' / 'objects')) as used:
+        used.append_documents(account, 'mine', documents(1))
+        with pytest.raises(RegistryError, match='A service uses .*registry.db, or was killed'):
+            write_backup(registry.database, registry.objects, tmp_path / 'backup')
+        assert used.get_dataset(account, 'mine').rows == 1
+
+
+def test_a_first_backup_that_was_killed_is_begun_again(registry, account, documents, tmp_path):
+    registry.append_documents(account, 'intents', documents(10))
+    (tmp_path / 'backup' / '.backup-abc').mkdir(parents=True)
+    (tmp_path / 'backup' / '.backup-abc' / 'registry.db').write_text('half')
+    (tmp_path / 'backup' / 'objects' / 'shards').mkdir(parents=True)
+    write_backup(registry.database, registry.objects, tmp_path / 'backup')
+    assert {path.name for path in (tmp_path / 'backup').iterdir()} == {'registry.db', 'objects'}
+
+
 def test_every_row_has_its_objects_although_others_write_and_delete(registry, account, documents, tmp_path):
     chance, stop = random.Random(0), threading.Event()
     registry.append_documents(account, 'always', documents(20))

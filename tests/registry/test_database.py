@@ -1,7 +1,7 @@
 import pytest
 from sqlalchemy import text
 
-from finetuner.excepts import RegistryError
+from finetuner.excepts import RegistryError, UnavailableError
 from registry import Registry
 from registry.database import Database
 from registry.models import Base, now
@@ -22,6 +22,20 @@ def test_places_come_from_the_environment(monkeypatch, tmp_path, documents):
     assert (tmp_path / 'elsewhere' / 'state.db').exists()
     assert len(list((tmp_path / 'objects elsewhere').rglob('*.arrow'))) == 1
     assert sorted(path.name for path in (tmp_path / 'home').iterdir()) == ['open.lock', 'staging']
+
+
+def test_a_database_that_others_hold_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr('registry.database.BUSY_TIMEOUT_MS', 50)
+    monkeypatch.setattr('registry.database.SQLITE_OPTIONS', {'pool_size': 1, 'max_overflow': 0, 'pool_timeout': 0.05})
+    first, second = (Database(f'sqlite:///{tmp_path / "held.db"}') for _ in range(2))
+    with first.write() as holding:
+        holding.execute(text('SELECT 1'))
+        with pytest.raises(UnavailableError, match='The database is busy: try again'), second.write() as waiting:
+            waiting.execute(text('SELECT 1'))
+        with pytest.raises(UnavailableError, match='The database is busy: try again'), first.read() as session:
+            session.execute(text('SELECT 1'))
+    first.close()
+    second.close()
 
 
 def test_times_keep_their_zone(tmp_path):

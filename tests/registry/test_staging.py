@@ -35,6 +35,32 @@ def test_what_cannot_be_settled_is_settled_at_the_next_start(tmp_path, objects, 
     assert list((tmp_path / 'staging').iterdir()) == []
 
 
+def test_one_object_that_cannot_be_removed_holds_nobody_up(tmp_path, objects, monkeypatch):
+    lost = Staging(tmp_path / 'staging', objects, lambda key: False)
+    for key in ('shards/a.arrow', 'shards/b.arrow'):
+        (lost._own / f'{key[-7]}.key').write_text(key)
+        (tmp_path / 'rows').write_text('rows')
+        objects.put(tmp_path / 'rows', key)
+    lost.close()
+
+    delete = objects.delete
+
+    def refuse(key):
+        if key == 'shards/a.arrow':
+            raise PermissionError('AccessDenied')
+        delete(key)
+
+    monkeypatch.setattr(objects, 'delete', refuse)
+    after = Staging(tmp_path / 'staging', objects, lambda key: False)
+    after.recover()
+    assert names(tmp_path / 'objects') == ['a.arrow']
+    monkeypatch.undo()
+    after.recover()
+    assert names(tmp_path / 'objects') == []
+    after.close()
+    assert list((tmp_path / 'staging').iterdir()) == []
+
+
 def test_a_url_of_a_folder_is_that_folder(tmp_path):
     store = ObjectStore(f'file://{tmp_path / "objects"}')
     (tmp_path / 'one').write_text('text')

@@ -23,9 +23,14 @@ class LogSender:
     def __init__(self, registry: Registry, run_id: str, lease: str, path: Path):
         self._registry, self._run_id, self._lease, self._path = registry, run_id, lease, path
         self._sent: int | None = None
+        self._lock = threading.Lock()
 
     def send(self) -> None:
         """Send all that is there."""
+        with self._lock:
+            self._send()
+
+    def _send(self) -> None:
         if not self._path.exists():
             return
         if self._sent is None:
