@@ -41,6 +41,10 @@ class RegistryError(ValueError):
     """A name is taken, unknown or malformed."""
 
 
+class NotFoundError(RegistryError):
+    """There is no experiment, run, data set, token or account of this name or id that the caller may see."""
+
+
 class SelectModelRequired(ValueError):
     """The artifact holds several models and `select_model` does not say which to load."""
 

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from finetuner import settings
 from finetuner.excepts import ArtifactError, DataError, RegistryError
 from registry import accounts, artifacts, datasets, experiments, first_start, runs
+from registry.clicks import Clicks
 from registry.database import Database
 from registry.datasets import restore, snapshot
 from registry.models import ArtifactRow, ShardRow
@@ -52,6 +53,7 @@ class Registry:
         self.home = home
         self.database = database
         self.objects = objects
+        self.clicks = Clicks(database)
         self._staging = staging
 
     @classmethod
