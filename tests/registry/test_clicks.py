@@ -4,6 +4,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
@@ -353,7 +354,7 @@ def test_no_session_is_lost_or_joins_a_released_batch(registry, account):
 def test_events_that_come_together_are_added_once(registry, account, add):
     add('s')
     events = [{'event_id': str(number), 'object_id': 'a'} for number in range(40)]
-    added = at_once(*(lambda: registry.clicks.register_events(account, 's', events) for _ in range(4)),
-                    *(lambda: registry.clicks.register_events(account, 's', events[::-1]) for _ in range(4)))  # fmt: skip
+    orders = [events, events[::-1]] * 4
+    added = at_once(*(partial(registry.clicks.register_events, account, 's', order) for order in orders))
     assert sum(added) == 40
     assert len(registry.clicks.get_session(account, 's').events) == 40
