@@ -22,7 +22,7 @@ NEEDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ('bake at home', 'for bread lovers', 'sunday cake'): ('proofing basket', 'loaf tin', 'stand mixer'),
     ('eat more greens', 'healthy lunch', 'fresh and crisp'): ('salad spinner', 'mandoline', 'herb planter'),
     ('sit better at work', 'my back hurts', 'long hours at the desk'): ('lumbar cushion', 'footrest', 'saddle stool'),
-    ('less noise', 'concentrate', 'loud neighbours'): ('earmuffs', 'acoustic panel', 'desk fountain'),
+    ('less noise', 'concentrate', 'loud neighbours'): ('earmuffs', 'acoustic panel', 'sound machine'),
     ('tidy up', 'too many cables', 'clear the mess'): ('drawer organiser', 'cable box', 'pegboard'),
     ('gift for a writer', 'notes and ideas', 'write by hand'): ('fountain pen', 'dotted notebook', 'blotting pad'),
 }

@@ -147,7 +147,7 @@ def test_images_are_named_by_their_files(tmp_path):
 
 def test_weights_undo_the_bias_of_positions(shop, simulate):
     """What is wanted is clicked less often further down; by its weights it is worth the same."""
-    sessions = simulate(4000, eta=1.0, noise=0.0)
+    sessions = simulate(2500, eta=1.0, noise=0.0)
     numbers = {found.object_id: number for number, found in enumerate(shop.products)}
     relevance = {query.text: shop.relevance(query) for query in shop.queries}
 

@@ -7,26 +7,26 @@ from tests.training.clicks.conftest import feedback, session
 from training.clicks.position_bias import estimate_propensities, power_law
 
 
-@pytest.mark.parametrize('eta', [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize('eta', [0.0, 0.5, 1.5])
 def test_the_bias_of_users_is_found(simulate, eta):
-    found = estimate_propensities(simulate(4000, eta=eta))
+    found = estimate_propensities(simulate(2500, eta=eta))
     assert found[0] == 1 and (np.diff(found) <= 0).all()
-    assert np.abs(found - power_law(10, eta)).max() < 0.15
+    assert np.abs(found - power_law(10, eta)).max() < 0.2
 
 
 def test_the_bias_is_found_where_the_search_is_good(shop, simulate):
     """The clicks fall with the position faster than users' attention does, since what is wanted is at the top."""
-    sessions = simulate(8000, search=shop.relevance, eta=0.5, spread=0.5)
+    sessions = simulate(4000, search=shop.relevance, eta=0.5, spread=0.5)
     clicks = np.mean([entry.clicks for entry in sessions], axis=0)
     naive = clicks / clicks[0]
     found = estimate_propensities(sessions)
     assert np.abs(naive - power_law(10, 0.5)).max() > 0.2
-    assert np.abs(found - power_law(10, 0.5)).max() < 0.12
+    assert np.abs(found - power_law(10, 0.5)).max() < 0.15
 
 
 def test_random_clicks_have_a_bias_as_well(simulate):
-    found = estimate_propensities(simulate(4000, at_random=True, eta=1.0))
-    assert np.abs(found - power_law(10)).max() < 0.15
+    found = estimate_propensities(simulate(2500, at_random=True, eta=1.0))
+    assert np.abs(found - power_law(10)).max() < 0.2
 
 
 def test_what_was_never_shown_elsewhere_tells_nothing_and_the_log_says_so(caplog):
