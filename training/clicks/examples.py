@@ -188,7 +188,7 @@ def training_documents(
 
 def content(item: str | Path) -> Content:
     """A text as it is, and an image by the file that it is in."""
-    return Content(uri=str(item)) if isinstance(item, Path) else Content(text=item)
+    return Content(uri=str(item), modality='image') if isinstance(item, Path) else Content(text=item)
 
 
 def _confidences(entry: Feedback, options: ClickOptions) -> np.ndarray:
