@@ -35,8 +35,8 @@ def test_ports_follow_the_environment_each_time(name, monkeypatch):
     ('name', 'executors'),
     [
         ('encode.yml', ['encoder']),
-        ('train.yml', ['dataset', 'trainer']),
-        ('finetuner.yml', ['dataset', 'trainer', 'encoder']),
+        ('train.yml', ['dataset', 'clicks', 'trainer']),
+        ('finetuner.yml', ['dataset', 'clicks', 'trainer', 'encoder']),
     ],
 )
 def test_executors(name, executors):

@@ -183,7 +183,8 @@ def test_texts_of_a_web_server(web, tmp_path):
     'address',
     ['../admin/key.txt', 'x/../../admin/key.txt', '/admin/key.txt', '//127.0.0.1/admin/key.txt', '{url}admin/key.txt',
      '{url}shop/../admin/key.txt', '{url}shop/%2e%2e/admin/key.txt', '{url}shop/..%2fadmin/key.txt',
-     '..\\admin\\key.txt', 'file:///etc/passwd', '%2e%2e/admin/key.txt', '@127.0.0.1/admin/key.txt', '?/../../admin/key.txt'],
+     '..\\admin\\key.txt', 'file:///etc/passwd', '%2e%2e/admin/key.txt', '@127.0.0.1/admin/key.txt',
+     '?/../../admin/key.txt'],
 )  # fmt: skip
 def test_no_address_leads_to_another_place_of_the_web(web, tmp_path, address):
     url, asked = web
