@@ -6,7 +6,7 @@ import numpy as np
 
 MEAN_COSINE = 0.95
 """Above this the embeddings point one way."""
-LOST_RANK = 0.25
+LOST_RANK = 0.1
 """A model that keeps less than this part of the effective rank that it began with has collapsed."""
 
 
