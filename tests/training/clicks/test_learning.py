@@ -66,7 +66,7 @@ def learn(shop, shop_model, simulate, tmp_path, monkeypatch):
 
         return embed
 
-    def run(loss, loss_options=None, sessions=1200, **behaviour):
+    def run(loss, loss_options=None, sessions=1500, **behaviour):
         split = split_sessions(simulate(sessions, **behaviour), 0.25)
         seen = judge(split.train, OPTIONS, shop.titles)
         held_out = judge(split.test, OPTIONS, shop.titles, seen.propensities)
@@ -94,9 +94,9 @@ def learn(shop, shop_model, simulate, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('loss', 'options'),
     [
-        ('CosineProbMarginRankingLoss', {'margin': 0.05}),
+        ('MultipleNegativeRankingLoss', {}),
         pytest.param('ProbMarginRankingLoss', {}, marks=pytest.mark.slow),
-        pytest.param('MultipleNegativeRankingLoss', {}, marks=pytest.mark.slow),
+        pytest.param('CosineProbMarginRankingLoss', {'margin': 0.05}, marks=pytest.mark.slow),
     ],
 )
 def test_clicks_make_a_model_better_on_queries_that_it_has_not_seen(learn, loss, options):
@@ -108,7 +108,7 @@ def test_clicks_make_a_model_better_on_queries_that_it_has_not_seen(learn, loss,
 
 
 def test_random_clicks_promote_nothing(learn):
-    found = learn('CosineProbMarginRankingLoss', {'margin': 0.05}, sessions=600, at_random=True)
+    found = learn('CosineProbMarginRankingLoss', {'margin': 0.05}, sessions=400, at_random=True)
     assert found.refusal is not None
     assert 'that is not better beyond noise' in found.refusal or 'has collapsed' in found.refusal
 
