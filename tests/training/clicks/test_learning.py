@@ -45,6 +45,7 @@ def shop_model(shop, tmp_path_factory):
 def learn(shop, shop_model, simulate, tmp_path, monkeypatch):
     """Trains on simulated sessions, and gives the verdict over those that were held out."""
     kept = {}
+    torch.set_num_threads(1)  # two would wait for each other longer than they compute
 
     def keep(task):
         kept['encoder'] = task.by_name['model'].eval()

@@ -44,7 +44,7 @@ def test_no_item_is_on_both_sides_where_they_can_be_parted():
 
 
 def test_the_seed_alone_decides(simulate):
-    sessions = simulate(200)
+    sessions = simulate(600, spread=1.0)
     one, again, other = (split_sessions(sessions, 0.2, seed) for seed in (1, 1, 2))
     assert names(one.test) == names(again.test) != names(other.test)
 
