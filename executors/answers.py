@@ -19,6 +19,7 @@ from registry import (
     Token,
     Usage,
 )
+from registry.click_records import ClickBatch, ClickSession
 
 Item = TypeVar('Item')
 
@@ -144,6 +145,44 @@ def describe_promotion(promotion: Promotion) -> dict[str, Any]:
 
 def _time(time: datetime | None) -> str | None:
     return None if time is None else time.isoformat()
+
+
+def describe_session(session: ClickSession) -> dict[str, Any]:
+    """All about a click session, its events included. Times are seconds since 1970."""
+    return {
+        'session_id': session.session_id,
+        'search_query': session.search_query,
+        'search_results': [
+            {'object_id': result.object_id, 'rank': result.rank, 'meta': result.meta}
+            for result in session.search_results
+        ],
+        'search_meta': session.search_meta,
+        'user_id': session.user_id,
+        'created_at': int(session.created_at.timestamp()),
+        'is_irrelevant': session.is_irrelevant,
+        'events': [
+            {
+                'event_id': event.event_id,
+                'object_id': event.object_id,
+                'event_type': event.event_type,
+                'created_at': int(event.created_at.timestamp()),
+                'meta': event.meta,
+            }
+            for event in session.events
+        ],
+    }
+
+
+def describe_batch(batch: ClickBatch) -> dict[str, Any]:
+    """All about a batch of click sessions. Times are seconds since 1970."""
+    return {
+        'batch_id': batch.id,
+        'status': batch.status,
+        'sessions': batch.sessions,
+        'created_at': int(batch.created_at.timestamp()),
+        'release_id': batch.release_id,
+        'released_at': None if batch.released_at is None else int(batch.released_at.timestamp()),
+    }
 
 
 def _wire(value: Any) -> Any:

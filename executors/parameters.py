@@ -220,6 +220,87 @@ class TokenParameters(Parameters):
     """`/whoami`, `/usage`: a token and nothing else."""
 
 
+class ShownResult(BaseModel):
+    """A result as it was shown to a user."""
+
+    model_config = ConfigDict(extra='forbid')
+
+    object_id: str
+    rank: float | None = Field(default=None, description='The score that the search gave it, such as a cosine.')
+    meta: dict[str, Any] | None = Field(default=None, description='What is in the item, or where it is.')
+
+
+class SessionParameters(Parameters):
+    """`/register_session`: a search and what it showed, which becomes a part of the batch that collects."""
+
+    session_id: str = Field(description='Of the client, unique within the account.')
+    search_query: str
+    search_results: list[ShownResult]
+    search_meta: dict[str, Any] | None = None
+    user_id: str | None = None
+    created_at: int | None = Field(default=None, description='Seconds since 1970 in UTC, about now.')
+
+
+class UserEvent(BaseModel):
+    """What a user did with a result."""
+
+    model_config = ConfigDict(extra='forbid')
+
+    event_id: str = Field(description='Of the client, unique within the session.')
+    object_id: str
+    event_type: str = 'click'
+    created_at: int | None = Field(default=None, description='Seconds since 1970 in UTC.')
+    meta: dict[str, Any] | None = Field(default=None, description='`importance` is a weight.')
+
+
+class EventsParameters(Parameters):
+    """`/register_events`: what a user did in a session."""
+
+    session_id: str
+    events: list[UserEvent]
+
+
+class SessionIdParameters(Parameters):
+    """A session by its id."""
+
+    session_id: str
+
+
+class ReleaseParameters(Parameters):
+    """`/release_batch`: the same id gives the same batch."""
+
+    release_id: str
+
+
+class BatchParameters(Parameters):
+    """A batch by its id."""
+
+    batch_id: str
+
+
+class BatchesParameters(Parameters):
+    """`/batches`: one page of batches."""
+
+    page: int = Field(default=1, ge=1)
+    size: int = Field(default=50, ge=1, le=100)
+
+
+class BatchSessionsParameters(Parameters):
+    """`/batch_sessions`: the sessions of a batch after a number."""
+
+    batch_id: str
+    after_number: int = Field(default=0, ge=0)
+    limit: int = Field(default=10, ge=1, le=1000)
+    events_limit: int = Field(default=100, ge=1, le=1000)
+
+
+class DeleteSessionsParameters(Parameters):
+    """`/delete_sessions`: those of a user, or those that are older than so many days."""
+
+    user_id: str | None = None
+    older_than_days: float | None = Field(default=None, ge=0, le=36_500)
+
+
 class EncodeParameters(Parameters):
     """`/encode`: a token where the executor needs one. The rest is for other executors of the Flow."""
 

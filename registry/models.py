@@ -19,6 +19,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
@@ -74,6 +75,7 @@ class Base(DeclarativeBase):
         int: BigInteger,
         datetime: UTCDateTime,
         dict[str, Any]: JSON(none_as_null=True),
+        list[dict[str, Any]]: JSON(none_as_null=True),
     }
 
     id: Mapped[str] = mapped_column(CleanString(24), primary_key=True, default=new_id, sort_order=-1)
@@ -219,3 +221,66 @@ class PromotionRow(Base):
     alias: Mapped[str]
     number: Mapped[int]
     artifact_id: Mapped[str] = mapped_column(ForeignKey('artifacts.id'), index=True)
+
+
+class ClickBatchRow(Base):
+    """Click sessions that are learned from together. An account has one at most that still collects."""
+
+    __tablename__ = 'click_batches'
+    __table_args__ = (
+        UniqueConstraint('account_id', 'release_id'),
+        CheckConstraint("status IN ('collecting', 'released')", name='status'),
+        Index(
+            'uq_click_batches_collecting',
+            'account_id',
+            unique=True,
+            sqlite_where=text("status = 'collecting'"),
+            postgresql_where=text("status = 'collecting'"),
+        ),
+    )
+
+    account_id: Mapped[str] = mapped_column(ForeignKey('accounts.id'))
+    status: Mapped[str] = mapped_column(String(16))
+    last_number: Mapped[int]  # of its sessions: those that are deleted leave a gap
+    release_id: Mapped[str | None]
+    released_at: Mapped[datetime | None]
+
+
+class ClickSessionRow(Base):
+    """A search and what was shown. `created_at` is when the client says that it was."""
+
+    __tablename__ = 'click_sessions'
+    __table_args__ = (
+        UniqueConstraint('account_id', 'session_id'),
+        UniqueConstraint('batch_id', 'number'),
+        Index(None, 'account_id', 'user_id'),
+        Index(None, 'account_id', 'created_at'),
+    )
+
+    account_id: Mapped[str] = mapped_column(ForeignKey('accounts.id'))
+    batch_id: Mapped[str] = mapped_column(ForeignKey('click_batches.id'))
+    number: Mapped[int]
+    session_id: Mapped[str]
+    search_query: Mapped[str] = mapped_column(Text)
+    search_results: Mapped[list[dict[str, Any]]]
+    search_meta: Mapped[dict[str, Any] | None]
+    user_id: Mapped[str | None]
+    is_irrelevant: Mapped[bool] = mapped_column(default=False)
+
+
+class ClickEventRow(Base):
+    """What a user did with a result. It may arrive before its session, so there is no key that refers to that."""
+
+    __tablename__ = 'click_events'
+    __table_args__ = (
+        UniqueConstraint('account_id', 'session_id', 'event_id'),
+        Index(None, 'account_id', 'created_at'),
+    )
+
+    account_id: Mapped[str] = mapped_column(ForeignKey('accounts.id'))
+    session_id: Mapped[str]
+    event_id: Mapped[str]
+    position: Mapped[int]  # in the request that brought it
+    object_id: Mapped[str]
+    event_type: Mapped[str]
+    meta: Mapped[dict[str, Any] | None]

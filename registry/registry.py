@@ -29,6 +29,7 @@ from registry import (
     quotas,
     runs,
 )
+from registry.clicks import Clicks
 from registry.database import Database
 from registry.models import ArtifactRow, CheckpointRow, ShardRow
 from registry.names import check_alias, check_id, check_name, new_id
@@ -81,6 +82,7 @@ class Registry:
         self.home = home
         self.database = database
         self.objects = objects
+        self.clicks = Clicks(database)
         self._staging = staging
 
     @classmethod

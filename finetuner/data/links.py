@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from finetuner.data.contents import decode_data_uri, is_data_uri
 from finetuner.excepts import DataError
 
-MAX_BYTES = {'image': 64 << 20, 'mesh': 256 << 20}
+MAX_BYTES = {'image': 64 << 20, 'mesh': 256 << 20, 'text': 1 << 20}
 TIMEOUT = 20  # seconds without a byte
 DEADLINE = 120  # seconds for one file
 
@@ -57,7 +57,7 @@ class Links:
         """The content of a file.
 
         :param uri: a path, or a URI of one of the schemes file, data, http, https, or of those that fsspec knows.
-        :param kind: 'image' or 'mesh': how large the file may be.
+        :param kind: 'image', 'mesh' or 'text': how large the file may be.
         :raises DataError: it may not or cannot be read, is empty, or is too large.
         """
         limit = MAX_BYTES[kind]

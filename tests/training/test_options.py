@@ -253,6 +253,7 @@ def shaped(train_csv, tmp_path_factory):
         ('pairs', {'loss': 'SelfSupervisedLoss', 'loss_options': {'loss': 'NTXentLoss'}}),
         ('scored', {'loss': 'CosineSimilarityLoss'}),
         ('triplets', {'loss': 'MarginMSELoss'}),
+        ('triplets', {'loss': 'CosineProbMarginRankingLoss', 'loss_options': {'margin': 0.1}}),
         ('triplets', {'loss': 'MatryoshkaLoss', 'loss_options': {'loss': 'MarginMSELoss', 'dims': [32, 8]}}),
     ],
     ids=str,

@@ -21,6 +21,7 @@ from training.losses.multiple_losses import MultipleLosses, common_shape
 from training.losses.multiple_negative_ranking import MultipleNegativeRankingLoss
 from training.losses.objective import Objective, Shape
 from training.losses.options import check_options, construct
+from training.losses.prob_margin import CosineProbMarginRankingLoss, ProbMarginRankingLoss
 from training.losses.self_supervised import SelfSupervisedLoss
 from training.losses.siglip import SigLIPLoss
 from training.losses.vicreg import VICRegLoss
@@ -31,9 +32,11 @@ SIMPLE: dict[str, type[Objective]] = {
     cls.__name__: cls
     for cls in (
         CLIPLoss,
+        CosineProbMarginRankingLoss,
         CosineSimilarityLoss,
         MarginMSELoss,
         MultipleNegativeRankingLoss,
+        ProbMarginRankingLoss,
         SigLIPLoss,
         VICRegLoss,
     )

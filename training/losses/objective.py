@@ -19,7 +19,8 @@ class Objective(nn.Module):
     labelled       any number, all items carry a label      labels
     pairs          anchors, positives                       labels: rows of one label are no negatives
     scored pairs   two, in any order                        scores: how similar they are
-    triplets       queries, positives, negatives            scores: by how much the positive is nearer
+    triplets       queries, positives, negatives            scores: by how much the positive is nearer, or how
+                                                            much the triplet counts, as the loss says
     ============== ======================================== ===========================================
     """
 

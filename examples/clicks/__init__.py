@@ -1,0 +1,1 @@
+"""A shop that there is not, and users who click in it, to show how a model learns from clicks."""

@@ -1,0 +1,127 @@
+"""Files of methods: the shipped ones, those of the operator, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from finetuner.excepts import NotFoundError, ParameterError
+from training.methods import find_methods, load_method
+from training.methods.loading import SHIPPED, read_method
+
+PLAIN = {'name': 'mine', 'model': 'all-minilm-l6-v2', 'items': {'loader': 'inline'}}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to_file(values, name='mine.yml'):
+        path = tmp_path / name
+        path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+        return path
+
+    return to_file
+
+
+@pytest.fixture(scope='module')
+def shipped():
+    return find_methods([SHIPPED])
+
+
+def test_two_methods_are_shipped(shipped):
+    assert shipped.keys() == {'text-to-text', 'text-to-image'}
+    text, image = shipped['text-to-text'], shipped['text-to-image']
+    assert (text.items.loader, text.items.modality, text.loss) == ('inline', 'text', 'CosineProbMarginRankingLoss')
+    assert (image.items.loader, image.items.modality, image.model) == ('folder', 'image', 'clip-base-en')
+    assert text.metric == image.metric == 'ndcg_at_10'
+
+
+def test_a_choice_of_the_search_space_becomes_a_config(shipped):
+    chosen = {'learning_rate': 3e-5, 'loss_options.margin': 0.05, 'optimizer_options.weight_decay': 1e-4, 'freeze': 2}
+    config = shipped['text-to-text'].config(chosen, 'clicks', run_name='r', epochs=1, model_artifact='a' * 24)
+    assert (config.model, config.train_data, config.run_name) == ('all-minilm-l6-v2', 'clicks', 'r')
+    assert (config.learning_rate, config.freeze, config.epochs, config.batch_size) == (3e-5, 2, 1, 64)
+    assert config.loss_options == {'margin': 0.05} and config.optimizer_options == {'weight_decay': 1e-4}
+    with pytest.raises(ParameterError, match="'epochs' is not in the search space of the method 'text-to-text'"):
+        shipped['text-to-text'].config({'epochs': 3}, 'clicks')
+
+
+def test_options_of_the_method_stay_beside_those_that_are_chosen(write):
+    method = read_method(write({**PLAIN, 'loss_options': {'margin': 0.1, 'min_difference': 0.01},
+                                'search': {'space': {'loss_options.margin': [0.02, 0.05]}}}))  # fmt: skip
+    assert method.config({'loss_options.margin': 0.02}, 'x').loss_options == {'margin': 0.02, 'min_difference': 0.01}
+    assert method.config({}, 'x').loss_options == {'margin': 0.1, 'min_difference': 0.01}
+
+
+def test_methods_of_the_operator_come_first(write, tmp_path, monkeypatch):
+    write({**PLAIN, 'name': 'text-to-text', 'description': 'ours'})
+    write({**PLAIN, 'name': 'Default Fine Tuning Method'}, 'other.yml')
+    monkeypatch.setenv('FINETUNER_METHODS', str(tmp_path))
+    assert load_method('text-to-text').description == 'ours'
+    assert load_method('Default Fine Tuning Method').version == '1.0.0'
+    assert load_method('text-to-image').model == 'clip-base-en'
+    with pytest.raises(NotFoundError, match="unknown fine-tuning method 'text-to-txt': did you mean text-to-text"):
+        load_method('text-to-txt')
+
+
+@pytest.mark.parametrize(
+    ('values', 'sentence'),
+    [
+        ({'modl': 'x'}, "'modl' is unknown"),
+        ({'items': {'loader': 'inline', 'root': '/'}}, "'items.inline.root' is unknown"),
+        ({'items': {'loader': 'gopher'}}, "items: Input tag 'gopher' found"),
+        ({'items': {'loader': 'http', 'base': 'file:///etc/'}}, 'items.http.base: String should match pattern'),
+        ({'items': {'loader': 'http', 'base': 'https://host/a?key=1'}}, 'items.http.base: String should match pattern'),
+        ({'clicks': {'position_bias': 'guess'}}, 'clicks.position_bias'),
+        ({'clicks': {'negative_downsampling': 0}}, 'clicks.negative_downsampling: Input should be greater than 0'),
+        ({'clicks': {'confidance': 'none'}}, "'clicks.confidance' is unknown"),
+        ({'name': '../x'}, 'name: String should match pattern'),
+        ({'metric': 'dist_shift'}, "metric is 'dist_shift': give 'ndcg_at_10' or"),
+        ({'loss': 'CosineProbMarginLoss'}, "unknown loss 'CosineProbMarginLoss': did you mean CosineProbMargin"),
+        ({'loss_options': {'margn': 1}}, "unknown option of CosineProbMarginRankingLoss 'margn': did you mean margin"),
+        ({'fit': {'epoch': 3}}, "fit: 'epoch' is no argument of a fit"),
+        ({'fit': {'epochs': 0}}, 'epochs: input should be greater than or equal to 1'),
+        ({'fit': {'train_data': 'x'}}, "fit: 'train_data' is not for a method to say here"),
+        ({'search': {'space': {'learning_rat': [1]}}}, "search.space: 'learning_rat' is no argument of a fit"),
+        ({'search': {'space': {'model': ['x']}}}, "search.space: 'model' is not for a method to say here"),
+        ({'search': {'space': {'loss_options.margin': [0.1, -1]}}}, 'margin is -1: give a number above 0'),
+        ({'search': {'space': {'learning_rate': {'low': 1, 'high': 0}}}}, 'low is 1, and high 0: low must be the less'),
+        ({'search': {'space': {'learning_rate': {'low': 0, 'high': 1, 'log': True}}}}, 'with log, it must be above 0'),
+        ({'search': {'space': {'learning_rate': []}}}, 'search.space.learning_rate'),
+        ({'search': {'evaluations': 0}}, 'search.evaluations: Input should be greater than or equal to 1'),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_what_is_wrong_is_refused_by_name(write, values, sentence):
+    with pytest.raises(ParameterError, match='mine.yml') as caught:
+        read_method(write({**PLAIN, **values}))
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('text', 'sentence'),
+    [
+        ('name: [', 'is no YAML'),
+        ('- a\n- b\n', 'holds no mapping'),
+        ('', 'holds no mapping'),
+        ('name: a\nname: b\n', "'name' is there twice"),
+        ('name: !!python/object/apply:os.system [ls]\n', 'is no YAML'),
+        ('x: "' + 'y' * (1 << 20) + '"', 'is larger than 1 MiB'),
+    ],
+    ids=['broken', 'list', 'empty', 'twice', 'python', 'large'],
+)
+def test_what_is_no_mapping_is_refused(write, text, sentence):
+    with pytest.raises(ParameterError, match=sentence):
+        read_method(write(text))
+
+
+def test_numbers_are_numbers_with_and_without_a_point(write):
+    text = yaml.safe_dump(PLAIN) + 'search: {space: {learning_rate: {low: 1e-6, high: 2.5e-4, log: true}}}\n'
+    space = read_method(write(text)).search.space['learning_rate']
+    assert (space.low, space.high) == (1e-6, 2.5e-4)
+
+
+def test_one_name_in_two_files_of_a_folder_is_refused(write, tmp_path):
+    write(PLAIN)
+    write(PLAIN, 'again.yml')
+    with pytest.raises(ParameterError, match="both hold the method 'mine'"):
+        find_methods([tmp_path])

@@ -1,0 +1,146 @@
+"""What a method says, checked in full when its file is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from finetuner.excepts import ParameterError
+from training.clicks.options import ClickOptions
+from training.config import FitConfig
+from training.losses import objective_shape
+from training.methods.items import ItemSource
+
+# arguments of a fit that do not belong to a method: the clicks, and the task that uses it, decide them
+NOT_OF_A_METHOD = frozenset(
+    {'model', 'model_artifact', 'train_data', 'eval_data', 'val_split', 'run_name', 'experiment_name', 'description'}
+    | {'callbacks', 'csv_options', 'public', 'loss', 'loss_options', 'model_options'}
+)
+METRICS = ('ndcg_at_10', 'reciprocal_rank', 'recall_at_10')
+
+Scalar = bool | int | float | str | None
+
+
+class Range(BaseModel):
+    """Numbers from `low` to `high`.
+
+    :param log: as many between 1e-6 and 1e-5 as between 1e-5 and 1e-4.
+    """
+
+    model_config = ConfigDict(extra='forbid')
+
+    low: Annotated[float, Field(allow_inf_nan=False)]
+    high: Annotated[float, Field(allow_inf_nan=False)]
+    log: bool = False
+
+    @model_validator(mode='after')
+    def _order(self) -> Range:
+        if self.low >= self.high:
+            raise ValueError(f'low is {self.low:g}, and high {self.high:g}: low must be the less')
+        if self.log and self.low <= 0:
+            raise ValueError(f'low is {self.low:g}: with log, it must be above 0')
+        return self
+
+
+Space = dict[str, Range | Annotated[list[Scalar], Field(min_length=1)]]
+
+
+class Search(BaseModel):
+    """Which values of the arguments of a fit are tried.
+
+    :param space: by argument, values to choose of or a range. An option of it is written `loss_options.margin`.
+    :param evaluations: how many trainings are tried where no earlier iteration tells what is good.
+    """
+
+    model_config = ConfigDict(extra='forbid')
+
+    space: Space = Field(default_factory=dict)
+    evaluations: int = Field(default=2, ge=1, le=1000)
+
+
+class Method(BaseModel):
+    """A way to fine-tune a model by clicks.
+
+    :param name: what a task calls it.
+    :param model: a short name, a hub id or a model directory.
+    :param items: where the contents of the items come from.
+    :param clicks: how they become training data.
+    :param metric: of held-out sessions, by which models are compared.
+    :param fit: further arguments of `finetuner.fit`.
+    """
+
+    model_config = ConfigDict(extra='forbid', protected_namespaces=())
+
+    name: str = Field(pattern=r'^[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}$')
+    version: str = Field(default='1.0.0', max_length=50)
+    description: str = ''
+    model: str = Field(min_length=1)
+    model_options: dict[str, Any] | None = None
+    items: ItemSource
+    clicks: ClickOptions = Field(default_factory=ClickOptions)
+    loss: str = 'CosineProbMarginRankingLoss'
+    loss_options: dict[str, Any] | None = None
+    metric: str = 'ndcg_at_10'
+    fit: dict[str, Any] = Field(default_factory=dict)
+    search: Search = Field(default_factory=Search)
+
+    @model_validator(mode='after')
+    def _usable(self) -> Method:
+        if self.metric not in METRICS:
+            raise ValueError(f'metric is {self.metric!r}: give {" or ".join(map(repr, METRICS))}')
+        for argument in self.fit:
+            _check_argument('fit', argument)
+        for path in self.search.space:
+            _check_argument('search.space', path)
+        objective_shape(self.loss, self.loss_options)
+        for chosen in self._corners():
+            self.config(chosen, train_data='clicks')
+        return self
+
+    def config(self, chosen: Mapping[str, Any], train_data: str, **arguments: Any) -> FitConfig:
+        """What a training is told.
+
+        :param chosen: values of the search space, by argument; of those that are missing, the method's own or the
+            default counts.
+        :param arguments: others of `FitConfig`, such as `model_artifact` and `run_name`.
+        :raises ParameterError: the values do not go together.
+        """
+        values: dict[str, Any] = {
+            'model': self.model,
+            'model_options': self.model_options,
+            'loss': self.loss,
+            'loss_options': self.loss_options,
+            **self.fit,
+            **arguments,
+            'train_data': train_data,
+        }
+        for path, value in chosen.items():
+            if path not in self.search.space:
+                raise ParameterError(f'{path!r} is not in the search space of the method {self.name!r}')
+            argument, _, option = path.partition('.')
+            values[argument] = {**(values.get(argument) or {}), option: value} if option else value
+        return FitConfig.from_arguments(**values)
+
+    def _corners(self) -> Iterator[dict[str, Any]]:
+        """A choice in the middle of nowhere, and one for every value at an end of the space."""
+        ends = {path: _ends(values) for path, values in self.search.space.items()}
+        first = {path: values[0] for path, values in ends.items()}
+        yield first
+        for path, values in ends.items():
+            yield from ({**first, path: value} for value in values[1:])
+
+
+def _ends(values: Range | list[Scalar]) -> list[Scalar]:
+    return [values.low, values.high] if isinstance(values, Range) else values
+
+
+def _check_argument(place: str, path: str) -> None:
+    argument = path.partition('.')[0]
+    is_known = argument in FitConfig.model_fields
+    nested = place == 'search.space' and argument in ('loss_options', 'model_options') and '.' in path
+    if not is_known:
+        raise ValueError(f'{place}: {path!r} is no argument of a fit')
+    if argument in NOT_OF_A_METHOD and not nested:
+        raise ValueError(f'{place}: {path!r} is not for a method to say here')
