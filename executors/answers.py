@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime
 from typing import Any, TypeVar
 
 from finetuner.documents import Document, DocumentArray
-from registry import ExperimentRecord, Page, RunRecord
+from registry import (
+    ArtifactRecord,
+    DatasetSummary,
+    ExperimentRecord,
+    Page,
+    Promotion,
+    RunRecord,
+    Shard,
+    Token,
+    Usage,
+)
 
 Item = TypeVar('Item')
 
@@ -27,6 +39,7 @@ def answer_page(page: Page[Item], describe: Callable[[Item], dict[str, Any]]) ->
 def describe_run(run: RunRecord) -> dict[str, Any]:
     """All about a run but its results."""
     return {
+        'id': run.id,
         'name': run.name,
         'experiment_name': run.experiment_name,
         'status': run.status,
@@ -36,6 +49,9 @@ def describe_run(run: RunRecord) -> dict[str, Any]:
         'created_at': run.created_at.isoformat(),
         'config': run.config,
         'progress': run.progress,
+        'priority': run.priority,
+        'attempts': run.attempts,
+        'queue_position': run.queue_position,
     }
 
 
@@ -48,6 +64,86 @@ def describe_experiment(experiment: ExperimentRecord) -> dict[str, Any]:
         'created_at': experiment.created_at.isoformat(),
         'runs': experiment.runs,
     }
+
+
+def describe_dataset(dataset: DatasetSummary) -> dict[str, Any]:
+    """All about a data set but its parts."""
+    return {
+        'name': dataset.name,
+        'rows': dataset.rows,
+        'size': dataset.size,
+        'digest': dataset.digest,
+        'shape': dataset.shape,
+        'modalities': list(dataset.modalities),
+        'labelled': dataset.labelled,
+        'scored': dataset.scored,
+        'created_at': dataset.created_at.isoformat(),
+    }
+
+
+def describe_part(shard: Shard) -> dict[str, Any]:
+    """All about a part of a data set."""
+    return {
+        'part': shard.part,
+        'rows': shard.rows,
+        'size': shard.size,
+        'sha256': shard.sha256,
+        'content_digest': shard.content_digest,
+    }
+
+
+def describe_usage(usage: Usage) -> dict[str, Any]:
+    """What an account has, and what it may have."""
+    return {
+        'account': usage.account.name,
+        **{kind: asdict(getattr(usage, kind)) for kind in ('datasets', 'artifacts', 'checkpoints')},
+        'runs': {'waiting': usage.waiting, 'at_work': usage.at_work, 'total': usage.runs},
+        'max_bytes': usage.account.max_bytes,
+        'max_runs': usage.account.max_runs,
+    }
+
+
+def describe_token(token: Token) -> dict[str, Any]:
+    """All about a token but the token itself."""
+    return {
+        'id': token.id,
+        'name': token.name,
+        'created_at': token.created_at.isoformat(),
+        'expires_at': _time(token.expires_at),
+        'revoked_at': _time(token.revoked_at),
+    }
+
+
+def describe_artifact(artifact: ArtifactRecord) -> dict[str, Any]:
+    """All about an artifact of the account that asks."""
+    return {
+        'id': artifact.id,
+        'name': artifact.name,
+        'experiment_name': artifact.experiment_name,
+        'run_name': artifact.name,
+        'size': artifact.size,
+        'sha256': artifact.sha256,
+        'public': artifact.public,
+        'created_at': artifact.created_at.isoformat(),
+        'aliases': list(artifact.aliases),
+    }
+
+
+def describe_promotion(promotion: Promotion) -> dict[str, Any]:
+    """What an alias names, or has named."""
+    return {
+        'alias': promotion.alias,
+        'artifact_id': promotion.artifact_id,
+        'number': promotion.number,
+        'previous': promotion.previous,
+        'experiment_name': promotion.experiment_name,
+        'run_name': promotion.run_name,
+        'created_at': promotion.created_at.isoformat(),
+    }
+
+
+def _time(time: datetime | None) -> str | None:
+    return None if time is None else time.isoformat()
 
 
 def _wire(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Protocol
 from finetuner import settings
 from finetuner.client.artifacts import download_artifact
 from finetuner.client.session import current_session
-from finetuner.excepts import ArtifactError, AuthenticationError, RegistryError
+from finetuner.excepts import ArtifactError, ArtifactNotFoundError, AuthenticationError, RegistryError
 from finetuner.inference import resolve_artifact
 from registry import Registry
 from registry.names import ID
@@ -83,9 +83,9 @@ class RemoteStore:
         pass
 
 
-def find_artifact(artifact: str, token: str | None) -> tuple[Found, Store | None]:
+def find_artifact(artifact: str, token: str | None) -> tuple[Found | None, Store | None]:
     """What an executor is to serve, fetched to this machine if need be, and the store where an alias is looked up
-    again; None for what is no alias, as it means the same for ever.
+    again; None for what is no alias, as it means the same for ever. An alias that names nothing yet gives only that.
 
     :param artifact: a path, a URL, the name of a pretrained model, or a reference to an artifact: its id,
         `experiment/run`, or an alias `name@stage`. Ids are those of the registry on this machine, or else of the
@@ -99,7 +99,7 @@ def find_artifact(artifact: str, token: str | None) -> tuple[Found, Store | None
     if Path(artifact).exists() or not (is_alias or may_be_run or ID.fullmatch(artifact)):
         return Found(resolve_artifact(artifact), artifact), None
     try:
-        found, store = _fetch(artifact, token)
+        found, store = _fetch(artifact, token, is_alias)
     except (ArtifactError, AuthenticationError, RegistryError):
         if may_be_run:  # or the id of a model on a hub
             return Found(resolve_artifact(artifact), artifact), None
@@ -110,8 +110,8 @@ def find_artifact(artifact: str, token: str | None) -> tuple[Found, Store | None
     return found, None
 
 
-def _fetch(reference: str, token: str | None) -> tuple[Found, Store]:
-    """From the first store that has it."""
+def _fetch(reference: str, token: str | None, may_wait: bool) -> tuple[Found | None, Store]:
+    """From the first store that has it; if none has it and it may be waited for, the last store alone."""
     kinds: list[Callable[[str | None], Store]] = [LocalStore]
     if os.environ.get('FINETUNER_HOST'):
         kinds = [LocalStore, RemoteStore] if _has_registry() else [RemoteStore]
@@ -120,6 +120,12 @@ def _fetch(reference: str, token: str | None) -> tuple[Found, Store]:
         try:
             artifact_id = store.id_of(reference)
             return Found(store.file_of(artifact_id), artifact_id), store
+        except ArtifactNotFoundError:
+            if kind is kinds[-1] and may_wait:
+                return None, store
+            store.close()
+            if kind is kinds[-1]:
+                raise
         except (ArtifactError, AuthenticationError, RegistryError):
             store.close()
             if kind is kinds[-1]:
@@ -131,4 +137,4 @@ def _fetch(reference: str, token: str | None) -> tuple[Found, Store]:
 
 
 def _has_registry() -> bool:
-    return 'FINETUNER_DATABASE_URL' in os.environ or (settings.home() / 'registry.db').exists()
+    return bool(settings.secret('FINETUNER_DATABASE_URL')) or (settings.home() / 'registry.db').exists()

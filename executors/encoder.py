@@ -14,13 +14,14 @@ from docarray import DocList
 from jina import Executor, requests
 
 from executors.artifacts import Found, Store, find_artifact
+from executors.drain import drain_at_shutdown
 from executors.endpoints import unknown_endpoint
 from executors.following import Follower
 from executors.lifetime import end_with_parent
 from executors.parameters import EncodeParameters
 from executors.sources import allowed_links, allowed_roots, allowed_schemes
 from finetuner.documents import Content, Document, DocumentArray
-from finetuner.excepts import ParameterError
+from finetuner.excepts import ArtifactNotFoundError, ParameterError
 from finetuner.inference import load_engine
 from finetuner.inference.engine import name_document
 from finetuner.inference.remote import without_secrets
@@ -47,7 +48,7 @@ class FinetunerExecutor(Executor):
     :param artifact: the id of an artifact, a run's as `experiment/run`, an alias `name@stage`, a zip file or folder, a
         URL, or a pretrained model by name; default `FINETUNER_ARTIFACT` or all-minilm-l6-v2. An alias is followed: when
         another artifact is promoted, it is loaded beside the one that answers, and then takes its place. Each request
-        is answered by one of them.
+        is answered by one of them. While it names nothing yet, requests are refused.
     :param token: needed to load an artifact of the service; default `FINETUNER_TOKEN` or the credentials file.
     :param batch_size: documents that are embedded at once.
     :param select_model: which model of an artifact that has several.
@@ -93,6 +94,7 @@ class FinetunerExecutor(Executor):
     ) -> None:
         super().__init__(**kwargs)
         end_with_parent()
+        drain_at_shutdown()
         self._set_level(logging_level)
         schemes = allowed_schemes(encode_schemes, 'FINETUNER_ENCODE_SCHEMES', default='')
         # a folder that is named is leave enough to read in it
@@ -123,13 +125,17 @@ class FinetunerExecutor(Executor):
         try:
             self.registry = Registry.open() if require_token else None
             found, store = find_artifact(artifact, token)
-            self.served = self._load(found)
+            self.served = self._load(found) if found is not None else None
         except Exception as error:
             # Jina tells the one who starts the Flow that it failed, but not why
             self.logger.critical(f'cannot serve {without_secrets(artifact)}: {error}')
             raise
-        engine = self.served.model.engine
-        self.logger.info(f'serving {without_secrets(artifact)} with {type(engine).__name__}, {engine.dim} dimensions')
+        self._asked_for = without_secrets(artifact)
+        if self.served is None:
+            self.logger.warning(f'nothing is promoted as {artifact} yet: waiting for it')
+        else:
+            engine = self.served.model.engine
+            self.logger.info(f'serving {self._asked_for} with {type(engine).__name__}, {engine.dim} dimensions')
         self._follower = self._follow(artifact, store) if store is not None else None
 
     def _load(self, found: Found) -> Served:
@@ -140,15 +146,18 @@ class FinetunerExecutor(Executor):
             loaded = self._load(Found(store.file_of(artifact_id), artifact_id))
             with self._switching:
                 before, self.served = self.served, loaded
-            before.model.close(DRAIN)
+            if before is not None:
+                before.model.close(DRAIN)
             self.logger.info(f'serving {alias} as it was promoted: the artifact {artifact_id}')
 
-        return Follower(alias, store, self.served.artifact_id, switch, self.logger)
+        current = None if self.served is None else self.served.artifact_id
+        return Follower(alias, store, current, switch, self.logger)
 
     def close(self) -> None:
         if self._follower is not None:
             self._follower.close()
-        self.served.model.close(DRAIN)
+        if self.served is not None:
+            self.served.model.close(DRAIN)
         if self.registry is not None:
             self.registry.close()
 
@@ -160,6 +169,10 @@ class FinetunerExecutor(Executor):
         with ExitStack() as under_way:
             with self._switching:  # one model for the whole request, whatever is promoted meanwhile
                 served = self.served
+                if served is None:
+                    raise ArtifactNotFoundError(
+                        f'nothing is promoted as {self._asked_for} yet: finetuner promote RUN {self._asked_for}'
+                    )
                 under_way.enter_context(served.model.admitted(len(docs)))
             failed = await self._embed(served.model, docs, parameters)
         for position, document in enumerate(docs):

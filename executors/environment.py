@@ -3,6 +3,8 @@
 Jina substitutes `${{ ENV.NAME }}` in a Flow file but knows no defaults. It imports `py_modules` after its first
 substitution and expands `with` once more afterwards, so variables that are set here are defaults.
 
+What the variables say is checked here, before anything is started: a sentence is better than the stack of a gateway.
+
 `jina flow` dies of a SIGTERM at once and leaves its executors behind. Here the signal raises SystemExit instead, and
 `with flow:` closes them.
 """
@@ -16,8 +18,12 @@ import threading
 import traceback
 from types import FrameType
 
+from executors.rate import Buckets, max_body
+from executors.tls import read_certificate
+
 DEFAULT_PORT = '51000'
 DEFAULT_HTTP_PORT = '51001'
+DEFAULT_LISTEN = '127.0.0.1'
 AGAIN = 0.5
 """Seconds after which a signal is repeated."""
 
@@ -43,8 +49,20 @@ class Leave:
             sys.exit(128 + number)
 
 
+def check() -> None:
+    """Leave with a sentence if the gateway cannot be what the variables say."""
+    try:
+        read_certificate()
+        Buckets.from_environment()
+        max_body()
+    except ValueError as error:
+        sys.exit(f'finetuner: {error}')
+
+
+check()
 os.environ.setdefault('FINETUNER_PORT', DEFAULT_PORT)
 os.environ.setdefault('FINETUNER_HTTP_PORT', DEFAULT_HTTP_PORT)
+os.environ.setdefault('FINETUNER_LISTEN', DEFAULT_LISTEN)
 
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
     signal.signal(signal.SIGTERM, Leave())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from logging import Logger
 
 from executors.artifacts import Store
+from finetuner.excepts import ArtifactNotFoundError
 
 INTERVAL = 1.0
 """Seconds between two looks at the alias."""
@@ -19,11 +20,11 @@ class Follower:
 
     Where that fails, what was there before stays.
 
-    :param current: the id that is served now.
+    :param current: the id that is served now; None if the alias names nothing yet.
     :param switch: loads an artifact and has it served; it may take its time.
     """
 
-    def __init__(self, alias: str, store: Store, current: str, switch: Callable[[str], None], logger: Logger):
+    def __init__(self, alias: str, store: Store, current: str | None, switch: Callable[[str], None], logger: Logger):
         self._alias, self._store, self._current, self._switch, self._logger = alias, store, current, switch, logger
         self._stop = threading.Event()
         self._problem = ''
@@ -40,8 +41,8 @@ class Follower:
         while not self._stop.wait(pause):
             pause = INTERVAL
             try:
-                named = self._store.id_of(self._alias)
-                if named != self._current:
+                named = self._look()
+                if named not in (None, self._current):
                     pause = RETRY  # loading is dear: not every second
                     self._switch(named)
                     self._current, pause = named, INTERVAL
@@ -51,3 +52,12 @@ class Follower:
                 if problem != self._problem:  # once, not every second
                     self._logger.error(f'{self._alias} is not followed, {self._current} goes on answering: {problem}')
                 self._problem = problem
+
+    def _look(self) -> str | None:
+        """The id of the artifact that the alias names; None if it has never named any."""
+        try:
+            return self._store.id_of(self._alias)
+        except ArtifactNotFoundError:
+            if self._current is None:
+                return None
+            raise

@@ -5,6 +5,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from finetuner.excepts import ParameterError
+from registry.queue import SCHEDULING
+
+SHOWN = 200
+"""Characters of a wrong value that an error shows."""
+INT32 = 2**31 - 1
+INT53 = 2**53 - 1
+"""The largest whole number that arrives as it was sent: numbers travel as floats."""
 
 
 class Parameters(BaseModel):
@@ -41,17 +48,33 @@ def _sentence(name: str, detail: Any) -> str:
     if detail['type'] == 'extra_forbidden':  # its value stays hidden: it may be a token under a misspelt name
         return f'{name!r} is unknown'
     value = detail['input']
-    shown = '' if 'token' in name or not isinstance(value, str | int | float | bool | None) else f', got {value!r}'
+    shown = (
+        '' if 'token' in name or not isinstance(value, str | int | float | bool | None) else f', got {shorten(value)}'
+    )
     return f'{name!r}: {reason[:1].lower()}{reason[1:]}{shown}'
+
+
+def shorten(value: object) -> str:
+    """The value as it would be written, not all of it if it is long."""
+    written = repr(value)
+    return written if len(written) <= SHOWN else f'{written[:SHOWN]}…'
 
 
 class IngestParameters(Parameters):
     """`/ingest`: the documents of the request, or of the file at `uri`, become a part of the data set `name`."""
 
     name: str
-    part: int | None = Field(default=None, ge=0, description='Number of this part: sent again, it is not added again.')
+    part: int | None = Field(
+        default=None, ge=0, le=INT32, description='Number of this part: sent again, it is not added again.'
+    )
     uri: str | None = Field(
         default=None, description='A CSV, JSONL, Parquet or Arrow file that the service can read, instead of documents.'
+    )
+    format: Literal['csv', 'jsonl', 'parquet', 'arrow'] | None = Field(
+        default=None, description='The one document holds such a file in its blob, which is read instead.'
+    )
+    sha256: str | None = Field(
+        default=None, pattern='^[0-9a-f]{64}$', description='Of the bytes of that file, checked before it is read.'
     )
     csv_options: dict[str, Any] | None = None
 
@@ -62,31 +85,61 @@ class FitParameters(Parameters):
     model_config = ConfigDict(extra='allow')
 
     check_only: bool = Field(default=False, description='Check the arguments, before data is sent, and make no run.')
+    priority: int = Field(default=0, ge=-1000, le=1000, description='Runs of a higher one are worked on first.')
+    cpus: float | None = Field(default=None, gt=0, le=4096, description='Cores that the run is given, default any.')
+    gpus: int | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description='GPUs that share the work. Default one if device is cuda and there are any; 0 is none.',
+    )
+    memory_limit: int | None = Field(
+        default=None, ge=1 << 26, le=1 << 50, description='Bytes that the run may take, default no limit.'
+    )
+    max_retries: int | None = Field(
+        default=None, ge=0, le=100, description='Attempts after the first, where the worker is lost; default 2.'
+    )
 
     @property
     def arguments(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
 
+    @property
+    def scheduling(self) -> dict[str, Any]:
+        """How the run is to be worked on."""
+        return {name: getattr(self, name) for name in SCHEDULING}
+
 
 class RunParameters(Parameters):
-    """A run by its name."""
+    """A run by its name, or by its id: then it is that very run, and not another that has its name by now."""
 
-    run_name: str
+    run_name: str | None = None
     experiment_name: str = 'default'
+    run_id: str | None = None
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        if self.run_name is None and self.run_id is None:
+            raise ParameterError("parameters: 'run_name' is missing")
 
 
 class LogParameters(RunParameters):
     """`/logs`: `offset` is the number of bytes that the caller has seen."""
 
-    offset: int = Field(default=0, ge=0)
+    offset: int = Field(default=0, ge=0, le=INT53)
 
 
-class RunsParameters(Parameters):
+class PageParameters(Parameters):
+    """One page of a list: `/experiments`, `/tokens`, `/datasets`, `/artifacts`, `/aliases`."""
+
+    page: int = Field(default=1, ge=1, le=1_000_000)
+    size: int = Field(default=50, ge=1, le=100)
+
+
+class RunsParameters(PageParameters):
     """`/runs`: one page of the runs of an experiment, or of all."""
 
     experiment_name: str | None = None
-    page: int = Field(default=1, ge=1)
-    size: int = Field(default=50, ge=1, le=100)
 
 
 class ExperimentParameters(Parameters):
@@ -94,13 +147,6 @@ class ExperimentParameters(Parameters):
 
     name: str
     description: str = ''
-
-
-class ExperimentsParameters(Parameters):
-    """`/experiments`: one page of experiments."""
-
-    page: int = Field(default=1, ge=1)
-    size: int = Field(default=50, ge=1, le=100)
 
 
 class DeleteRunsParameters(Parameters):
@@ -115,16 +161,63 @@ class DeleteExperimentsParameters(Parameters):
     names: list[str] | None = None
 
 
+class DatasetParameters(Parameters):
+    """`/delete_dataset`: a data set by its name."""
+
+    name: str
+
+
+class PartsParameters(PageParameters):
+    """`/dataset`: a data set by its name, with one page of its parts."""
+
+    name: str
+
+
+class CreateTokenParameters(Parameters):
+    """`/create_token`: a name for lists, and how long the new token is valid; for ever by default."""
+
+    name: str
+    days: float | None = Field(default=None, gt=0, le=36_500, allow_inf_nan=False)
+
+
+class RevokeTokenParameters(Parameters):
+    """`/revoke_token`: a token by its id, which is not the token."""
+
+    id: str
+
+
+class PromoteParameters(Parameters):
+    """`/promote`: what `alias` ('name@stage') names from now on: an id, 'experiment/run' or 'name@stage'."""
+
+    alias: str
+    artifact: str
+
+
+class AliasParameters(Parameters):
+    """`/rollback`, `/delete_alias`: an alias, 'name@stage'."""
+
+    alias: str
+
+
+class HistoryParameters(PageParameters):
+    """`/alias`: an alias, with one page of its history."""
+
+    alias: str
+
+
 class ArtifactParameters(Parameters):
-    """`/artifact`: `length` bytes of an artifact from `offset` on."""
+    """`/artifact`: `length` bytes of an artifact from `offset` on.
+
+    `artifact_id` may also be a reference: 'experiment/run' or 'name@stage'.
+    """
 
     artifact_id: str
-    offset: int = Field(default=0, ge=0)
+    offset: int = Field(default=0, ge=0, le=INT53)
     length: int = Field(default=1 << 20, ge=1, le=1 << 26)
 
 
 class TokenParameters(Parameters):
-    """`/whoami`: a token and nothing else."""
+    """`/whoami`, `/usage`: a token and nothing else."""
 
 
 class EncodeParameters(Parameters):

@@ -1,26 +1,41 @@
 """TrainerExecutor: takes runs, has them worked on, and tells how they are."""
 
 import asyncio
-import os
 import secrets
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any, AsyncIterator  # noqa: UP035  Jina does not know the one of collections.abc
 
 from jina import Executor, requests
 
-from executors.answers import answer, answer_page, describe_experiment, describe_run
+from executors.answers import (
+    answer,
+    answer_page,
+    describe_artifact,
+    describe_experiment,
+    describe_promotion,
+    describe_run,
+    describe_token,
+)
+from executors.drain import drain_at_shutdown
 from executors.endpoints import unknown_endpoint
+from executors.launching import make_launcher, read_policy
 from executors.lifetime import end_with_parent
 from executors.logs import read_log
 from executors.models import check_model
 from executors.parameters import (
+    AliasParameters,
     ArtifactParameters,
+    CreateTokenParameters,
     DeleteExperimentsParameters,
     DeleteRunsParameters,
     ExperimentParameters,
-    ExperimentsParameters,
     FitParameters,
+    HistoryParameters,
     LogParameters,
+    PageParameters,
+    PromoteParameters,
+    RevokeTokenParameters,
     RunParameters,
     RunsParameters,
     TokenParameters,
@@ -29,7 +44,7 @@ from executors.supervisor import Supervisor
 from executors.tracking import check_trackers
 from finetuner.client.names import random_name
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import DataError, RegistryError, RunFailedError, RunInProgressError
+from finetuner.excepts import DataError, ParameterError, RegistryError, RunFailedError, RunInProgressError
 from registry import Registry, RunRecord
 from registry.records import CANCELLED, CREATED, FAILED, FINISHED, STARTED
 from training.check import Role, check_data
@@ -39,25 +54,31 @@ from training.secrets import keep_secrets
 DEFAULTS = {name: field.default for name, field in FitConfig.model_fields.items() if not field.is_required()}
 POLL = 0.5
 """Seconds between two looks at a log that is streamed."""
+LAST_WORDS = 1.0
+"""Seconds that the log of a run which has ended may take to be complete."""
 
 
 class TrainerExecutor(Executor):
     """Stores runs and starts a worker process for each. Every endpoint needs a token, `/logstream` in its tags.
 
-    When the executor is closed, runs at work are ended and FAILED; those that wait are started the next time.
+    When the executor is closed, workers write a checkpoint and end, and their runs wait again: the next service, or
+    another one with the same registry, goes on with them.
 
-    :param max_runs: runs at work at the same time, default `FINETUNER_MAX_RUNS` or 1.
-    :param heartbeat_timeout: seconds without a sign of life after which a worker counts as lost and its run as FAILED.
+    :param max_runs: runs without a GPU at work at the same time, default `FINETUNER_MAX_RUNS` or 1. Each GPU is one
+        run's at a time.
+    :param heartbeat_timeout: seconds without a sign of life after which a worker counts as lost.
     """
 
     def __init__(self, max_runs: int | None = None, heartbeat_timeout: float = 60.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         end_with_parent()
+        drain_at_shutdown()
         self.registry = Registry.open()
         if problem := self.registry.credentials_problem():
             self.logger.warning(problem)
-        max_runs = max_runs or int(os.environ.get('FINETUNER_MAX_RUNS') or 1)
-        self.supervisor = Supervisor(self.registry, self.logger, max_runs, heartbeat_timeout)
+        policy = read_policy()
+        launcher = make_launcher(self.registry, self.logger, max_runs, policy)
+        self.supervisor = Supervisor(self.registry, self.logger, launcher, policy, heartbeat_timeout)
         self.supervisor.start()
 
     def close(self) -> None:
@@ -68,7 +89,9 @@ class TrainerExecutor(Executor):
     def fit(self, docs: DocumentArray, parameters: FitParameters, **kwargs: Any) -> DocumentArray:
         """Check the arguments of `finetuner.fit`, store the run and return it. Called again it returns the same run."""
         account = self.registry.authenticate(parameters.secret)
-        config = FitConfig.from_arguments(**parameters.arguments)
+        config = FitConfig.from_arguments(**self._with_model(account.id, parameters.arguments))
+        if parameters.gpus and config.device == 'cpu':
+            raise ParameterError(f"gpus is {parameters.gpus} and device 'cpu': give device 'cuda', or no gpus")
         check_trackers(config)
         check_model(config)
         if parameters.check_only:
@@ -76,13 +99,26 @@ class TrainerExecutor(Executor):
         roles = _datasets(config)
         for name, role in roles:
             self._check_dataset(account.id, config, name, role)
-        run = self._create_run(account.id, config, list(dict.fromkeys(name for name, _ in roles)))
+        run = self._create_run(
+            account.id, config, parameters.scheduling, list(dict.fromkeys(name for name, _ in roles))
+        )
         self.supervisor.wake()
         return answer(**describe_run(run))
 
-    def _create_run(self, account_id: str, config: FitConfig, datasets: list[str]) -> RunRecord:
+    def _with_model(self, account_id: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments, with the model that an artifact was made of where they name the artifact alone."""
+        artifact_id = arguments.get('model_artifact')
+        if arguments.get('model') is not None or not isinstance(artifact_id, str):
+            return arguments
+        artifact = self.registry.get_artifact(account_id, artifact_id)
+        return {**arguments, 'model': self.registry.get_run_by_id(artifact.run_id).config['model']}
+
+    def _create_run(
+        self, account_id: str, config: FitConfig, scheduling: dict[str, Any], datasets: list[str]
+    ) -> RunRecord:
         experiment_name, description = config.experiment_name or 'default', config.description or ''
         settings = config.model_dump(mode='json', exclude={'run_name', 'experiment_name', 'description'})
+        settings |= scheduling
 
         def prepare(run: RunRecord) -> None:
             if run.status != FINISHED:
@@ -90,7 +126,15 @@ class TrainerExecutor(Executor):
 
         def create(name: str) -> tuple[RunRecord, bool]:
             return self.registry.create_run(
-                account_id, experiment_name, name, settings, description, datasets, prepare, DEFAULTS
+                account_id,
+                experiment_name,
+                name,
+                settings,
+                description,
+                datasets,
+                prepare,
+                DEFAULTS,
+                scheduling['priority'],
             )
 
         if config.run_name:
@@ -150,14 +194,15 @@ class TrainerExecutor(Executor):
         """Delete a run with its artifact, log and checkpoints, and return it as it was."""
         account = self.registry.authenticate(parameters.secret)
         run = self._find(parameters)
-        self.registry.delete_run(account.id, parameters.experiment_name, parameters.run_name)
+        self.registry.delete_run(account.id, run.experiment_name, run.name)
         return answer(**describe_run(run))
 
     @requests(on='/delete_runs')
     def delete_runs(self, docs: DocumentArray, parameters: DeleteRunsParameters, **kwargs: Any) -> DocumentArray:
-        """Delete all runs of an experiment, or of all experiments. None of them, if one is at work."""
+        """Delete all runs of an experiment, or of all, and return what they were. None of them, if one is at work."""
         account = self.registry.authenticate(parameters.secret)
-        return answer(deleted=self.registry.delete_runs(account.id, parameters.experiment_name))
+        deleted = self.registry.delete_runs(account.id, parameters.experiment_name)
+        return answer(deleted=len(deleted), items=[describe_run(run) for run in deleted])
 
     @requests(on='/create_experiment')
     def create_experiment(self, docs: DocumentArray, parameters: ExperimentParameters, **kwargs: Any) -> DocumentArray:
@@ -172,7 +217,7 @@ class TrainerExecutor(Executor):
         return answer(**describe_experiment(self.registry.get_experiment(account.id, parameters.name)))
 
     @requests(on='/experiments')
-    def experiments(self, docs: DocumentArray, parameters: ExperimentsParameters, **kwargs: Any) -> DocumentArray:
+    def experiments(self, docs: DocumentArray, parameters: PageParameters, **kwargs: Any) -> DocumentArray:
         """A page of experiments, the newest first."""
         account = self.registry.authenticate(parameters.secret)
         found = self.registry.list_experiments(account.id, parameters.page, parameters.size)
@@ -191,7 +236,7 @@ class TrainerExecutor(Executor):
     def logs(self, docs: DocumentArray, parameters: LogParameters, **kwargs: Any) -> DocumentArray:
         """The log from `offset` on, at most 1 MiB of it, and in the tags the offset of what follows."""
         run = self._find(parameters)
-        text, offset = read_log(self.registry.run_directory(run.id) / 'log.txt', parameters.offset)
+        text, offset = read_log(self.registry, run.id, parameters.offset)
         return answer(text=text, offset=offset, status=run.status)
 
     @requests(on='/logstream')
@@ -199,15 +244,17 @@ class TrainerExecutor(Executor):
         """The log from `offset` on in pieces, each with the offset of what follows, until the run has ended."""
         parameters = LogParameters(**doc.tags)
         run = await asyncio.to_thread(self._find, parameters)
-        path, offset = self.registry.run_directory(run.id) / 'log.txt', parameters.offset
+        offset, silent = parameters.offset, 0
         while True:
             run = await asyncio.to_thread(self.registry.get_run_by_id, run.id)
-            text, offset = await asyncio.to_thread(read_log, path, offset)
+            text, offset = await asyncio.to_thread(read_log, self.registry, run.id, offset)
             if text:
+                silent = 0
                 yield answer(text=text, offset=offset, status=run.status)[0]
-            elif run.status not in (CREATED, STARTED):
+            elif run.status not in (CREATED, STARTED) and silent * POLL > LAST_WORDS:
                 return
             else:
+                silent += 1
                 await asyncio.sleep(POLL)
 
     @requests(on='/metrics')
@@ -224,11 +271,74 @@ class TrainerExecutor(Executor):
     def artifact(self, docs: DocumentArray, parameters: ArtifactParameters, **kwargs: Any) -> DocumentArray:
         """A piece of the zip file of an artifact."""
         account = self.registry.authenticate(parameters.secret)
-        artifact = self.registry.get_artifact(account.id, parameters.artifact_id)
+        artifact = self.registry.find_artifact(account.id, parameters.artifact_id)
         piece = self.registry.read_artifact(artifact, parameters.offset, parameters.length)
         return answer(
             blob=piece, name=artifact.name, size=artifact.size, sha256=artifact.sha256, offset=parameters.offset
         )
+
+    @requests(on='/artifacts')
+    def artifacts(self, docs: DocumentArray, parameters: PageParameters, **kwargs: Any) -> DocumentArray:
+        """A page of the account's artifacts, the newest first."""
+        account = self.registry.authenticate(parameters.secret)
+        found = self.registry.list_artifacts(account.id, parameters.page, parameters.size)
+        return answer_page(found, describe_artifact)
+
+    @requests(on='/promote')
+    def promote(self, docs: DocumentArray, parameters: PromoteParameters, **kwargs: Any) -> DocumentArray:
+        """Have an alias name an artifact from now on."""
+        account = self.registry.authenticate(parameters.secret)
+        return answer(**describe_promotion(self.registry.promote(account.id, parameters.alias, parameters.artifact)))
+
+    @requests(on='/rollback')
+    def rollback(self, docs: DocumentArray, parameters: AliasParameters, **kwargs: Any) -> DocumentArray:
+        """Have an alias name the artifact that it named before."""
+        account = self.registry.authenticate(parameters.secret)
+        return answer(**describe_promotion(self.registry.roll_back(account.id, parameters.alias)))
+
+    @requests(on='/aliases')
+    def aliases(self, docs: DocumentArray, parameters: PageParameters, **kwargs: Any) -> DocumentArray:
+        """A page of what the aliases name now, by their names."""
+        account = self.registry.authenticate(parameters.secret)
+        found = self.registry.list_promotions(account.id, parameters.page, parameters.size)
+        return answer_page(found, describe_promotion)
+
+    @requests(on='/alias')
+    def alias(self, docs: DocumentArray, parameters: HistoryParameters, **kwargs: Any) -> DocumentArray:
+        """What an alias names now, with a page of its history, the newest first."""
+        account = self.registry.authenticate(parameters.secret)
+        now = self.registry.get_promotion(account.id, parameters.alias)
+        found = self.registry.list_history(account.id, parameters.alias, parameters.page, parameters.size)
+        history = [describe_promotion(promotion) for promotion in found.items]
+        return answer(**describe_promotion(now), history=history, history_total=found.total)
+
+    @requests(on='/delete_alias')
+    def delete_alias(self, docs: DocumentArray, parameters: AliasParameters, **kwargs: Any) -> DocumentArray:
+        """Delete an alias with its history, and return what it named."""
+        account = self.registry.authenticate(parameters.secret)
+        return answer(**describe_promotion(self.registry.delete_alias(account.id, parameters.alias)))
+
+    @requests(on='/create_token')
+    def create_token(self, docs: DocumentArray, parameters: CreateTokenParameters, **kwargs: Any) -> DocumentArray:
+        """A new token of the account. This is the one time that it is shown."""
+        account = self.registry.authenticate(parameters.secret)
+        days = parameters.days
+        expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
+        token, kept = self.registry.issue_token(account.id, parameters.name, expires_at)
+        return answer(**describe_token(kept), token=token)
+
+    @requests(on='/tokens')
+    def tokens(self, docs: DocumentArray, parameters: PageParameters, **kwargs: Any) -> DocumentArray:
+        """A page of the account's tokens, the oldest first; not the tokens themselves."""
+        account = self.registry.authenticate(parameters.secret)
+        found = self.registry.list_tokens(account.id, parameters.page, parameters.size)
+        return answer_page(found, describe_token)
+
+    @requests(on='/revoke_token')
+    def revoke_token(self, docs: DocumentArray, parameters: RevokeTokenParameters, **kwargs: Any) -> DocumentArray:
+        """Make a token worthless from now on: also the one that asks."""
+        account = self.registry.authenticate(parameters.secret)
+        return answer(**describe_token(self.registry.revoke_token(account.id, parameters.id)))
 
     @requests(on='/whoami')
     def whoami(self, docs: DocumentArray, parameters: TokenParameters, **kwargs: Any) -> DocumentArray:
@@ -240,7 +350,12 @@ class TrainerExecutor(Executor):
 
     def _find(self, parameters: RunParameters) -> RunRecord:
         account = self.registry.authenticate(parameters.secret)
-        return self.registry.get_run(account.id, parameters.experiment_name, parameters.run_name)
+        if parameters.run_id is None:
+            return self.registry.get_run(account.id, parameters.experiment_name, parameters.run_name or '')
+        run = self.registry.get_run_by_id(parameters.run_id)
+        if run.account_id != account.id or parameters.run_name not in (None, run.name):
+            raise RegistryError(f'There is no run of the id {parameters.run_id[:80]!r}')
+        return run
 
     def _find_finished(self, parameters: RunParameters) -> RunRecord:
         run = self._find(parameters)

@@ -10,6 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from finetuner import callback, model
+from finetuner.client.account import create_token, list_tokens, revoke_token, usage, whoami
+from finetuner.client.aliases import delete_alias, get_alias, list_aliases, promote, rollback
+from finetuner.client.artifacts import download_artifact, list_artifacts
+from finetuner.client.datasets import delete_dataset, get_dataset, list_datasets
 from finetuner.client.experiments import (
     create_experiment,
     delete_experiment,
@@ -17,10 +21,11 @@ from finetuner.client.experiments import (
     get_experiment,
     list_experiments,
 )
-from finetuner.client.session import get_token, login
+from finetuner.client.session import get_token, login, login_required, logout
 from finetuner.client.training import delete_run, delete_runs, fit, get_run, list_runs
 from finetuner.data import CSVOptions
 from finetuner.experiment import Experiment
+from finetuner.finetuner import Finetuner
 from finetuner.models import describe_models, list_model_options, list_models
 from finetuner.run import Run
 
@@ -45,31 +50,49 @@ __all__ = [
     'Document',
     'DocumentArray',
     'Experiment',
+    'Finetuner',
     'Run',
     'build_model',
     'callback',
     'cos_sim',
     'create_experiment',
     'create_run',
+    'create_token',
     'create_training_run',
+    'delete_alias',
+    'delete_dataset',
     'delete_experiment',
     'delete_experiments',
     'delete_run',
     'delete_runs',
     'describe_models',
+    'download_artifact',
     'encode',
     'fit',
+    'get_alias',
+    'get_dataset',
     'get_experiment',
     'get_model',
     'get_run',
     'get_token',
+    'list_aliases',
+    'list_artifacts',
     'list_callbacks',
+    'list_datasets',
     'list_experiments',
     'list_model_options',
     'list_models',
     'list_runs',
+    'list_tokens',
     'login',
+    'login_required',
+    'logout',
     'model',
+    'promote',
+    'revoke_token',
+    'rollback',
+    'usage',
+    'whoami',
 ]
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import textwrap
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -14,12 +12,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from finetuner.run import Run, describe_progress
-
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import numpy as np
 
-    from finetuner.experiment import Experiment
     from finetuner.models import Backbone
 
 console = Console()
@@ -36,7 +33,6 @@ METRICS = (
     'ndcg_at_k',
     'dcg_at_k',
 )
-STATUS_STYLES = {'CREATED': 'yellow', 'STARTED': 'cyan', 'FINISHED': 'green', 'FAILED': 'red', 'CANCELLED': 'magenta'}
 
 
 def make_progress(*columns: ProgressColumn) -> Progress:
@@ -141,31 +137,43 @@ def examples_table(examples: Mapping[str, Mapping[str, Sequence[Any]]], k: int =
     return table
 
 
-def runs_table(runs: Sequence[Run]) -> Table:
-    table = Table()
-    for name in ('Run', 'Experiment', 'Status', 'Created', 'Details'):
+def print_metrics(stage: str, metrics: Mapping[str, float]) -> None:
+    """Print the metrics of one stage as a table.
+
+    :param stage: 'before' or 'after'.
+    :param metrics: such as `run.metrics()[stage]`.
+    """
+    table = Table(title=f'Retrieval metrics {stage} fine-tuning:', title_justify='left')
+    table.add_column('Retrieval Metric')
+    table.add_column('Value', justify='right')
+    for name, value in metrics.items():
+        table.add_row(escape(name), f'{value:.5f}')
+    console.print(table)
+
+
+def print_examples(stage: str, results: Mapping[str, Sequence[str]], k: int = 5) -> None:
+    """Print queries with their best matches of one stage as a table.
+
+    :param stage: 'before' or 'after'.
+    :param results: such as `run.example_results()[stage]`.
+    :param k: how many matches of each query.
+    """
+    table = Table(title=f'Results {stage} fine-tuning:', title_justify='left', show_lines=True)
+    for name in ('Query', *(f'Match {number}' for number in range(1, k + 1))):
         table.add_column(name, overflow='fold')
-    for run in runs:
-        status = run.record['status']
-        details = ' · '.join(part for part in describe_progress(run.record) if part)
-        table.add_row(
-            escape(run.name),
-            escape(run.experiment_name),
-            f'[{STATUS_STYLES.get(status, "white")}]{escape(status)}[/]',
-            _short_time(run.created_at),
-            '' if details == status else escape(textwrap.shorten(details, 80, placeholder=' …')),
-        )
-    return table
+    for query, matches in results.items():
+        table.add_row(escape(query), *map(escape, matches[:k]))
+    console.print(table)
 
 
-def experiments_table(experiments: Sequence[Experiment]) -> Table:
-    table = Table()
-    for name in ('Experiment', 'Runs', 'Created', 'Description'):
-        table.add_column(name, justify='right' if name == 'Runs' else 'left', overflow='fold')
-    for experiment in experiments:
-        created, runs = _short_time(experiment.created_at), f'{experiment.runs}'
-        table.add_row(escape(experiment.name), runs, created, escape(experiment.description))
-    return table
+def print_model_table(model: ModuleType, task: str | None = None) -> None:
+    """Print the table of pretrained models.
+
+    :param model: the module `finetuner.model`.
+    :param task: only those for one task, such as 'text-to-image'; None is all.
+    """
+    backbones = [backbone for backbone in model.list_model_classes().values() if backbone.listed]
+    console.print(models_table([backbone for backbone in backbones if task in (None, backbone.task)], task))
 
 
 def models_table(backbones: Sequence[Backbone], task: str | None = None) -> Table:
@@ -214,12 +222,3 @@ def _numbered(matches: Sequence[str], relevant: Sequence[Any] = ()) -> str:
         mark = '' if number >= len(relevant) else '[green]✓[/] ' if relevant[number] else '[red]✗[/] '
         lines.append(f'{mark}{number + 1}. {escape(match)}')
     return '\n'.join(lines)
-
-
-def _short_time(value: Any) -> str:
-    if not isinstance(value, str):
-        return ''
-    try:
-        return datetime.fromisoformat(value).astimezone().strftime('%Y-%m-%d %H:%M')
-    except ValueError:
-        return escape(value)

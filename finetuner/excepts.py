@@ -21,6 +21,10 @@ class FinetunerServerError(Exception):
         return f'{self.message} ({self.code}): {self.details}' if self.details else self.message
 
 
+class UnavailableError(FinetunerServerError):
+    """Something that the service needs, such as its database, cannot be reached: try again in a moment."""
+
+
 class AuthenticationError(PermissionError):
     """A token is missing, unknown, revoked or expired."""
 
@@ -39,6 +43,14 @@ class ArtifactError(ValueError):
 
 class RegistryError(ValueError):
     """A name is taken, unknown or malformed."""
+
+
+class NotFoundError(RegistryError):
+    """There is no experiment, run, data set, token or account of this name or id that the caller may see."""
+
+
+class ArtifactNotFoundError(ArtifactError):
+    """There is no artifact of this id that the caller may read."""
 
 
 class BusyError(Exception):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetuner.client.session import Session
+    from finetuner.client.upload import Data
+    from finetuner.data import CSVOptions
     from finetuner.run import Run
 
 
@@ -47,11 +49,23 @@ class Experiment:
         """How many runs it had when it was read."""
         return int(self._record['runs'])
 
-    def create_training_run(self, model: str, train_data: Any, run_name: str | None = None, **arguments: Any) -> Run:
-        """As `finetuner.fit`, in this experiment."""
+    def create_training_run(
+        self,
+        model: str,
+        train_data: Data,
+        run_name: str | None = None,
+        eval_data: Data | None = None,
+        csv_options: CSVOptions | Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Run:
+        """As `finetuner.fit`, in this experiment.
+
+        :param kwargs: further arguments of `finetuner.fit`.
+        """
         from finetuner.client.training import fit
 
-        return fit(model, train_data, run_name=run_name, experiment_name=self.name, **arguments)
+        kwargs = {**kwargs, 'run_name': run_name, 'csv_options': csv_options, 'experiment_name': self.name}
+        return fit(model, train_data, eval_data, **kwargs)
 
     def get_run(self, name: str) -> Run:
         """:raises RegistryError: there is no such run."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 Task = Literal['text-to-text', 'image-to-image', 'text-to-image', 'mesh-to-mesh', 'any']
@@ -241,6 +242,13 @@ _BY_NAME = {name.lower(): backbone for backbone in BACKBONES for name in (backbo
 def find_backbone(name: str) -> Backbone | None:
     """The backbone of a name or alias, in upper or lower case; None if there is none."""
     return _BY_NAME.get(name.lower())
+
+
+def similar_names(name: str) -> list[str]:
+    """The models that may be meant by a name that is none of theirs, and that says not where else it is from."""
+    if find_backbone(name) or '/' in name or '::' in name or name.startswith('.'):
+        return []
+    return get_close_matches(name.lower(), list_models(), n=2, cutoff=0.8)
 
 
 def task_of(name: str) -> Task | None:

@@ -6,10 +6,12 @@ import importlib.util
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +20,6 @@ from rich.panel import Panel
 from rich.table import Table
 
 from finetuner import settings
-from finetuner.client.channel import open_channel
 from finetuner.console import console, progress_console
 from finetuner.inference.remote import without_secrets
 
@@ -74,7 +75,7 @@ def _run(command: list[str], environment: dict[str, str], announce: Callable[[su
                 return 0 if signals else code
             except subprocess.TimeoutExpired:
                 if signals and asked is None:
-                    progress_console.print('Stopping. Runs at work become FAILED: finetuner resume NAME goes on.')
+                    progress_console.print('Stopping. Runs at work keep a checkpoint and go on at the next start.')
                     child.terminate()
                     asked = time.monotonic()
                 if asked is not None and (len(signals) > 1 or time.monotonic() - asked > PATIENCE):
@@ -86,15 +87,16 @@ def _run(command: list[str], environment: dict[str, str], announce: Callable[[su
 
 def _announce(child: subprocess.Popen[bytes], artifact: str | None, environment: dict[str, str]) -> None:
     """Say where the service is, and what to type next, once it answers."""
-    host = f'grpc://localhost:{environment["FINETUNER_PORT"]}'
-    channel = open_channel(host)
-    while not channel.is_ready():
+    s = 's' if environment.get('FINETUNER_TLS_CERT') else ''
+    host = f'grpc{s}://localhost:{environment["FINETUNER_PORT"]}'
+    web = f'http{s}://localhost:{environment["FINETUNER_HTTP_PORT"]}'
+    while not _is_ready(f'{web}/health/ready'):
         if child.poll() is not None:
             return
         time.sleep(0.5)
     ready = Table.grid(padding=(0, 2))
     ready.add_row('gRPC', f'[bold]{host}[/]')
-    ready.add_row('HTTP', f'[bold]http://localhost:{environment["FINETUNER_HTTP_PORT"]}/docs[/]')
+    ready.add_row('HTTP', f'[bold]{web}/docs[/]')
     if artifact:
         ready.add_row('Model', escape(without_secrets(environment['FINETUNER_ARTIFACT'])))
     else:
@@ -103,6 +105,18 @@ def _announce(child: subprocess.Popen[bytes], artifact: str | None, environment:
     command = 'encode "some text to encode"' if artifact else 'fit train.csv --eval-data test.csv'
     ready.add_row('Next', escape(f'{elsewhere}finetuner {command}'))
     console.print(Panel(ready, title='Finetuner is ready', title_align='left', expand=False))
+
+
+def _is_ready(url: str) -> bool:
+    """Whether our own service says so. Its certificate, which may be for another name, is not looked at."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+    try:
+        with opener.open(url, timeout=10) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def _find_flow(name: str) -> Path:

@@ -14,8 +14,11 @@ from urllib.parse import urlsplit
 
 import platformdirs
 
-DEFAULT_PORT = 51000
-DEFAULT_HOST = f'grpc://localhost:{DEFAULT_PORT}'
+PORTS = {'grpc': 51000, 'grpcs': 51000, 'http': 51001, 'https': 443}
+"""The default port of each scheme."""
+DEFAULT_HOST = 'grpc://localhost:51000'
+TOKEN_VARIABLES = ('FINETUNER_TOKEN', 'JINA_AUTH_TOKEN')
+HOW_TO_WRITE = 'write grpc://name:port or http://name:port, or with TLS grpcs:// or https://'
 
 
 def home() -> Path:
@@ -34,23 +37,78 @@ def host() -> str:
     return os.environ.get('FINETUNER_HOST') or _read_credentials().get('host') or DEFAULT_HOST
 
 
-def normalize_host(host: str) -> str:
-    """The one way to write a host: `grpc://name:port`, or `grpcs://name:port` for TLS.
+def addresses(host: str) -> list[str]:
+    """The addresses of a host, in the order in which they are tried, each as `scheme://name:port`.
 
-    :param host: the same, or without the scheme, the port (51000) or both.
+    :param host: one address, or several with commas between them. The port defaults to 51000 for gRPC, 51001 for
+        `http://` and 443 for `https://`. Without a scheme an address stands for two: gRPC, and else HTTP.
+    :raises ValueError: one has another scheme or form.
+    """
+    found: list[str] = []
+    for address in filter(None, map(str.strip, host.split(','))):
+        schemes = [''] if '://' in address else ['grpc://', 'http://']
+        found += [_normalize(f'{scheme}{address}', host) for scheme in schemes]
+    if not found:
+        raise ValueError(f'the host {host!r} is not an address: {HOW_TO_WRITE}')
+    return list(dict.fromkeys(found))
+
+
+def normalize_host(host: str) -> str:
+    """The one way to write a host: the first of its :func:`addresses`.
+
     :raises ValueError: it has another scheme or form.
     """
-    url = urlsplit(host if '://' in host else f'grpc://{host}')
-    if url.scheme not in ('grpc', 'grpcs') or not url.hostname or url.path.strip('/'):
-        raise ValueError(f'the host {host!r} is not an address: write grpc://name:port, or grpcs://name:port for TLS')
+    return addresses(host)[0]
+
+
+def _normalize(address: str, host: str) -> str:
+    wrong = ValueError(f'the host {host!r} is not an address: {HOW_TO_WRITE}')
+    try:
+        url = urlsplit(address)
+        port = url.port
+    except ValueError:
+        raise wrong from None
+    path = url.path.rstrip('/')
+    has_place = not path or url.scheme in ('http', 'https')  # a service may lie below a path of a web server
+    if url.scheme not in PORTS or not url.hostname or not has_place or url.query or url.fragment or '@' in url.netloc:
+        raise wrong
     name = f'[{url.hostname}]' if ':' in url.hostname else url.hostname
-    return f'{url.scheme}://{name}:{url.port or DEFAULT_PORT}'
+    return f'{url.scheme}://{name}:{port or PORTS[url.scheme]}{path}'
 
 
 def is_local(host: str) -> bool:
     """Whether a host such as `grpc://localhost:51000` is this machine."""
-    name = urlsplit(host if '://' in host else f'grpc://{host}').hostname or ''
+    address = host.partition(',')[0].strip()
+    name = urlsplit(address if '://' in address else f'grpc://{address}').hostname or ''
     return name in ('localhost', '::1') or name.startswith('127.')
+
+
+def secret(name: str) -> str | None:
+    """The environment variable `name`, or what is in the file that `<name>_FILE` names, as containers get secrets.
+
+    :raises ValueError: that file cannot be read.
+    """
+    value, path = os.environ.get(name), os.environ.get(f'{name}_FILE')
+    if value or not path:
+        return value
+    try:
+        return Path(path).read_text(encoding='utf-8').strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f'{name}_FILE: {path} cannot be read: {error}') from error
+
+
+def ca_certificate() -> Path | None:
+    """The certificates (PEM) that a service may prove itself by, `FINETUNER_CA_CERT`; None for those of the system.
+
+    :raises ValueError: there is no such file.
+    """
+    value = os.environ.get('FINETUNER_CA_CERT')
+    if not value:
+        return None
+    path = Path(value).expanduser()
+    if not path.is_file():
+        raise ValueError(f'FINETUNER_CA_CERT names no file: {path}. It takes the path of a PEM')
+    return path
 
 
 def credentials_path() -> Path:
@@ -58,13 +116,12 @@ def credentials_path() -> Path:
 
 
 def load_token(host: str = DEFAULT_HOST) -> str | None:
-    """The token for `host` from `FINETUNER_TOKEN`, `JINA_AUTH_TOKEN` or the credentials file, in this order; None if
-    there is none. The services of this machine share one token.
+    """The token for `host` from `FINETUNER_TOKEN` (or the file that `FINETUNER_TOKEN_FILE` names), `JINA_AUTH_TOKEN` or
+    the credentials file, in this order; None if there is none. The services of this machine share one token.
 
-    :raises ValueError: the credentials file is not valid.
+    :raises ValueError: the credentials file is not valid, or the other cannot be read.
     """
-    token = os.environ.get('FINETUNER_TOKEN') or os.environ.get('JINA_AUTH_TOKEN')
-    if token:
+    if token := next(filter(None, map(secret, TOKEN_VARIABLES)), None):
         return token
     credentials = _read_credentials()
     return credentials.get('token') if is_local(host) else credentials.get('tokens', {}).get(normalize_host(host))
@@ -87,6 +144,17 @@ def keep_token(is_good: Callable[[str | None], bool], make: Callable[[], str]) -
         if not is_good(token := load_token()):
             _save_token(token := make(), DEFAULT_HOST)
         return str(token)
+
+
+def forget_token(host: str = DEFAULT_HOST) -> bool:
+    """Remove the token for `host` from the credentials file. Whether there was one."""
+    with _locked():
+        credentials = _read_credentials()
+        kept = credentials if is_local(host) else credentials.get('tokens', {})
+        removed = kept.pop('token' if is_local(host) else normalize_host(host), None)
+        if removed is not None:
+            _write_credentials(credentials)
+        return removed is not None
 
 
 def save_host(host: str) -> Path:

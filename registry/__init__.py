@@ -7,9 +7,12 @@ from registry.records import (
     DatasetSummary,
     ExperimentRecord,
     Page,
+    Promotion,
     RunRecord,
     Shard,
+    Stored,
     Token,
+    Usage,
 )
 from registry.registry import Registry
 
@@ -20,8 +23,11 @@ __all__ = [
     'DatasetSummary',
     'ExperimentRecord',
     'Page',
+    'Promotion',
     'Registry',
     'RunRecord',
     'Shard',
+    'Stored',
     'Token',
+    'Usage',
 ]

@@ -1,18 +1,25 @@
-"""`python -m registry`: tokens of the service on this machine, made by who runs it."""
+"""`python -m registry`: accounts, their tokens and quotas, for who runs the service."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
+from rich.console import Console
+from rich.table import Table
 
 from finetuner.excepts import RegistryError
 from finetuner.settings import credentials_path, save_token
+from registry.backup import restore_backup, write_backup
 from registry.first_start import LOCAL_ACCOUNT
-from registry.registry import Registry
+from registry.records import Page
+from registry.registry import Registry, open_places
 
+Name = Annotated[str, typer.Argument(help='Of the account.')]
+PageOption = Annotated[int, typer.Option('--page', min=1, help='Which page of the list.')]
 AccountOption = Annotated[str, typer.Option('--account', help='Whose tokens.')]
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -33,16 +40,18 @@ def token(
 
 
 @app.command()
-def tokens(account: AccountOption = LOCAL_ACCOUNT) -> None:
+def tokens(account: AccountOption = LOCAL_ACCOUNT, page: PageOption = 1) -> None:
     """List the tokens of an account: id, name, and what has become of them."""
     with Registry.open() as registry:
-        for item in registry.list_tokens(registry.get_account(account).id):
+        found = registry.list_tokens(registry.get_account(account).id, page)
+        for item in found.items:
             state = f'valid until {item.expires_at:%Y-%m-%d %H:%M} UTC' if item.expires_at else 'valid'
             if item.expires_at and item.expires_at <= datetime.now(UTC):
                 state = f'expired {item.expires_at:%Y-%m-%d %H:%M} UTC'
             if item.revoked_at:
                 state = f'revoked {item.revoked_at:%Y-%m-%d %H:%M} UTC'
             typer.echo(f'{item.id}  {item.name}  {state}')
+        _tell_page(found)
 
 
 @app.command()
@@ -50,6 +59,101 @@ def revoke(token_id: str, account: AccountOption = LOCAL_ACCOUNT) -> None:
     """Make a token worthless from now on."""
     with Registry.open() as registry:
         registry.revoke_token(registry.get_account(account).id, token_id)
+
+
+@app.command()
+def backup(folder: Path) -> None:
+    """Copy database and objects into a folder, while the service runs; again, to bring it up to date."""
+    with Registry.open() as registry:
+        objects, size = write_backup(registry.database, registry.objects, folder)
+    typer.echo(f'{folder} has the database and {objects} objects ({size} bytes)')
+
+
+@app.command()
+def restore(folder: Path) -> None:
+    """Put a backup into an empty registry, whatever its database and object store are."""
+    _, database, store = open_places()
+    try:
+        objects, size = restore_backup(folder, database, store)
+    finally:
+        database.close()
+    typer.echo(f'Restored the database and {objects} objects ({size} bytes)')
+
+
+@app.command()
+def account(name: Name) -> None:
+    """Make an account."""
+    with Registry.open() as registry:
+        registry.create_account(name)
+    typer.echo(f'The account {name!r} is made. `python -m registry token --account {name}` prints a token for it')
+
+
+@app.command()
+def accounts(page: PageOption = 1) -> None:
+    """List the accounts: id, name, and when they were made."""
+    with Registry.open() as registry:
+        found = registry.list_accounts(page)
+    for item in found.items:
+        typer.echo(f'{item.id}  {item.name}  {item.created_at:%Y-%m-%d %H:%M} UTC')
+    _tell_page(found)
+
+
+@app.command()
+def quota(
+    name: Name,
+    size: Annotated[
+        str | None, typer.Option('--bytes', help="Of data sets and artifacts, such as 10GB; 'none' for no limit.")
+    ] = None,
+    runs: Annotated[str | None, typer.Option(help="At work at the same time, such as 2; 'none' for no limit.")] = None,
+) -> None:
+    """Say what an account may have, and print it. What is not given stays as it is."""
+    with Registry.open() as registry:
+        found = registry.get_account(name)
+        max_bytes = found.max_bytes if size is None else _parse_limit(size, ByteSize, '10GB')
+        max_runs = found.max_runs if runs is None else _parse_limit(runs, int, '2')
+        made = registry.set_quota(found.id, max_bytes, max_runs)
+    limit = 'any number of' if made.max_runs is None else made.max_runs
+    typer.echo(f'{name}: {_show_bytes(made.max_bytes)}, {limit} runs at work')
+
+
+@app.command()
+def usage(page: PageOption = 1) -> None:
+    """Show what the accounts have, and what they may have."""
+    with Registry.open() as registry:
+        found = registry.list_accounts(page)
+        used = [registry.usage(item.id) for item in found.items]
+    table = Table('account', 'data sets', 'artifacts', 'checkpoints', 'quota', 'waiting', 'at work', 'runs', 'at most')
+    for item in used:
+        stored = [f'{kind.count}: {_show_bytes(kind.bytes)}' for kind in (item.datasets, item.artifacts)]
+        table.add_row(
+            item.account.name,
+            *stored,
+            f'{item.checkpoints.count}: {_show_bytes(item.checkpoints.bytes)}',
+            _show_bytes(item.account.max_bytes),
+            *(str(number) for number in (item.waiting, item.at_work, item.runs)),
+            'any' if item.account.max_runs is None else str(item.account.max_runs),
+        )
+    Console().print(table)
+    _tell_page(found)
+
+
+def _tell_page(page: Page[Any]) -> None:
+    pages = -(-page.total // page.size)
+    if pages > 1:
+        typer.echo(f'page {page.number} of {pages}: --page shows the others', err=True)
+
+
+def _parse_limit(text: str, kind: type[int], example: str) -> int | None:
+    if text.lower() == 'none':
+        return None
+    try:
+        return int(TypeAdapter(kind).validate_python(text))
+    except ValidationError as error:
+        raise ValueError(f"{text!r} is no limit: write a number such as {example}, or 'none'") from error
+
+
+def _show_bytes(size: int | None) -> str:
+    return 'any' if size is None else ByteSize(size).human_readable(decimal=True)
 
 
 def _keep(token: str) -> Path:

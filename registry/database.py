@@ -1,7 +1,8 @@
 """The connection to the database, its transactions, and its migrations.
 
-All else speaks to the database in two ways: `read()` and `write()`. On SQLite a `write()` takes the lock when it
-begins, so that what it reads still holds when it writes; on PostgreSQL the code takes row locks where it needs them.
+All else speaks to the database in two ways: `read()` and `write()`. A `read()` sees one state of the database, on
+PostgreSQL by REPEATABLE READ. A `write()` on SQLite takes the lock when it begins, so that what it reads still holds
+when it writes; on PostgreSQL it is READ COMMITTED, and the code takes row locks where it needs them.
 """
 
 from __future__ import annotations
@@ -18,59 +19,118 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, Select, create_engine, event, func, make_url, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from finetuner.excepts import RegistryError
+from finetuner.excepts import RegistryError, UnavailableError
 from registry.models import Base
 
 BUSY_TIMEOUT_MS = 60_000
 MIGRATIONS = Path(__file__).parent / 'migrations'
 # any number that no other program on the same PostgreSQL database locks
 MIGRATION_LOCK = 0x66_69_6E_65
+INSERT_ATTEMPTS = 5
+
+SQLITE_OPTIONS: dict[str, Any] = {'pool_size': 8, 'max_overflow': 56}
+POSTGRESQL_OPTIONS: dict[str, Any] = {
+    # a server takes 100 connections by default, and every executor and worker is a process
+    'pool_size': 4,
+    'max_overflow': 4,
+    'pool_timeout': 60,
+    'pool_pre_ping': True,
+    'connect_args': {
+        'application_name': 'finetuner',
+        'connect_timeout': 10,
+        # a server that is gone without a word is noticed within a minute, not after hours
+        'keepalives_idle': 30,
+        'keepalives_interval': 10,
+        'keepalives_count': 3,
+        # prepared statements would not find their connection again behind a pooler such as PgBouncer
+        'prepare_threshold': None,
+    },
+}
 
 Row = TypeVar('Row', bound=Base)
 
 
 class Database:
-    """A pool of connections to one database. Safe for threads, not for forks."""
+    """A pool of connections to one database. Safe for threads, not for forks.
+
+    :param url: of SQLite or PostgreSQL. `postgresql://` and `postgres://` mean psycopg.
+    :raises RegistryError: it is no such URL, or the driver is not installed.
+    """
 
     def __init__(self, url: str | URL):
-        parsed = make_url(url)
+        parsed = _parse(url)
         self.is_sqlite = parsed.get_backend_name() == 'sqlite'
         if self.is_sqlite:
             if not parsed.database or parsed.database == ':memory:':
                 raise RegistryError(f'{parsed} is a database in memory: the service needs one in a file')
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        self.engine: Engine = create_engine(
-            parsed,
-            pool_size=8,
-            max_overflow=56,
-            pool_pre_ping=not self.is_sqlite,
-            json_serializer=partial(json.dumps, allow_nan=False),
-        )
+        try:
+            self.engine: Engine = create_engine(
+                parsed,
+                json_serializer=partial(json.dumps, allow_nan=False),
+                **(SQLITE_OPTIONS if self.is_sqlite else POSTGRESQL_OPTIONS),
+            )
+        except ModuleNotFoundError as error:
+            raise RegistryError(
+                f'{parsed} needs the package {error.name}: pip install "finetuner[postgresql]"'
+            ) from error
         if self.is_sqlite:
             event.listen(self.engine, 'connect', _prepare_sqlite)
             event.listen(self.engine, 'begin', _begin_sqlite)
-        self._writing = self.engine.execution_options(write=True)
+            self._reading, self._writing = self.engine, self.engine.execution_options(write=True)
+        else:
+            self._reading = self.engine.execution_options(isolation_level='REPEATABLE READ', postgresql_readonly=True)
+            self._writing = self.engine.execution_options(isolation_level='READ COMMITTED', write=True)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """One transaction that sees one state of the database."""
-        with Session(self.engine) as session, session.begin():
+        """One transaction that sees one state of the database, and changes nothing.
+
+        :raises UnavailableError: the connection was lost.
+        """
+        with _told(), Session(self._reading) as session, session.begin():
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """One transaction, committed at the end, rolled back on an exception."""
-        with Session(self._writing) as session, session.begin():
+        """One transaction, committed at the end, rolled back on an exception.
+
+        :raises UnavailableError: the connection was lost.
+        """
+        with _told(), Session(self._writing) as session, session.begin():
             yield session
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """One transaction that sees one state of the database in all that it reads."""
+        engine = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level='REPEATABLE READ')
+        with engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def without_writers(self) -> Iterator[None]:
+        """Others can read and not write meanwhile: they wait."""
+        with self._writing.begin() as connection:
+            if not self.is_sqlite:
+                tables = ', '.join(table.name for table in Base.metadata.sorted_tables)
+                connection.execute(text(f'LOCK TABLE {tables} IN SHARE MODE'))
+            yield
 
     def migrate(self) -> None:
         """Bring the tables to this version of the program. Any number of processes may do so at once.
 
-        :raises RegistryError: the database was made by a newer version.
+        :raises RegistryError: the database was made by a newer version, cannot be reached, or cannot be changed.
         """
+        try:
+            self._migrate()
+        except (OperationalError, ProgrammingError) as error:
+            reason = str(error.orig).strip().partition('\n')[0]
+            raise RegistryError(f'The database {self.engine.url} cannot be used: {reason}') from error
+
+    def _migrate(self) -> None:
         with self._writing.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(text('SELECT pg_advisory_xact_lock(:number)'), {'number': MIGRATION_LOCK})
@@ -100,25 +160,51 @@ def alembic_config(connection: Connection | None = None) -> Config:
 
 def find_or_insert(session: Session, query: Select[Row], make: Callable[[], Row]) -> tuple[Row, bool]:
     """The row that `query` finds, or else the new one of `make`, also if others insert it at once; and if it is new."""
-    row = session.scalar(query)
-    if row is not None:
-        return row, False
-    try:
-        with session.begin_nested():
-            row = make()
-            session.add(row)
-    except IntegrityError:
+    for attempt in range(INSERT_ATTEMPTS):
         row = session.scalar(query)
-        if row is None:
-            raise
-        return row, False
-    return row, True
+        if row is not None:
+            return row, False
+        try:
+            with session.begin_nested():
+                row = make()
+                session.add(row)
+            return row, True
+        except IntegrityError:
+            # somebody else has inserted it; and perhaps, when it is looked for, somebody has deleted it again
+            if attempt == INSERT_ATTEMPTS - 1:
+                raise
+    raise AssertionError('unreachable')
 
 
 def read_page(session: Session, query: Select[Any], page: int, size: int) -> tuple[list[Any], int]:
     """The rows of one page of `query`, each as the query's tuple, and how many rows all pages have."""
     total = session.scalar(select(func.count()).select_from(query.order_by(None).subquery())) or 0
     return list(session.execute(query.offset((page - 1) * size).limit(size))), total
+
+
+def _parse(url: str | URL) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise RegistryError('The URL of the database is none: write postgresql://user:password@host/name') from error
+    name = parsed.drivername.partition('+')[0]
+    if name in ('postgres', 'postgresql'):
+        return parsed.set(drivername='postgresql+psycopg')
+    if name != 'sqlite':
+        raise RegistryError(f'{parsed} is neither an SQLite nor a PostgreSQL database')
+    return parsed
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell of a lost connection in a sentence. Nobody knows then whether a commit was the last thing that it did."""
+    try:
+        yield
+    except DBAPIError as error:
+        if not (error.connection_invalidated or (isinstance(error, OperationalError) and error.statement is None)):
+            raise
+        # what the driver says, for the log alone, names hosts and users
+        raise UnavailableError('The database cannot be reached: try again in a moment') from error
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from functools import reduce
+from typing import Any
 
-from sqlalchemy import Text, cast, delete, func, select
+from sqlalchemy import Select, Text, cast, delete, func, select
 from sqlalchemy.orm import Session
 
-from finetuner.excepts import DataError, RegistryError
-from registry.database import find_or_insert
-from registry.models import DatasetRow, RunRow, ShardRow
+from finetuner.excepts import DataError, NotFoundError, RegistryError, RunInProgressError
+from registry.database import find_or_insert, read_page
+from registry.models import DatasetRow, ExperimentRow, RunRow, ShardRow
 from registry.names import known
-from registry.records import Dataset, DatasetSummary, Shard
+from registry.records import CREATED, STARTED, Dataset, DatasetSummary, Page, Shard
 from registry.shards import ShardInfo
 
 MAX_PART = 2**53  # what still is exact when a client's JSON makes a float of it
@@ -34,14 +34,71 @@ def check_part(part: int | None) -> int | None:
 def get_dataset(session: Session, account_id: str, name: str) -> Dataset:
     """The data set as it is now.
 
+    :raises NotFoundError: the account has none of this name.
+    """
+    row = _find_row(session, account_id, name)
+    return to_dataset(row, read_shards(session, row.id))
+
+
+def get_summary(session: Session, account_id: str, name: str) -> DatasetSummary:
+    """The data set as it is now, without its shards.
+
     :raises RegistryError: the account has none of this name.
     """
-    owned = DatasetRow.account_id == account_id
-    row = session.scalar(select(DatasetRow).where(owned, DatasetRow.name == name))
-    if row is None:
-        names = session.scalars(select(DatasetRow.name).where(owned))
-        raise RegistryError(f'There is no data set {str(name)[:200]!r}: {known(str(name), names)}')
-    return _dataset(row.id, row.name, _shards(session, row.id))
+    return _summary(_find_row(session, account_id, name))
+
+
+def list_datasets(session: Session, account_id: str, page: int, size: int) -> Page[DatasetSummary]:
+    """One page of the account's data sets, the newest first."""
+    query = select(DatasetRow).where(DatasetRow.account_id == account_id)
+    query = query.order_by(DatasetRow.created_at.desc(), DatasetRow.id.desc())
+    rows, total = read_page(session, query, page, size)
+    return Page([_summary(row) for (row,) in rows], total, page, size)
+
+
+def list_shards(session: Session, account_id: str, name: str, page: int, size: int) -> Page[Shard]:
+    """One page of the shards of a data set, in the order of their parts.
+
+    :raises RegistryError: the account has none of this name.
+    """
+    row = _find_row(session, account_id, name)
+    rows, total = read_page(session, _shard_query(row.id), page, size)
+    return Page([_shard(row) for row in rows], total, page, size)
+
+
+def delete_dataset(session: Session, account_id: str, name: str) -> tuple[DatasetSummary, list[str]]:
+    """Delete a data set. Runs that have ended forget it; a later resume of one says so.
+
+    :return: what it was, and the keys of its objects.
+    :raises RegistryError: the account has none of this name.
+    :raises RunInProgressError: a run that waits or is at work reads it.
+    """
+    row = _find_row(session, account_id, name, lock=True)
+    reader = session.scalar(_runs_of(row).where(RunRow.status.in_([CREATED, STARTED])).limit(1))
+    if reader is not None:
+        state = 'waits' if reader.status == CREATED else 'is at work'
+        raise RunInProgressError(
+            f'The run {reader.name!r} of the experiment {reader.experiment.name!r} {state} and reads the data set '
+            f'{name!r}: cancel it first'
+        )
+    keys = list(session.scalars(select(ShardRow.key).where(ShardRow.dataset_id == row.id)))
+    summary = _summary(row)
+    session.execute(delete(ShardRow).where(ShardRow.dataset_id == row.id))
+    session.execute(delete(DatasetRow).where(DatasetRow.id == row.id))
+    return summary, keys
+
+
+def replaced_bytes(session: Session, account_id: str, name: str, part: int | None) -> int:
+    """How many bytes other content of this part would replace."""
+    query = select(func.sum(ShardRow.size)).join(DatasetRow, DatasetRow.id == ShardRow.dataset_id)
+    query = query.where(DatasetRow.account_id == account_id, DatasetRow.name == name)
+    if part is None:
+        return 0
+    if part > 0:
+        query = query.where(ShardRow.part == part)
+    elif session.scalar(query.where(ShardRow.part == 0)) is None:
+        return 0
+    return int(session.scalar(query) or 0)
 
 
 def insert_shard(
@@ -76,7 +133,7 @@ def insert_shard(
     there = session.scalar(select(ShardRow.content_digest).where(ShardRow.dataset_id == row.id, ShardRow.part == part))
     if there == info.content_digest:
         return _summary(row), []
-    dropped = [] if there is None else _drop(session, row.id, name, part)
+    dropped = [] if there is None else _drop(session, row, part)
     _check_alike(session, row, info)
     session.add(
         ShardRow(
@@ -104,7 +161,7 @@ def insert_shard(
         row.scored &= info.scored
         row.linked |= info.linked
     else:
-        whole = _dataset(row.id, row.name, _shards(session, row.id))
+        whole = to_dataset(row, read_shards(session, row.id))
         for field in ('rows', 'size', 'digest', 'shape', 'labelled', 'scored', 'linked'):
             setattr(row, field, getattr(whole, field))
         row.modalities = ','.join(whole.modalities)
@@ -122,61 +179,49 @@ def find_part(session: Session, account_id: str, name: str, part: int, content_d
     return None if row is None else _summary(row)
 
 
-def snapshot(session: Session, account_id: str, names: Iterable[str]) -> dict[str, dict[str, object]]:
-    """The data sets as they are now, as JSON: what a run keeps, so that later parts do not change it.
-
-    :raises RegistryError: the account has none of such a name.
-    """
-    names = list(names)
-    # so that no part is replaced until the run is there
-    locked = select(DatasetRow.id).where(DatasetRow.account_id == account_id, DatasetRow.name.in_(names))
-    session.execute(locked.order_by(DatasetRow.id).with_for_update(read=True))
-    datasets = {name: get_dataset(session, account_id, name) for name in names}
-    return {
-        name: {
-            'id': dataset.id,
-            'digest': dataset.digest,
-            'rows': dataset.rows,
-            'size': dataset.size,
-            'shape': dataset.shape,
-            'modalities': list(dataset.modalities),
-            'labelled': dataset.labelled,
-            'scored': dataset.scored,
-            'linked': dataset.linked,
-            'shards': [shard.id for shard in dataset.shards],
-        }
-        for name, dataset in datasets.items()
-    }
+def read_shards(session: Session, dataset_id: str) -> list[Shard]:
+    """All shards of a data set, in the order of their parts."""
+    return [_shard(row) for row in session.execute(_shard_query(dataset_id))]
 
 
-def restore(session: Session, kept: dict[str, dict[str, object]]) -> dict[str, Dataset]:
-    """The data sets that a snapshot names, with the shards they had.
+def to_dataset(row: DatasetRow, shards: list[Shard]) -> Dataset:
+    """A data set as it is with these of its shards."""
+    return Dataset(
+        id=row.id,
+        name=row.name,
+        rows=sum(shard.rows for shard in shards),
+        size=sum(shard.size for shard in shards),
+        digest=reduce(_chain, (shard.content_digest for shard in shards), EMPTY),
+        shape=shards[0].shape if shards else 'items',
+        modalities=shards[0].modalities if shards else (),
+        labelled=all(shard.labelled for shard in shards),
+        scored=all(shard.scored for shard in shards),
+        linked=any(shard.linked for shard in shards),
+        created_at=row.created_at,
+        shards=shards,
+    )
 
-    :raises RegistryError: they are not what they were.
-    """
-    datasets = {}
-    for name, values in kept.items():
-        ids = values['shards']
-        assert isinstance(ids, list)
-        wanted = set(ids)
-        shards = [shard for shard in _shards(session, str(values['id'])) if shard.id in wanted]
-        dataset = _dataset(str(values['id']), name, shards)
-        if dataset.digest != values['digest']:
-            raise RegistryError(f'The data set {name!r} has changed since the run was created: parts of it are missing')
-        datasets[name] = dataset
-    return datasets
+
+def _find_row(session: Session, account_id: str, name: str, lock: bool = False) -> DatasetRow:
+    owned = DatasetRow.account_id == account_id
+    query = select(DatasetRow).where(owned, DatasetRow.name == name)
+    row = session.scalar(query.with_for_update() if lock else query)
+    if row is None:
+        names = session.scalars(select(DatasetRow.name).where(owned))
+        raise NotFoundError(f'There is no data set {str(name)[:200]!r}: {known(str(name), names)}')
+    return row
 
 
-def _drop(session: Session, dataset_id: str, name: str, part: int) -> list[str]:
+def _drop(session: Session, row: DatasetRow, part: int) -> list[str]:
     """Remove what new content of `part` replaces: the part, or with part 0 all parts. Returns the objects' keys."""
-    doomed = [ShardRow.dataset_id == dataset_id]
+    doomed = [ShardRow.dataset_id == row.id]
     if part > 0:
         doomed.append(ShardRow.part == part)
     shards = session.execute(select(ShardRow.id, ShardRow.key).where(*doomed)).all()
-    if not _read_by_runs(session, dataset_id).isdisjoint(shard_id for shard_id, _ in shards):
+    if not _read_by_runs(session, row).isdisjoint(shard_id for shard_id, _ in shards):
         raise RegistryError(
-            f'Part {part} of the data set {name!r} is there already, with other content, and a run reads the data set: '
-            'send it as another part, or under another name'
+            f'Part {part} of the data set {row.name!r} is there already, with other content, and a run reads the data '
+            'set: send it as another part, or under another name'
         )
     session.execute(delete(ShardRow).where(*doomed))
     return [key for _, key in shards]
@@ -199,13 +244,19 @@ def _check_alike(session: Session, row: DatasetRow, info: ShardInfo) -> None:
     )
 
 
-def _read_by_runs(session: Session, dataset_id: str) -> set[str]:
+def _runs_of(row: DatasetRow) -> Select[RunRow]:
+    """The runs that read, or have read, a data set."""
+    query = select(RunRow).join(RunRow.experiment).where(ExperimentRow.account_id == row.account_id)
+    return query.where(cast(RunRow.datasets, Text).contains(row.id))
+
+
+def _read_by_runs(session: Session, row: DatasetRow) -> set[str]:
     """The ids of the shards of a data set that any run reads or has read."""
-    snapshots = session.scalars(select(RunRow.datasets).where(cast(RunRow.datasets, Text).contains(dataset_id)))
+    snapshots = session.scalars(_runs_of(row).with_only_columns(RunRow.datasets))
     return {shard_id for kept in snapshots for values in kept.values() for shard_id in values['shards']}
 
 
-def _shards(session: Session, dataset_id: str) -> list[Shard]:
+def _shard_query(dataset_id: str) -> Any:
     # columns, not rows: a data set may have thousands of shards
     query = select(
         ShardRow.id,
@@ -221,24 +272,11 @@ def _shards(session: Session, dataset_id: str) -> list[Shard]:
         ShardRow.linked,
         ShardRow.key,
     )
-    rows = session.execute(query.where(ShardRow.dataset_id == dataset_id).order_by(ShardRow.part))
-    return [Shard(**{**row._mapping, 'modalities': _split(row.modalities)}) for row in rows]
+    return query.where(ShardRow.dataset_id == dataset_id).order_by(ShardRow.part)
 
 
-def _dataset(dataset_id: str, name: str, shards: list[Shard]) -> Dataset:
-    return Dataset(
-        id=dataset_id,
-        name=name,
-        rows=sum(shard.rows for shard in shards),
-        size=sum(shard.size for shard in shards),
-        digest=reduce(_chain, (shard.content_digest for shard in shards), EMPTY),
-        shape=shards[0].shape if shards else 'items',
-        modalities=shards[0].modalities if shards else (),
-        labelled=all(shard.labelled for shard in shards),
-        scored=all(shard.scored for shard in shards),
-        linked=any(shard.linked for shard in shards),
-        shards=shards,
-    )
+def _shard(row: Any) -> Shard:
+    return Shard(**{**row._mapping, 'modalities': _split(row.modalities)})
 
 
 def _chain(digest: str, content_digest: str) -> str:
@@ -258,6 +296,7 @@ def _summary(row: DatasetRow) -> DatasetSummary:
         labelled=row.labelled,
         scored=row.scored,
         linked=row.linked,
+        created_at=row.created_at,
     )
 
 

@@ -23,6 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from registry.names import new_id
+from registry.plain import clean
 
 
 def now() -> datetime:
@@ -48,6 +49,16 @@ class UTCDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class CleanString(TypeDecorator[str]):
+    """A text that databases do not refuse, also where it is only looked for: see `registry.plain.clean`."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else clean(value)
+
+
 class Base(DeclarativeBase):
     metadata = MetaData(
         naming_convention={
@@ -59,13 +70,13 @@ class Base(DeclarativeBase):
         }
     )
     type_annotation_map = {
-        str: String(255),
+        str: CleanString(255),
         int: BigInteger,
         datetime: UTCDateTime,
         dict[str, Any]: JSON(none_as_null=True),
     }
 
-    id: Mapped[str] = mapped_column(String(24), primary_key=True, default=new_id, sort_order=-1)
+    id: Mapped[str] = mapped_column(CleanString(24), primary_key=True, default=new_id, sort_order=-1)
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 

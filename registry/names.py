@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from finetuner.excepts import RegistryError
 
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,199}')
+ALIAS = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,149}@[A-Za-z0-9][A-Za-z0-9._-]{0,49}')
 ID = re.compile(r'[0-9a-f]{24}')
 
 
@@ -27,10 +28,22 @@ def check_name(kind: str, name: object) -> str:
     """
     if isinstance(name, str) and NAME.fullmatch(name):
         return name
-    shown = repr(name) if len(repr(name)) <= 80 else f'{repr(name)[:80]}…'
     raise RegistryError(
-        f'{shown} is not a valid {kind} name: use 1 to 200 letters (a-z, A-Z), digits, ".", "_" and "-", '
+        f'{shorten(name)} is not a valid {kind} name: use 1 to 200 letters (a-z, A-Z), digits, ".", "_" and "-", '
         'beginning with a letter or a digit'
+    )
+
+
+def check_alias(alias: object) -> str:
+    """Return `alias` if it is one: 'name@stage'.
+
+    :raises RegistryError: it is not.
+    """
+    if isinstance(alias, str) and ALIAS.fullmatch(alias):
+        return alias
+    raise RegistryError(
+        f'{shorten(alias)} is not a valid alias: write name@stage, such as support@production, of letters (a-z, A-Z), '
+        'digits, ".", "_" and "-"; the name of at most 150, the stage of at most 50'
     )
 
 
@@ -44,12 +57,18 @@ def check_id(kind: str, value: object) -> str:
     raise RegistryError(f'{str(value)[:80]!r} is not the id of a {kind}: ids are 24 hexadecimal digits')
 
 
+def shorten(value: object) -> str:
+    """What a user has given, for a sentence."""
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f'{shown[:80]}…'
+
+
 def known(name: str, names: Iterable[str]) -> str:
     """The end of a 'there is no ...' sentence: the names that look like `name`, or else the first few."""
     names = sorted(names)
     if not names:
         return 'there are none yet'
-    near = get_close_matches(name, names, n=5, cutoff=0.5)
+    near = get_close_matches(name[:200], names, n=5, cutoff=0.5)
     if near:
         return f'similar names: {", ".join(near)}'
     return f'there are: {", ".join(names[:10])}{", …" if len(names) > 10 else ""}'

@@ -9,12 +9,10 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any
-
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
 
 from finetuner.excepts import DataError
+from registry.names import new_id
+from registry.remote import RemoteFiles
 
 BLOCK = 1 << 20
 
@@ -23,20 +21,20 @@ class ObjectStore:
     """Objects are written whole or not at all, and never changed after that.
 
     :param url: a folder, or a URL such as `s3://bucket/prefix`.
+    :raises RegistryError: the URL cannot be used; the sentence says why.
     """
 
     def __init__(self, url: str):
-        self._files: Any
-        self._files, self._root = fsspec.core.url_to_fs(url)
-        self.is_local = isinstance(self._files, LocalFileSystem)
+        self._remote = RemoteFiles(url) if '://' in url and not url.startswith(('file://', 'local://')) else None
+        self.is_local = self._remote is None
         if self.is_local:
-            Path(self._root).mkdir(parents=True, exist_ok=True)
+            self._root = Path(url.partition('://')[2] if '://' in url else url).absolute()
+            self._root.mkdir(parents=True, exist_ok=True)
 
     def put(self, path: Path, key: str) -> None:
         """Store the file at `path` as the object `key`. A local store moves the file where it can."""
-        if not self.is_local:
-            self._files.makedirs(self._at(key).rpartition('/')[0], exist_ok=True)
-            self._files.put_file(str(path), self._at(key))
+        if self._remote is not None:
+            self._remote.put(path, key)
             return
         target = self._local(key)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,12 +51,13 @@ class ObjectStore:
         :raises DataError: it is missing, or its sha256 is another.
         """
         try:
-            path = self._local(key)
-            if not self.is_local:
+            if self._remote is None:
+                path = self._local(key)
+            else:
                 directory.mkdir(parents=True, exist_ok=True)
                 path = directory / key.rpartition('/')[2]
                 if not (path.exists() and file_digest(path) == sha256):
-                    self._download(key, path)
+                    self._download(self._remote, key, path)
             if file_digest(path) == sha256:
                 return path
         except FileNotFoundError as error:
@@ -70,38 +69,33 @@ class ObjectStore:
 
         :raises FileNotFoundError: there is no such object.
         """
-        if self.is_local:
-            with self._local(key).open('rb') as file:
-                file.seek(offset)
-                return file.read(length)
-        with self._files.open(self._at(key), 'rb', cache_type='none') as file:
+        if self._remote is not None:
+            return self._remote.read(key, offset, length)
+        with self._local(key).open('rb') as file:
             file.seek(offset)
             return file.read(length)
 
     def delete(self, key: str) -> None:
         """Remove the object and what it leaves behind, if there is one."""
-        if not self.is_local:
-            if self._files.exists(self._at(key)):
-                self._files.rm_file(self._at(key))
+        if self._remote is not None:
+            self._remote.delete(key)
             return
         target = self._local(key)
         target.with_name(f'{target.name}.part').unlink(missing_ok=True)
         target.unlink(missing_ok=True)
 
-    def _download(self, key: str, target: Path) -> None:
-        aside = target.with_name(f'{target.name}.{os.getpid()}.part')
+    def _download(self, remote: RemoteFiles, key: str, target: Path) -> None:
+        # of its own: others may fetch the same object into the same folder at the same time
+        aside = target.with_name(f'{target.name}.{new_id()}.part')
         try:
-            self._files.get_file(self._at(key), str(aside))
+            remote.download(key, aside)
             sync(aside)
             os.replace(aside, target)
         finally:
             aside.unlink(missing_ok=True)
 
-    def _at(self, key: str) -> str:
-        return f'{self._root}/{key}'
-
     def _local(self, key: str) -> Path:
-        return Path(self._root, key)
+        return self._root / key
 
 
 def file_digest(path: Path) -> str:

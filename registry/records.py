@@ -33,11 +33,17 @@ class Page(Generic[Item]):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Who owns data sets, runs and artifacts."""
+    """Who owns data sets, runs and artifacts.
+
+    :param max_bytes: of its data sets and artifacts together; None for as many as there is room for.
+    :param max_runs: of its runs that are at work at the same time; None for as many as the service works on.
+    """
 
     id: str
     name: str
     created_at: datetime
+    max_bytes: int | None
+    max_runs: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,32 @@ class Token:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How many things of a kind an account has in the object store, and their bytes."""
+
+    count: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an account has, beside what it may have (see `Account`).
+
+    :param waiting: runs that are CREATED.
+    :param at_work: runs that are STARTED.
+    :param runs: all runs.
+    """
+
+    account: Account
+    datasets: Stored
+    artifacts: Stored
+    checkpoints: Stored
+    waiting: int
+    at_work: int
+    runs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +134,7 @@ class DatasetSummary:
     labelled: bool
     scored: bool
     linked: bool
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +169,10 @@ class RunRecord:
     :param progress: what the worker last reported.
     :param metrics: `{'before': {...}, 'after': {...}}` of a FINISHED run.
     :param examples: `{'before': {query: [match, ...]}, 'after': ...}` of a FINISHED run; None in listings.
+    :param priority: the higher, the sooner.
+    :param attempts: how often it was started since it was submitted, those that the service broke off not counted.
+    :param lease: of the worker that has it, see `registry.queue`.
+    :param queue_position: of a CREATED run, among those of all accounts: 1 is next. None of others.
     """
 
     id: str
@@ -155,6 +192,10 @@ class RunRecord:
     progress: dict[str, Any]
     metrics: dict[str, Any] | None
     examples: dict[str, Any] | None
+    priority: int
+    attempts: int
+    lease: str | None
+    queue_position: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +203,7 @@ class ArtifactRecord:
     """A stored artifact: the zip file that a finished run left.
 
     :param name: the name of its run.
+    :param aliases: the aliases that name it now.
     :param size: in bytes.
     :param sha256: of the zip file's bytes.
     :param public: whether anyone who knows the id may read it.
@@ -171,8 +213,43 @@ class ArtifactRecord:
     account_id: str
     run_id: str
     name: str
+    experiment_name: str
     size: int
     sha256: str
     public: bool
     created_at: datetime
+    key: str
+    aliases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """What an alias names, or has named, from a time on.
+
+    :param alias: 'name@stage'.
+    :param number: of this promotion among those of the alias, from 1; the highest is the one that counts.
+    :param previous: the id of the artifact that it named before; None if it named none.
+    """
+
+    alias: str
+    number: int
+    artifact_id: str
+    experiment_name: str
+    run_name: str
+    previous: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRecord:
+    """The latest checkpoint of a run in the object store.
+
+    :param name: that of the folder it was packed from; later ones sort behind earlier ones, see `training.checkpoint`.
+    :param size: in bytes.
+    :param sha256: of the object's bytes.
+    """
+
+    name: str
+    size: int
+    sha256: str
     key: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -16,26 +16,43 @@ from sqlalchemy.orm import Session
 
 from finetuner import settings
 from finetuner.excepts import ArtifactError, DataError, RegistryError
-from registry import accounts, artifacts, datasets, experiments, first_start, runs
+from registry import (
+    accounts,
+    artifacts,
+    checkpoints,
+    datasets,
+    experiments,
+    first_start,
+    logs,
+    promotions,
+    queue,
+    quotas,
+    runs,
+)
 from registry.database import Database
-from registry.datasets import restore, snapshot
-from registry.models import ArtifactRow, ShardRow
-from registry.names import check_id, check_name, new_id
-from registry.objects import ObjectStore, copy_hashed
+from registry.models import ArtifactRow, CheckpointRow, ShardRow
+from registry.names import check_alias, check_id, check_name, new_id
+from registry.objects import ObjectStore, copy_hashed, file_digest
 from registry.plain import plain
 from registry.records import (
+    CANCELLED,
+    FAILED,
     STARTED,
     Account,
     ArtifactRecord,
+    CheckpointRecord,
     Dataset,
     DatasetSummary,
     ExperimentRecord,
     Page,
+    Promotion,
     RunRecord,
     Shard,
     Token,
+    Usage,
 )
 from registry.shards import write_shard
+from registry.snapshots import hold, restore, snapshot
 from registry.staging import Staging, exclusive
 
 if TYPE_CHECKING:
@@ -43,6 +60,18 @@ if TYPE_CHECKING:
 
 MAX_READ = 16 << 20
 MAX_PAGE_SIZE = 1000
+MAX_PAGE = 2**31
+
+
+def open_places(
+    home: Path | None = None, database_url: str | None = None, objects_url: str | None = None
+) -> tuple[Path, Database, ObjectStore]:
+    """The folder, the database and the object store of a registry, as :meth:`Registry.open` finds them."""
+    home = (Path(home) if home else settings.home()).expanduser().absolute()
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    default = URL.create('sqlite', database=str(home / 'registry.db'))
+    database = Database(database_url or settings.secret('FINETUNER_DATABASE_URL') or default)
+    return home, database, ObjectStore(objects_url or os.environ.get('FINETUNER_OBJECTS_URL') or str(home / 'objects'))
 
 
 class Registry:
@@ -61,16 +90,12 @@ class Registry:
         """Open the registry; make it, with a local account and token, if it is not there. Processes may do so at once.
 
         :param home: the folder of the state on this machine, default `FINETUNER_HOME`.
-        :param database_url: an SQLAlchemy URL, default `FINETUNER_DATABASE_URL`, or else an SQLite file in `home`.
+        :param database_url: an SQLAlchemy URL, default `FINETUNER_DATABASE_URL` (or the file that
+            `FINETUNER_DATABASE_URL_FILE` names), or else an SQLite file in `home`.
         :param objects_url: a folder or an fsspec URL, default `FINETUNER_OBJECTS_URL`, or else a folder in `home`.
         :raises RegistryError: the database was made by a newer version, or the token of the first start cannot be kept.
         """
-        home = (Path(home) if home else settings.home()).expanduser().absolute()
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        objects_url = objects_url or os.environ.get('FINETUNER_OBJECTS_URL') or str(home / 'objects')
-        default = URL.create('sqlite', database=str(home / 'registry.db'))
-        database = Database(database_url or os.environ.get('FINETUNER_DATABASE_URL') or default)
-        objects = ObjectStore(objects_url)
+        home, database, objects = open_places(home, database_url, objects_url)
         with exclusive(home / 'open.lock'):
             database.migrate()
             first_start.make_local_account(database)
@@ -110,10 +135,37 @@ class Registry:
 
     def get_account(self, name: str = first_start.LOCAL_ACCOUNT) -> Account:
         """
-        :raises RegistryError: there is none of this name.
+        :raises NotFoundError: there is none of this name.
         """
         with self.database.read() as session:
             return accounts.find_account(session, name)
+
+    def list_accounts(self, page: int = 1, size: int = 50) -> Page[Account]:
+        """One page of all accounts, by name. For who runs the service: no owner is checked.
+
+        :raises RegistryError: the page or size (1 to 1000) makes no sense.
+        """
+        page, size = check_page(page, size, 'accounts')
+        with self.database.read() as session:
+            return accounts.list_accounts(session, page, size)
+
+    def set_quota(self, account_id: str, max_bytes: int | None, max_runs: int | None) -> Account:
+        """Say what an account may have; None is no limit. What it has already stays. For who runs the service.
+
+        :param max_bytes: of data sets and artifacts together, see `registry.quotas`.
+        :param max_runs: at work at the same time.
+        :raises RegistryError: there is no such account, or a number is below 0.
+        """
+        with self.database.write() as session:
+            return quotas.set_quota(session, account_id, max_bytes, max_runs)
+
+    def usage(self, account_id: str) -> Usage:
+        """What the account has, and may have.
+
+        :raises RegistryError: there is no such account.
+        """
+        with self.database.read() as session:
+            return quotas.usage(session, account_id)
 
     def create_token(self, account_id: str, name: str, expires_at: datetime | None = None) -> str:
         """A new token for the account. It is returned here and never again: the database has its hash alone.
@@ -121,21 +173,30 @@ class Registry:
         :param expires_at: with its time zone; None for a token without end.
         :raises RegistryError: there is no such account, the name is malformed, or the time has passed.
         """
+        return self.issue_token(account_id, name, expires_at)[0]
+
+    def issue_token(self, account_id: str, name: str, expires_at: datetime | None = None) -> tuple[str, Token]:
+        """As `create_token`, with what the registry keeps of it."""
         token = accounts.new_token()
         with self.database.write() as session:
-            accounts.insert_token(session, account_id, name, token, expires_at)
-        return token
+            return token, accounts.insert_token(session, account_id, name, token, expires_at)
 
-    def list_tokens(self, account_id: str) -> list[Token]:
-        with self.database.read() as session:
-            return accounts.list_tokens(session, account_id)
+    def list_tokens(self, account_id: str, page: int = 1, size: int = 50) -> Page[Token]:
+        """One page of tokens, the oldest first.
 
-    def revoke_token(self, account_id: str, token_id: str) -> None:
+        :raises RegistryError: the page or size (1 to 1000) makes no sense.
         """
+        page, size = check_page(page, size, 'tokens')
+        with self.database.read() as session:
+            return accounts.list_tokens(session, account_id, page, size)
+
+    def revoke_token(self, account_id: str, token_id: str) -> Token:
+        """Make a token worthless. One that is revoked already stays as it is.
+
         :raises RegistryError: the account has no such token.
         """
         with self.database.write() as session:
-            accounts.revoke_token(session, account_id, token_id)
+            return accounts.revoke_token(session, account_id, token_id)
 
     def credentials_problem(self) -> str | None:
         """Why this user's credentials are not good for this registry, and the way out; None if they are good."""
@@ -155,8 +216,8 @@ class Registry:
         :param documents: read once, held in memory batch by batch.
         :param part: where they belong, default after all others.
         :raises DataError: a document is malformed (the message names its position and id), or there are none.
-        :raises RegistryError: the name is malformed, or the part is there with other content and a run reads what it
-            would replace.
+        :raises RegistryError: the name is malformed, the part is there with other content and a run reads what it
+            would replace, or the account's quota has no room for the documents.
         """
         check_name('data set', dataset_name)
         part = datasets.check_part(part)
@@ -164,27 +225,62 @@ class Registry:
         with ExitStack() as stages:
             staged = stages.enter_context(self._staging.stage(f'shards/{shard_id}.arrow'))
             info = write_shard(documents, staged.path)
-            if part is not None:
-                with self.database.read() as session:
+            with self.database.read() as session:
+                if part is not None:
                     found = datasets.find_part(session, account_id, dataset_name, part, info.content_digest)
-                if found is not None:
-                    return found
+                    if found is not None:
+                        return found
+                replaced = datasets.replaced_bytes(session, account_id, dataset_name, part)
+                quotas.check_room(session, account_id, info.size - replaced)
             self.objects.put(staged.path, staged.key)
             with self.database.write() as session:
+                limited = quotas.lock_quota(session, account_id)
                 dataset, dropped = datasets.insert_shard(
                     session, account_id, dataset_name, part, shard_id, staged.key, info
                 )
-                # noted before the commit, removed after it: a stage ends with the objects that no row knows
-                for key in dropped:
-                    stages.enter_context(self._staging.stage(key))
+                if limited:
+                    quotas.check_room(session, account_id, 0)
+                self._let_go(stages, dropped)
             return dataset
 
     def get_dataset(self, account_id: str, name: str) -> Dataset:
         """
-        :raises RegistryError: the account has none of this name.
+        :raises NotFoundError: the account has none of this name.
         """
         with self.database.read() as session:
             return datasets.get_dataset(session, account_id, name)
+
+    def list_datasets(self, account_id: str, page: int = 1, size: int = 50) -> Page[DatasetSummary]:
+        """One page of data sets, the newest first.
+
+        :raises RegistryError: the page or size (1 to 1000) makes no sense.
+        """
+        page, size = check_page(page, size, 'data sets')
+        with self.database.read() as session:
+            return datasets.list_datasets(session, account_id, page, size)
+
+    def list_shards(
+        self, account_id: str, name: str, page: int = 1, size: int = 50
+    ) -> tuple[DatasetSummary, Page[Shard]]:
+        """A data set with one page of its shards, in the order of their parts.
+
+        :raises RegistryError: the account has none of this name, or the page or size (1 to 1000) makes no sense.
+        """
+        page, size = check_page(page, size, 'parts')
+        with self.database.read() as session:
+            summary = datasets.get_summary(session, account_id, name)
+            return summary, datasets.list_shards(session, account_id, name, page, size)
+
+    def delete_dataset(self, account_id: str, name: str) -> DatasetSummary:
+        """Delete a data set, and return what it was. Runs that have ended and read it cannot be resumed then.
+
+        :raises RegistryError: the account has none of this name.
+        :raises RunInProgressError: a run that waits or is at work reads it.
+        """
+        with ExitStack() as stages, self.database.write() as session:
+            summary, keys = datasets.delete_dataset(session, account_id, name)
+            self._let_go(stages, keys)
+        return summary
 
     def fetch_shards(self, shards: Sequence[Shard], directory: Path) -> list[Path]:
         """Files on this machine, to be memory-mapped: the store's own if it is local, else copies in `directory`.
@@ -205,32 +301,37 @@ class Registry:
         datasets: Iterable[str] | None = None,
         prepare: Callable[[RunRecord], None] | None = None,
         defaults: dict[str, Any] | None = None,
+        priority: int = 0,
     ) -> tuple[RunRecord, bool]:
         """Make a run, and its experiment if there is none; or find the run of this name and this `config`.
 
-        :param config: JSON. `'public': True` lets anyone who knows the artifact's id read it.
+        :param config: JSON. `'public': True` lets anyone who knows the artifact's id read it. How a run is worked on
+            (:data:`registry.queue.SCHEDULING`) does not make it another.
         :param datasets: names of the data sets that the run reads; it sees them as they are now.
         :param prepare: is called with the run before anyone else sees it, or if it was there, before this returns. If
             it raises, no run is made.
         :param defaults: values that mean the same in a `config` as none.
+        :param priority: the higher, the sooner. A run that is there keeps its own.
         :return: the run, and whether it was made by this call.
         :raises RegistryError: a malformed name, a run of this name with another `config` or with data sets that have
-            changed since, or no such data set.
+            changed since, no such data set, or a new run of an account that is at the end of its quota.
         """
         check_name('experiment', experiment_name)
         check_name('run', run_name)
         with self.database.write() as session:
             kept = snapshot(session, account_id, datasets or [])
             run, is_new = runs.create_run(
-                session, account_id, experiment_name, run_name, config, description, kept, defaults
+                session, account_id, experiment_name, run_name, config, description, kept, defaults, priority
             )
+            if is_new:
+                quotas.check_room(session, account_id, 1)
             if prepare is not None:
                 prepare(run)
             return run, is_new
 
     def get_run(self, account_id: str, experiment_name: str, run_name: str) -> RunRecord:
         """
-        :raises RegistryError: the account has none of this name.
+        :raises NotFoundError: the account has none of this name.
         """
         with self.database.read() as session:
             return runs.get_run(session, account_id, experiment_name, run_name)
@@ -238,7 +339,7 @@ class Registry:
     def get_run_by_id(self, run_id: str) -> RunRecord:
         """For the service itself: no owner is checked.
 
-        :raises RegistryError: there is none of this id.
+        :raises NotFoundError: there is none of this id.
         """
         with self.database.read() as session:
             return runs.get_run_by_id(session, run_id)
@@ -246,7 +347,7 @@ class Registry:
     def get_run_datasets(self, run_id: str) -> dict[str, Dataset]:
         """The data sets of a run, by name, as they were when it was created.
 
-        :raises RegistryError: there is no such run.
+        :raises NotFoundError: there is no such run.
         """
         with self.database.read() as session:
             return restore(session, runs.get_run_row(session, run_id).datasets)
@@ -267,44 +368,135 @@ class Registry:
         with self.database.read() as session:
             return runs.unfinished_runs(session)
 
-    def start_run(self, run_id: str, worker: str) -> bool:
-        """Take a CREATED run. False if somebody else has it, or it has ended.
+    def claim_run(
+        self, worker: str, machines: Collection[queue.Machine], exclude: Iterable[str] = ()
+    ) -> RunRecord | None:
+        """Take the run that is next in the queue and fits, under a new lease. None if there is none.
+
+        :param worker: who works on it, `host:pid`.
+        :param machines: what there is to work with, and what is free; a run needs one of them.
+        :param exclude: ids of runs that are not to be taken.
+        """
+        with self.database.read() as session:
+            if queue.is_empty(session):  # services ask every second, and need not take a lock for that
+                return None
+        with self.database.write() as session:
+            run_id = queue.claim_run(session, worker, machines, exclude)
+            return None if run_id is None else runs.get_run_by_id(session, run_id)
+
+    def start_run(self, run_id: str, worker: str, lease: str | None = None) -> bool:
+        """Take this very run, whatever its place in the queue. False if somebody else has it, or it has ended.
 
         :param worker: `host:pid`.
+        :param lease: the new one, default a random one.
         """
         with self.database.write() as session:
-            return runs.start_run(session, run_id, worker)
+            runs.get_run_row(session, run_id)
+            return queue.start(session, run_id, worker, lease or new_id())
 
-    def heartbeat(self, run_id: str, progress: dict[str, Any] | None = None) -> bool:
-        """Note that the worker lives. False if the run has ended meanwhile: then there is nothing to work for.
+    def leases(self) -> list[queue.Lease]:
+        """Every run, of every account, that somebody works on, or that waits for its last worker to end."""
+        with self.database.read() as session:
+            return queue.held(session)
+
+    def run_statuses(self, run_ids: Collection[str]) -> dict[str, str]:
+        """The statuses of those of the runs, of every account, that there are."""
+        with self.database.read() as session:
+            return queue.statuses(session, run_ids)
+
+    def is_held(self, run_id: str, lease: str) -> bool:
+        """Whether the run is STARTED under this lease."""
+        with self.database.read() as session:
+            return queue.is_held(session, run_id, lease)
+
+    def heartbeat(
+        self,
+        run_id: str,
+        progress: dict[str, Any] | None = None,
+        lease: str | None = None,
+        worker: str | None = None,
+    ) -> bool:
+        """Note that the worker lives. False if the run has ended or is another's: then there is nothing to work for.
 
         :param progress: JSON, kept until the next one; NaN becomes None.
+        :param lease: of the worker. None stands for anybody, here and below: it is for the service itself.
+        :param worker: `host:pid`, if that is news.
         """
         with self.database.write() as session:
-            return runs.heartbeat(session, run_id, progress)
+            return runs.heartbeat(session, run_id, progress, lease, worker)
 
-    def finish_run(self, run_id: str, artifact_path: Path, metrics: dict[str, Any], examples: dict[str, Any]) -> None:
-        """Store the artifact and end the run as FINISHED: both or neither.
+    def finish_run(
+        self,
+        run_id: str,
+        artifact_path: Path,
+        metrics: dict[str, Any],
+        examples: dict[str, Any],
+        lease: str | None = None,
+    ) -> None:
+        """Store the artifact and end the run as FINISHED: both or neither. Its checkpoint is deleted.
 
         :param artifact_path: copied, and left where it is.
-        :raises RegistryError: the run is not STARTED.
+        :raises RegistryError: the run is not STARTED, or another's.
         """
         run = self.get_run_by_id(run_id)
-        if run.status != STARTED:
+        if run.status != STARTED or (lease is not None and run.lease != lease):
             raise runs.not_started(run)
         metrics = plain(metrics, 'metrics', lossy=True)
         examples = plain(examples, 'examples', lossy=True)
         # a key of its own, so that two that finish the same run never write one object
-        with self._staging.stage(f'artifacts/{run.artifact_id}-{new_id()}.zip') as staged:
+        with ExitStack() as stages:
+            staged = stages.enter_context(self._staging.stage(f'artifacts/{run.artifact_id}-{new_id()}.zip'))
             sha256, size = copy_hashed(artifact_path, staged.path)
             self.objects.put(staged.path, staged.key)
             with self.database.write() as session:
-                runs.finish_run(session, run_id, metrics, examples, sha256, size, staged.key)
+                runs.finish_run(session, run_id, metrics, examples, sha256, size, staged.key, lease)
+                for key in checkpoints.delete_checkpoints(session, [run_id]):
+                    stages.enter_context(self._staging.stage(key))
 
-    def fail_run(self, run_id: str, reason: str) -> bool:
-        """End the run as FAILED. False, and the first reason stays, if it has ended already."""
+    def fail_run(self, run_id: str, reason: str, lease: str | None = None) -> bool:
+        """End the run as FAILED. False, and the first reason stays, if it has ended already or is another's."""
         with self.database.write() as session:
-            return runs.fail_run(session, run_id, reason)
+            return runs.fail_run(session, run_id, reason, lease)
+
+    def retry_run(
+        self,
+        run_id: str,
+        lease: str | None,
+        reason: str,
+        *,
+        max_retries: int,
+        delay: float,
+        counts: bool = True,
+        heartbeat_at: datetime | None = None,
+    ) -> str | None:
+        """Queue a run whose worker is lost again, or after the last attempt end it as FAILED.
+
+        :param reason: one sentence without its full stop.
+        :param max_retries: attempts after the first, where the run's config says nothing.
+        :param delay: seconds until the second attempt may begin, twice as many until the third, and so on.
+        :param counts: False if it was not the run's fault: then it waits for nothing, and the attempt is forgotten.
+        :param heartbeat_at: the last sign of life that is known: a later one saves the worker.
+        :return: the status that the run has now; None if nothing was done, as the lease is another's.
+        """
+        with self.database.write() as session:
+            return queue.retry_run(
+                session,
+                run_id,
+                lease,
+                reason,
+                max_retries=max_retries,
+                delay=delay,
+                counts=counts,
+                heartbeat_at=heartbeat_at,
+            )
+
+    def release_run(self, run_id: str, lease: str, heartbeat_at: datetime | None = None) -> None:
+        """Tell that the worker of a run that was ended or queued again meanwhile has ended: others may have it.
+
+        :param heartbeat_at: the last sign of life that is known: a later one saves the worker.
+        """
+        with self.database.write() as session:
+            queue.release(session, run_id, lease, heartbeat_at)
 
     def cancel_run(self, run_id: str, reason: str) -> bool:
         """End the run as CANCELLED; its worker stops when it next gives a sign of life. False if it has ended already.
@@ -315,29 +507,44 @@ class Registry:
             return runs.cancel_run(session, run_id, reason)
 
     def resume_run(self, run_id: str) -> bool:
-        """Have a FAILED or CANCELLED run worked on again. False if it is neither."""
+        """Have a FAILED or CANCELLED run worked on again. False if it is neither.
+
+        :raises RegistryError: there is no such run, or a data set that it reads has been deleted.
+        """
         with self.database.write() as session:
+            run = runs.get_run_row(session, run_id)
+            if run.status in (FAILED, CANCELLED):
+                hold(session, run.datasets)
             return runs.resume_run(session, run_id)
 
     def delete_run(self, account_id: str, experiment_name: str, run_name: str) -> None:
         """Delete a run with its artifact, its log and its checkpoints.
 
-        :raises RegistryError: the account has none of this name.
+        :raises RegistryError: the account has none of this name, or an alias names its artifact.
         :raises RunInProgressError: it is at work.
         """
-        run = self.get_run(account_id, experiment_name, run_name)
-        self._delete(lambda session: experiments.delete_runs(session, [runs.get_run_row(session, run.id)]))
+        self._delete(
+            account_id,
+            lambda session: experiments.delete_runs(
+                session, [runs.find_run_row(session, account_id, experiment_name, run_name)]
+            ),
+        )
 
-    def delete_runs(self, account_id: str, experiment_name: str | None = None) -> int:
-        """Delete all runs of an experiment, or of all experiments, which stay. Returns how many.
+    def delete_runs(self, account_id: str, experiment_name: str | None = None) -> list[RunRecord]:
+        """Delete all runs of an experiment, or of all experiments, which stay. Returns what they were.
 
-        :raises RegistryError: there is no such experiment.
+        :raises NotFoundError: there is no such experiment.
         :raises RunInProgressError: one is at work; then none is deleted.
         """
-        deleted = self._delete(
-            lambda session: experiments.delete_runs(session, runs.find_rows(session, account_id, experiment_name))
-        )
-        return len(deleted.runs)
+        found: list[RunRecord] = []
+
+        def change(session: Session) -> experiments.Deleted:
+            rows = runs.find_rows(session, account_id, experiment_name)
+            found.extend(runs.get_run_by_id(session, row.id) for row in rows)
+            return experiments.delete_runs(session, rows)
+
+        self._delete(account_id, change)
+        return found
 
     # experiments
 
@@ -352,7 +559,7 @@ class Registry:
 
     def get_experiment(self, account_id: str, name: str) -> ExperimentRecord:
         """
-        :raises RegistryError: the account has none of this name.
+        :raises NotFoundError: the account has none of this name.
         """
         with self.database.read() as session:
             return experiments.get_experiment(session, account_id, name)
@@ -369,40 +576,110 @@ class Registry:
     def delete_experiments(self, account_id: str, names: Sequence[str] | None = None) -> list[ExperimentRecord]:
         """Delete experiments with all their runs, and return what they were; None is all of the account.
 
-        :raises RegistryError: there is none of a name.
+        :raises RegistryError: there is none of a name, or an alias names the artifact of a run; then nothing is
+            deleted.
         :raises RunInProgressError: one of their runs is at work; then nothing is deleted.
         """
-        deleted = self._delete(lambda session: experiments.delete_experiments(session, account_id, names))
+        deleted = self._delete(account_id, lambda session: experiments.delete_experiments(session, account_id, names))
         return deleted.experiments
 
-    def _delete(self, change: Callable[[Session], experiments.Deleted]) -> experiments.Deleted:
+    def _delete(self, account_id: str, change: Callable[[Session], experiments.Deleted]) -> experiments.Deleted:
         """Commit a deletion, and then remove what it leaves in the object store and on this disk."""
         with ExitStack() as stages, self.database.write() as session:
+            accounts.lock_account(session, account_id)
             deleted = change(session)
-            # noted before the commit, removed after it: a stage ends with the objects that no row knows
-            for key in deleted.keys:
-                stages.enter_context(self._staging.stage(key))
+            self._let_go(stages, deleted.keys)
         for run_id in deleted.runs:
             shutil.rmtree(self.home / 'runs' / check_id('run', run_id), ignore_errors=True)
         return deleted
 
+    def _let_go(self, stages: ExitStack, keys: Iterable[str]) -> None:
+        """Note objects before the commit, to remove them after it: a stage ends with the objects that no row knows."""
+        for key in keys:
+            stages.enter_context(self._staging.stage(key))
+
     def run_directory(self, run_id: str) -> Path:
-        """The folder of a run on this machine, made if it is not there; it holds `log.txt`."""
+        """The folder of a run on this machine, made if it is not there."""
         folder = self.home / 'runs' / check_id('run', run_id)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    # logs and checkpoints of runs
+
+    def sent_log(self, run_id: str, lease: str) -> int:
+        """How many bytes of what the attempt under this lease has printed are in the run's log."""
+        with self.database.read() as session:
+            return logs.sent_bytes(session, run_id, lease)
+
+    def append_log(self, run_id: str, lease: str, start: int, data: bytes) -> None:
+        """Add what the attempt under this lease has printed, from its byte `start` on. Repeated, it is there once.
+
+        The log of a run ends at 64 MiB with a sentence that says so. A run that was deleted has none.
+        """
+        logs.append_log(self.database, run_id, lease, start, data)
+
+    def read_log(self, run_id: str, offset: int, limit: int) -> bytes:
+        """At most `limit` bytes of the log of all attempts at a run, from `offset` on."""
+        with self.database.read() as session:
+            return logs.read_log(session, run_id, offset, limit)
+
+    def store_checkpoint(self, run_id: str, lease: str, name: str, path: Path) -> None:
+        """Make a file the checkpoint of a run that other machines can fetch, in place of the one before.
+
+        :param path: is moved away.
+        :raises RegistryError: the lease is not (any more) that of the run.
+        """
+        with ExitStack() as stages:
+            staged = stages.enter_context(self._staging.stage(checkpoints.new_key(run_id)))
+            size, sha256 = path.stat().st_size, file_digest(path)
+            self.objects.put(path, staged.key)
+            with self.database.write() as session:
+                replaced = checkpoints.replace_checkpoint(session, run_id, lease, name, size, sha256, staged.key)
+                for key in replaced:
+                    stages.enter_context(self._staging.stage(key))
+
+    def find_checkpoint(self, run_id: str) -> CheckpointRecord | None:
+        """The checkpoint of a run in the object store, if there is one."""
+        with self.database.read() as session:
+            return checkpoints.find_checkpoint(session, run_id)
+
+    def fetch_checkpoint(self, checkpoint: CheckpointRecord, directory: Path) -> Path:
+        """The file of a checkpoint on this machine.
+
+        :raises DataError: it is missing, or is not what was stored.
+        """
+        return self.objects.fetch(checkpoint.key, checkpoint.sha256, directory)
 
     # artifacts
 
     def get_artifact(self, account_id: str | None, artifact_id: str) -> ArtifactRecord:
         """The artifact of this id, if it is public or the account's. An account of None sees the public ones.
 
-        :raises ArtifactError: there is none that the account may read.
+        :raises ArtifactNotFoundError: there is none that the account may read.
         :raises RunInProgressError: its run has not finished.
         :raises RunFailedError: its run has failed.
         """
         with self.database.read() as session:
             return artifacts.get_artifact(session, account_id, artifact_id)
+
+    def find_artifact(self, account_id: str | None, reference: str) -> ArtifactRecord:
+        """The artifact that a reference names: an id, 'experiment/run' or 'name@stage'. The last two are the account's.
+
+        :raises ArtifactError: there is none that the account may read.
+        :raises RunInProgressError: its run has not finished.
+        :raises RunFailedError: its run has failed.
+        """
+        with self.database.read() as session:
+            return artifacts.find_artifact(session, account_id, reference)
+
+    def list_artifacts(self, account_id: str, page: int = 1, size: int = 50) -> Page[ArtifactRecord]:
+        """One page of the account's own artifacts, the newest first.
+
+        :raises RegistryError: the page or size (1 to 1000) makes no sense.
+        """
+        page, size = check_page(page, size, 'artifacts')
+        with self.database.read() as session:
+            return artifacts.list_artifacts(session, account_id, page, size)
 
     def artifact_file(self, artifact: ArtifactRecord) -> Path:
         """The zip file on this machine: that of the store itself if it is local, else a copy that is kept.
@@ -421,17 +698,80 @@ class Registry:
         """
         if not 0 <= offset <= artifact.size or length < 1:
             raise ArtifactError(f'An artifact of {artifact.size} bytes cannot be read at {offset} for {length} bytes')
+        if offset == artifact.size:
+            return b''
         try:
             return self.objects.read(artifact.key, int(offset), min(int(length), MAX_READ))
         except FileNotFoundError as error:
             raise ArtifactError(f'The file of the artifact {artifact.id} is missing in the object store') from error
+
+    # promotions
+
+    def promote(self, account_id: str, alias: str, reference: str) -> Promotion:
+        """Have an alias name an artifact of the account from now on. If it does already, nothing changes.
+
+        :param alias: 'name@stage', made if there is none.
+        :param reference: see `find_artifact`.
+        :raises RegistryError: the alias is malformed.
+        :raises ArtifactError: the account has no such artifact.
+        :raises RunInProgressError: its run has not finished.
+        :raises RunFailedError: its run has failed.
+        """
+        check_alias(alias)
+        with self.database.write() as session:
+            artifact = artifacts.find_artifact(session, account_id, reference)
+            if artifact.account_id != account_id:
+                raise ArtifactError(f'The artifact {artifact.id!r} is public, and not yours: only yours have aliases')
+            return promotions.promote(session, account_id, alias, artifact)
+
+    def roll_back(self, account_id: str, alias: str) -> Promotion:
+        """Promote the artifact that the alias named before; done twice, all is as it was.
+
+        :raises RegistryError: there is no such alias, or it has named nothing else that is there still.
+        """
+        with self.database.write() as session:
+            return promotions.roll_back(session, account_id, alias)
+
+    def get_promotion(self, account_id: str, alias: str) -> Promotion:
+        """What the alias names now.
+
+        :raises RegistryError: the account has no such alias.
+        """
+        with self.database.read() as session:
+            return promotions.get_promotion(session, account_id, alias)
+
+    def list_promotions(self, account_id: str, page: int = 1, size: int = 50) -> Page[Promotion]:
+        """One page of what the account's aliases name now, by the names of the aliases.
+
+        :raises RegistryError: the page or size (1 to 1000) makes no sense.
+        """
+        page, size = check_page(page, size, 'aliases')
+        with self.database.read() as session:
+            return promotions.list_promotions(session, account_id, page, size)
+
+    def list_history(self, account_id: str, alias: str, page: int = 1, size: int = 50) -> Page[Promotion]:
+        """One page of all promotions of an alias, the newest first.
+
+        :raises RegistryError: the account has no such alias, or the page or size (1 to 1000) makes no sense.
+        """
+        page, size = check_page(page, size, 'promotions')
+        with self.database.read() as session:
+            return promotions.list_history(session, account_id, alias, page, size)
+
+    def delete_alias(self, account_id: str, alias: str) -> Promotion:
+        """Delete an alias with its history, and return what it named.
+
+        :raises RegistryError: the account has no such alias.
+        """
+        with self.database.write() as session:
+            return promotions.delete_alias(session, account_id, alias)
 
 
 def check_page(page: float, size: float, what: str) -> tuple[int, int]:
     """
     :raises RegistryError: there is no such page.
     """
-    if page < 1 or not 1 <= size <= MAX_PAGE_SIZE:
+    if not 1 <= page <= MAX_PAGE or not 1 <= size <= MAX_PAGE_SIZE:
         raise RegistryError(
             f'There is no page {page} of {size} {what}: pages count from 1, a size is 1 to {MAX_PAGE_SIZE}'
         )
@@ -440,4 +780,5 @@ def check_page(page: float, size: float, what: str) -> tuple[int, int]:
 
 def _is_referenced(database: Database, key: str) -> bool:
     with database.read() as session:
-        return any(session.scalar(select(row.id).where(row.key == key)) is not None for row in (ShardRow, ArtifactRow))
+        rows = (ShardRow, ArtifactRow, CheckpointRow)
+        return any(session.scalar(select(row.id).where(row.key == key)) is not None for row in rows)

@@ -1,21 +1,24 @@
 """Runs: CREATED → STARTED → FINISHED, FAILED or CANCELLED; the last two can become CREATED again.
 
-Every step is one UPDATE that names the status it leaves: it is made once, whoever else tries.
+Every step is one UPDATE that names the status it leaves: it is made once, whoever else tries. A worker's steps name
+its lease too, see `registry.queue`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from finetuner.excepts import RegistryError
+from finetuner.excepts import NotFoundError, RegistryError
 from registry.database import find_or_insert, read_page
 from registry.experiments import find_or_make_row, find_row
 from registry.models import ArtifactRow, ExperimentRow, RunRow, now
 from registry.names import known
 from registry.plain import clean, plain
+from registry.queue import SCHEDULING, positions
 from registry.records import CANCELLED, CREATED, FAILED, FINISHED, STARTED, Page, RunRecord
 
 
@@ -28,6 +31,7 @@ def create_run(
     description: str,
     datasets: dict[str, Any],
     defaults: dict[str, Any] | None = None,
+    priority: int = 0,
 ) -> tuple[RunRecord, bool]:
     """The run of this name, and whether it is new.
 
@@ -46,12 +50,14 @@ def create_run(
             config=config,
             datasets=datasets,
             description=clean(description),
+            priority=priority,
         ),
     )
-    if _without(row.config, defaults or {}) != _without(config, defaults or {}):
+    before, asked = _identity(row.config), _identity(config)
+    if _without(before, defaults or {}) != _without(asked, defaults or {}):
         raise RegistryError(
             f'The run {run_name!r} of the experiment {experiment_name!r} is there already, with another configuration '
-            f'({_difference(row.config, config)}): choose another name'
+            f'({_difference(before, asked)}): choose another name'
         )
     changed = [name for name in datasets if row.datasets.get(name, {}).get('digest') != datasets[name]['digest']]
     if changed:
@@ -59,10 +65,17 @@ def create_run(
             f'The run {run_name!r} of the experiment {experiment_name!r} is there already, and since then the data has '
             f'changed ({", ".join(changed)}): choose another name'
         )
-    return _record(row), is_new
+    return _read(session, row), is_new
 
 
 def get_run(session: Session, account_id: str, experiment_name: str, run_name: str) -> RunRecord:
+    """
+    :raises NotFoundError: there is none of this name.
+    """
+    return _read(session, find_run_row(session, account_id, experiment_name, run_name))
+
+
+def find_run_row(session: Session, account_id: str, experiment_name: str, run_name: str) -> RunRow:
     """
     :raises RegistryError: there is none of this name.
     """
@@ -70,32 +83,32 @@ def get_run(session: Session, account_id: str, experiment_name: str, run_name: s
     query = select(RunRow).join(RunRow.experiment).where(*owned)
     row = session.scalar(query.where(RunRow.name == run_name))
     if row is not None:
-        return _record(row)
+        return row
     find_row(session, account_id, experiment_name)
     owner = select(ExperimentRow.name).join(RunRow, RunRow.experiment_id == ExperimentRow.id)
     elsewhere = session.scalars(owner.where(ExperimentRow.account_id == account_id, RunRow.name == run_name)).all()
     if elsewhere:
-        raise RegistryError(
+        raise NotFoundError(
             f'There is no run {run_name!r} in the experiment {experiment_name!r}: it is in {" and ".join(elsewhere)}'
         )
     names = session.scalars(select(RunRow.name).join(RunRow.experiment).where(*owned))
-    raise RegistryError(
+    raise NotFoundError(
         f'There is no run {str(run_name)[:200]!r} in the experiment {experiment_name!r}: {known(str(run_name), names)}'
     )
 
 
 def get_run_row(session: Session, run_id: str) -> RunRow:
     """
-    :raises RegistryError: there is none of this id.
+    :raises NotFoundError: there is none of this id.
     """
     row = session.get(RunRow, run_id)
     if row is None:
-        raise RegistryError(f'There is no run of the id {str(run_id)[:80]!r}')
+        raise NotFoundError(f'There is no run of the id {str(run_id)[:80]!r}')
     return row
 
 
 def get_run_by_id(session: Session, run_id: str) -> RunRecord:
-    return _record(get_run_row(session, run_id))
+    return _read(session, get_run_row(session, run_id))
 
 
 def list_runs(session: Session, account_id: str, experiment_name: str | None, page: int, size: int) -> Page[RunRecord]:
@@ -106,7 +119,7 @@ def list_runs(session: Session, account_id: str, experiment_name: str | None, pa
         find_row(session, account_id, experiment_name)
     query = select(RunRow).join(RunRow.experiment).where(*owned).order_by(RunRow.created_at.desc(), RunRow.id.desc())
     rows, total = read_page(session, query, page, size)
-    return Page([_record(row, examples=False) for (row,) in rows], total, page, size)
+    return Page(_read_all(session, [row for (row,) in rows]), total, page, size)
 
 
 def find_rows(session: Session, account_id: str, experiment_name: str | None) -> list[RunRow]:
@@ -123,31 +136,44 @@ def find_rows(session: Session, account_id: str, experiment_name: str | None) ->
 def unfinished_runs(session: Session) -> list[RunRecord]:
     """All runs that are CREATED or STARTED, the oldest first."""
     query = select(RunRow).where(RunRow.status.in_([CREATED, STARTED])).order_by(RunRow.created_at, RunRow.id)
-    return [_record(row, examples=False) for row in session.scalars(query)]
+    return _read_all(session, session.scalars(query).all())
 
 
-def start_run(session: Session, run_id: str, worker: str) -> bool:
-    """CREATED → STARTED. False if the run is not CREATED (any more)."""
-    time = now()
-    values = {'details': 'Run is being executed', 'worker': worker, 'started_at': time, 'heartbeat_at': time}
-    return _step(session, run_id, [CREATED], status=STARTED, **values)
+def heartbeat(
+    session: Session, run_id: str, progress: dict[str, Any] | None, lease: str | None = None, worker: str | None = None
+) -> bool:
+    """Note that the worker lives. False if the run is not STARTED (any more), or another's.
 
-
-def heartbeat(session: Session, run_id: str, progress: dict[str, Any] | None) -> bool:
-    """Note that the worker lives. False if the run is not STARTED (any more)."""
-    values = {} if progress is None else {'progress': plain(progress, 'progress', lossy=True)}
-    return _step(session, run_id, [STARTED], heartbeat_at=now(), **values)
+    It is noted of a run that was cancelled as well: its worker has yet to end.
+    """
+    values: dict[str, Any] = {'heartbeat_at': now()}
+    if progress is not None:
+        values['progress'] = plain(progress, 'progress', lossy=True)
+    if worker is not None:
+        values['worker'] = worker
+    if _step(session, run_id, [STARTED], lease, **values):
+        return True
+    if lease is not None:
+        _step(session, run_id, [CREATED, CANCELLED], lease, heartbeat_at=now())
+    return False
 
 
 def finish_run(
-    session: Session, run_id: str, metrics: dict[str, Any], examples: dict[str, Any], sha256: str, size: int, key: str
+    session: Session,
+    run_id: str,
+    metrics: dict[str, Any],
+    examples: dict[str, Any],
+    sha256: str,
+    size: int,
+    key: str,
+    lease: str | None = None,
 ) -> None:
     """STARTED → FINISHED, with its artifact.
 
-    :raises RegistryError: the run is not STARTED (any more).
+    :raises RegistryError: the run is not STARTED (any more), or another's.
     """
-    values = {'details': 'Run finished', 'metrics': metrics, 'examples': examples, 'finished_at': now()}
-    finished = _step(session, run_id, [STARTED], status=FINISHED, **values)
+    values = {'details': 'Run finished', 'metrics': metrics, 'examples': examples, 'finished_at': now(), 'lease': None}
+    finished = _step(session, run_id, [STARTED], lease, status=FINISHED, **values)
     row = get_run_row(session, run_id)
     if not finished:
         raise not_started(_record(row))
@@ -165,9 +191,10 @@ def finish_run(
     session.flush()
 
 
-def fail_run(session: Session, run_id: str, reason: str) -> bool:
-    """CREATED or STARTED → FAILED. False, and the first reason stays, if the run has ended already."""
-    return _step(session, run_id, [CREATED, STARTED], status=FAILED, details=clean(reason), finished_at=now())
+def fail_run(session: Session, run_id: str, reason: str, lease: str | None = None) -> bool:
+    """CREATED or STARTED → FAILED. False, and the first reason stays, if the run has ended already or is another's."""
+    values = {'details': clean(reason), 'finished_at': now(), 'lease': None}
+    return _step(session, run_id, [CREATED, STARTED], lease, status=FAILED, **values)
 
 
 def cancel_run(session: Session, run_id: str, reason: str) -> bool:
@@ -176,30 +203,42 @@ def cancel_run(session: Session, run_id: str, reason: str) -> bool:
 
 
 def resume_run(session: Session, run_id: str) -> bool:
-    """FAILED or CANCELLED → CREATED. False if the run is neither.
+    """FAILED or CANCELLED → CREATED, with all its attempts. False if the run is neither.
 
-    `worker` stays, so that the end of the last worker is not taken for that of the next.
+    It waits for the lease of a worker that has yet to end.
     """
     values: dict[str, Any] = {
         'details': 'Run submitted again and awaits execution',
         'progress': {},
         'finished_at': None,
+        'attempts': 0,
+        'not_before': None,
     }
     return _step(session, run_id, [FAILED, CANCELLED], status=CREATED, **values)
 
 
 def not_started(run: RunRecord) -> RegistryError:
+    if run.status == STARTED:
+        return RegistryError(f'The run {run.name!r} cannot be finished by this worker: another one has it')
     return RegistryError(f'The run {run.name!r} cannot be finished, it is {run.status}: {run.details}')
 
 
-def _step(session: Session, run_id: str, statuses: list[str], **values: Any) -> bool:
-    """Update the run if its status is one of `statuses`; whether it was."""
-    statement = update(RunRow).where(RunRow.id == run_id, RunRow.status.in_(statuses)).returning(RunRow.id)
+def _step(session: Session, run_id: str, statuses: list[str], holder: str | None = None, **values: Any) -> bool:
+    """Update the run if its status is one of `statuses`, and its lease is `holder` if that is given; whether it was."""
+    conditions = [RunRow.id == run_id, RunRow.status.in_(statuses)]
+    if holder is not None:
+        conditions.append(RunRow.lease == holder)
+    statement = update(RunRow).where(*conditions).returning(RunRow.id)
     # the session holds no rows yet that the statement could leave stale
     stepped = session.scalar(statement.values(values), execution_options={'synchronize_session': False})
     if stepped is None:
         get_run_row(session, run_id)
     return stepped is not None
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What makes two runs of one name the same."""
+    return {name: value for name, value in config.items() if name not in SCHEDULING}
 
 
 def _without(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -212,7 +251,17 @@ def _difference(first: dict[str, Any], second: dict[str, Any]) -> str:
     return f'other values of {", ".join(names[:5])}{", …" if len(names) > 5 else ""}'
 
 
-def _record(row: RunRow, examples: bool = True) -> RunRecord:
+def _read(session: Session, row: RunRow) -> RunRecord:
+    found = positions(session, [row.id]) if row.status == CREATED else {}
+    return _record(row, found.get(row.id))
+
+
+def _read_all(session: Session, rows: Sequence[RunRow]) -> list[RunRecord]:
+    found = positions(session, [row.id for row in rows if row.status == CREATED])
+    return [_record(row, found.get(row.id), examples=False) for row in rows]
+
+
+def _record(row: RunRow, queue_position: int | None = None, examples: bool = True) -> RunRecord:
     return RunRecord(
         id=row.id,
         name=row.name,
@@ -231,4 +280,8 @@ def _record(row: RunRow, examples: bool = True) -> RunRecord:
         progress=row.progress,
         metrics=row.metrics,
         examples=row.examples if examples else None,
+        priority=row.priority,
+        attempts=row.attempts,
+        lease=row.lease,
+        queue_position=queue_position,
     )

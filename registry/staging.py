@@ -88,7 +88,9 @@ class Staging:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
-        shutil.rmtree(self._own, ignore_errors=True)
+        # a note that is there still could not be settled: the next one that opens the registry does so
+        if not any(self._own.glob('*.key')):
+            shutil.rmtree(self._own, ignore_errors=True)
         self._lock.close()
 
     def _settle(self, note: Path) -> None:

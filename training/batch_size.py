@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from finetuner.inference.encoder import Encoder
 from training.data import Examples
 from training.embed import ITEMS_AT_ONCE, TOKENS_AT_ONCE, Embedder
 from training.freezing import keep_frozen
+from training.memory import VARIABLE, Footprint, own_bytes
 from training.task import Task
 
 logger = logging.getLogger(__name__)
@@ -37,14 +39,7 @@ def find_batch_size(task: Task, examples: Examples, embedders: Mapping[str, Embe
 
     Call it before the optimizers are made.
     """
-    try:
-        each = 0.0
-        for column in examples.columns:
-            each += item_bytes(task.encoders[column.encoder], embedders[column.encoder], device)  # type: ignore[arg-type]
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        logger.warning('Not even %d of the longest examples fit into memory', SAMPLES[-1])
-        each = float('inf')
+    each = example_bytes(task, examples, embedders, device)
     fitting = max(available(device) - _states(task), 0) * SHARE / max(each, 1)
     useful = len(examples) / BATCHES_PER_EPOCH
     size = SMALLEST
@@ -58,6 +53,29 @@ def find_batch_size(task: Task, examples: Examples, embedders: Mapping[str, Embe
         why = f'{len(examples)} examples give {-(-len(examples) // size)} batches an epoch'
     logger.info('Batch size %d: %s', size, why)
     return _agreed(size, device)
+
+
+def example_bytes(task: Task, examples: Examples, embedders: Mapping[str, Embedder], device: torch.device) -> float:
+    """What the graph of one of the longest examples saves for the backward pass, in bytes; infinity where a GPU has no
+    room for a few of them."""
+    try:
+        each = 0.0
+        for column in examples.columns:
+            each += item_bytes(task.encoders[column.encoder], embedders[column.encoder], device)  # type: ignore[arg-type]
+        return each
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        logger.warning('Not even %d of the longest examples fit into memory', SAMPLES[-1])
+        return float('inf')
+
+
+def measure_footprint(
+    task: Task, examples: Examples, embedders: Mapping[str, Embedder], batch_size: int, device: torch.device
+) -> Footprint:
+    """What a training is going to take: of the GPU, or of the memory of the machine that this process needs alone."""
+    each = min(example_bytes(task, examples, embedders, device), 1e15)
+    used = torch.cuda.memory_allocated(device) if device.type == 'cuda' else own_bytes(os.getpid())
+    return Footprint(batch_size, each, used + _states(task))
 
 
 def token_budget(encoder: Encoder, embedder: Embedder, device: torch.device) -> int:
@@ -99,6 +117,8 @@ def available(device: torch.device) -> int:
         # what torch holds without using it
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = psutil.virtual_memory().available
+    if limit := os.environ.get(VARIABLE):
+        free = min(free, int(limit) - own_bytes(os.getpid()))
     for limit, usage in CGROUPS:
         try:
             free = min(free, int(Path(limit).read_text()) - int(Path(usage).read_text()))

@@ -216,7 +216,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _checkpoints(directory: Path) -> list[Path]:
-    return sorted(directory.glob('step-*'), key=lambda path: (path.name.removesuffix(OPEN), OPEN not in path.name))
+    return sorted(directory.glob('step-*'), key=lambda path: order(path.name))
+
+
+def order(name: str) -> tuple[str, bool]:
+    """What sorts checkpoints by their names, the latest last."""
+    return name.removesuffix(OPEN), OPEN not in name
 
 
 def _config(config: FitConfig) -> dict[str, Any]:

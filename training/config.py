@@ -228,5 +228,5 @@ def _sentence(found: dict[str, Any]) -> str:
     if found['type'] == 'missing':
         return f'{place} is missing'
     value = found['input']  # a dict or a list may hold a token
-    shown = f', got {value!r}' if isinstance(value, str | int | float | bool | None) else ''
+    shown = f', got {repr(value)[:200]}' if isinstance(value, str | int | float | bool | None) else ''
     return f'{place}: {found["msg"][0].lower()}{found["msg"][1:]}{shown}'

@@ -21,7 +21,6 @@ from training.rows import Rows, RowsWriter
 if TYPE_CHECKING:
     from registry.shards import DatasetReader
 
-SCRATCH = 'work'  # the folder, in that of the run, of files that are needed on the way only
 PREPARE_ROWS = 256  # texts may be long, and a tokenizer keeps 100 bytes for each token before it cuts them
 
 

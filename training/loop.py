@@ -102,17 +102,17 @@ def train(
                         report(Progress('Training', state.step, len(sampler), epoch, config.epochs, mean, rate, left))
                     if config.time_limit is not None and time.perf_counter() - start > config.time_limit:
                         stop(state, f'time_limit: {config.time_limit:g} seconds have passed')
-                    ending = interruption.requested  # a signal that comes later waits until the next batch is done
+                    # a signal that comes later waits until the next batch is done, and one counts for all processes
+                    ending, state.stop = agree([interruption.requested, state.stop], accelerator)
                     if ending:
                         stop(state, 'the process was asked to end')
-                    state.stop = agreed(state.stop, accelerator)
                     notify(callbacks, 'on_batch_end', state)
                     if ending:
                         interruption.exit()
                 if state.stop:
                     break
                 train_mode(state)  # an evaluation may have changed it
-            if interruption.requested:  # while the callbacks looked at the last batch
+            if agreed(interruption.requested, accelerator):  # while the callbacks looked at the last batch
                 interruption.exit()
             step.reduce_buffers()
             if state.step < len(sampler):  # the epoch is broken off, and may go on elsewhere
@@ -197,11 +197,16 @@ def stop(state: TrainingState, reason: str) -> None:
 
 def agreed(flag: bool, accelerator: Accelerator) -> bool:
     """True if it is in any of the processes."""
+    return agree([flag], accelerator)[0]
+
+
+def agree(flags: Sequence[bool], accelerator: Accelerator) -> list[bool]:
+    """Each is True if it is in any of the processes."""
     if accelerator.num_processes == 1:
-        return flag
-    shared = torch.tensor(float(flag), device=accelerator.device)
+        return list(flags)
+    shared = torch.tensor([float(flag) for flag in flags], device=accelerator.device)
     torch.distributed.all_reduce(shared)
-    return bool(shared.item())
+    return [value > 0 for value in shared.tolist()]
 
 
 def notify(callbacks: Sequence[Callback], event: str, state: TrainingState) -> None:

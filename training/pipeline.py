@@ -20,13 +20,13 @@ from finetuner.inference.clip import clip_logit_scale
 from finetuner.inference.encoder import Encoder
 from registry.shards import DatasetReader
 from training.backbone import for_export, load_for_training
-from training.batch_size import find_batch_size
+from training.batch_size import find_batch_size, measure_footprint
 from training.callbacks.making import make_callbacks
-from training.callbacks.training_checkpoint import TrainingCheckpoint
+from training.callbacks.training_checkpoint import Recovery, TrainingCheckpoint
 from training.check import check_data
 from training.checkpoint import data_identity
 from training.config import FitConfig, check_memory
-from training.data import SCRATCH, Examples, open_examples, prepare
+from training.data import Examples, open_examples, prepare
 from training.embed import Embedder
 from training.embedders import make_budgets, make_embedders
 from training.evaluator import Corpora, Metrics, make_evaluators
@@ -39,6 +39,7 @@ from training.losses.margin_mse import MarginMSELoss
 from training.processes import make_accelerator, reproducible, scratch
 from training.progress import Progress, Reporter
 from training.reduced import make_measure, sample_features
+from training.run_folder import SCRATCH
 from training.samplers import make_sampler
 from training.state import TrainingState
 from training.step import Step, has_batch_statistics
@@ -84,6 +85,7 @@ def run_fit(
     artifact: Path | None = None,
     resume: bool = False,
     interruption: Interruption | None = None,
+    recovery: Recovery | None = None,
 ) -> FitResult:
     """Fine-tune a model as the config says.
 
@@ -95,13 +97,14 @@ def run_fit(
     :param artifact: the zip or folder of `config.model_artifact`.
     :param resume: go on from the last checkpoint in `directory`, if there is one.
     :param interruption: lets SIGTERM end the process between two batches.
+    :param recovery: have checkpoints written also where no callback asks for them.
     :raises ValueError: the model or the data cannot be used; the message says why.
     """
     reporter = Reporter(report)
     name = check_name('artifact', config.run_name or directory.name)
     accelerator = make_accelerator(config)
     work = directory / SCRATCH
-    earlier = resumable(config, directory, resume)
+    earlier = resumable(config, directory, resume, recovery)
     with reproducible(config.seed), scratch(work, accelerator):
         with reporter.stage('Loading the model'):
             encoders = load_for_training(config, artifact)
@@ -152,7 +155,9 @@ def run_fit(
         state.identity = {'data': data_identity(training_set), 'batch_size': batch_size, 'budgets': budgets}
         state.identity['evaluation data'] = [data_identity(examples_of(name)) for name in config.data[1:]]
         set_up_optimizers(state, sampler, accelerator)
-        everyone = make_callbacks(config.callbacks, evaluators, resume=resume, is_main=state.is_main)
+        everyone = make_callbacks(config.callbacks, evaluators, resume=resume, is_main=state.is_main, recovery=recovery)
+        if recovery is not None and state.is_main:
+            recovery.measured(measure_footprint(task, training_set, embedders, batch_size, accelerator.device))
         with reporter.stage('Training'):
             samples = train(state, step, sampler, [everyone], accelerator, validate, interruption)
         zipped = directory / f'{name}.zip'
@@ -209,12 +214,13 @@ def from_model(loss: str, options: Mapping[str, Any], values: Mapping[str, float
     return dict(options)
 
 
-def resumable(config: FitConfig, directory: Path, resume: bool) -> dict[str, Any]:
+def resumable(config: FitConfig, directory: Path, resume: bool, recovery: Recovery | None) -> dict[str, Any]:
     """What the training depends on beside its config, by the checkpoint that it goes on from; empty if there is none.
 
     :raises ValueError: there is a checkpoint, and it is of another config, or it is not to be gone on from.
     """
-    return TrainingCheckpoint.check(directory, config, resume) if has_checkpoints(config) else {}
+    keeps = recovery is not None or has_checkpoints(config)
+    return TrainingCheckpoint.check(directory, config, resume) if keeps else {}
 
 
 def has_checkpoints(config: FitConfig) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -19,6 +18,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, set_seed
 
 from training.config import FitConfig
+from training.run_folder import locked
 
 logger = logging.getLogger(__name__)
 
@@ -82,20 +82,3 @@ def scratch(directory: Path, accelerator: Accelerator) -> Iterator[None]:
             yield
         finally:
             shutil.rmtree(directory, ignore_errors=True)
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold a folder until the end, which is that of the process at the latest.
-
-    :raises ValueError: another holds it.
-    """
-    folder = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f'another training is at work in {directory}: give another directory') from None
-        yield
-    finally:
-        os.close(folder)

@@ -10,8 +10,7 @@ from pydantic import SecretStr
 
 from training.callbacks.options import WandBConfig
 from training.config import FitConfig
-
-FILE = 'secrets.json'
+from training.run_folder import SECRETS
 
 
 def keep_secrets(config: FitConfig, directory: Path) -> None:
@@ -23,22 +22,18 @@ def keep_secrets(config: FitConfig, directory: Path) -> None:
     }
     if not tokens:
         return
-    aside = directory / f'.{FILE}.{os.getpid()}'
+    aside = directory / f'.{SECRETS}.{os.getpid()}'
     with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 'w') as file:
         json.dump(tokens, file)
-    os.replace(aside, directory / FILE)
+    os.replace(aside, directory / SECRETS)
 
 
 def restore_secrets(config: FitConfig, directory: Path) -> None:
     """Put the tokens back into a config that was stored without them."""
-    path = directory / FILE
+    path = directory / SECRETS
     if not path.is_file():
         return
     tokens = json.loads(path.read_text())
     for number, callback in enumerate(config.callbacks or []):
         if isinstance(callback, WandBConfig) and str(number) in tokens:
             callback.options.token = SecretStr(tokens[str(number)])
-
-
-def forget_secrets(directory: Path) -> None:
-    (directory / FILE).unlink(missing_ok=True)

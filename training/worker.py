@@ -1,137 +1,153 @@
-"""The process that works on one run: `python -m training.worker RUN_ID`. What it prints is the run's log."""
+"""The process that works on one run: `python -m training.worker RUN_ID LEASE`. What it prints is the run's log.
+
+Without a lease it takes the run itself. Started by torchrun, the first process speaks for all.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
-import shutil
-import signal
 import socket
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetuner.excepts import RegistryError
 from registry import Registry, RunRecord
+from registry.names import new_id
+from registry.queue import SCHEDULING
 from registry.records import FINISHED
+from training.errors import is_passing, persistently, reason
+from training.heartbeat import Heartbeat
 from training.interruption import Interruption
+from training.launchers.attempt import log_path
+from training.launchers.log_sender import LogSender
+from training.memory import Footprint
+from training.run_folder import remove_training
 
 if TYPE_CHECKING:
-    from training.progress import Progress
+    from training.config import FitConfig
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_SECONDS = 2
 TAKEN = 3
 """The exit code of a worker whose run is at work elsewhere or has ended."""
+PASSING = 75
+"""The exit code of a worker that failed for a reason which may pass: another attempt may succeed."""
+CHECKPOINT_SECONDS = 60.0
+"""Between two checkpoints at least, default of `FINETUNER_CHECKPOINT_SECONDS`."""
 
 
-def main(run_id: str) -> int:
-    """Take the run, do the work, store what came of it or why nothing did. Returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s', datefmt='%H:%M:%S', stream=sys.stdout)
-    for noisy in ('alembic', 'httpx'):
+def main(run_id: str, lease: str | None = None) -> int:
+    """Do the work, store what came of it or why nothing did. Returns the exit code."""
+    is_first = os.environ.get('RANK', '0') == '0'
+    level = logging.INFO if is_first else logging.WARNING
+    logging.basicConfig(level=level, format='%(asctime)s %(message)s', datefmt='%H:%M:%S', stream=sys.stdout)
+    for noisy in ('alembic', 'httpx', 'botocore', 'aiobotocore'):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     interruption = Interruption().install()  # scratch files are removed, and a checkpoint is whole
-    with Registry.open() as registry:
-        if not registry.start_run(run_id, f'{socket.gethostname()}:{os.getpid()}'):
+    with persistently(Registry.open) as registry, ExitStack() as helpers:
+        heartbeat = Heartbeat(registry, run_id, lease or new_id(), f'{socket.gethostname()}:{os.getpid()}')
+        if lease is None:
+            begun = registry.start_run(run_id, heartbeat.worker, heartbeat.lease)
+        else:
+            begun = not is_first or registry.heartbeat(run_id, None, heartbeat.lease, heartbeat.worker)
+        if not begun:
             logger.debug('The run %s is at work elsewhere or has ended', run_id)  # not in the log of the other worker
             return TAKEN
+        if is_first:
+            log = LogSender(registry, run_id, heartbeat.lease, log_path(registry.home, heartbeat.lease))
+            helpers.enter_context(log.sending())
+            helpers.enter_context(heartbeat.beating())
         try:
-            with Heartbeat(registry, run_id).beating() as report:
-                work(registry, registry.get_run_by_id(run_id), report, interruption)
+            work(registry, registry.get_run_by_id(run_id), heartbeat, interruption, is_first)
         except Exception as error:
             logger.exception('Failed')
-            with suppress(RegistryError):  # the run was deleted
-                registry.fail_run(run_id, reason(error))
+            if is_passing(error):
+                return PASSING
+            why = reason(error, Footprint.read(registry.run_directory(run_id)))
+            persistently(lambda: registry.fail_run(run_id, why, heartbeat.lease))
             return 1
-    logger.info('Finished')
+        if is_first:
+            logger.info('Finished')
+            log.send()
     return 0
 
 
-def work(registry: Registry, run: RunRecord, report: Any, interruption: Interruption) -> None:
+def work(
+    registry: Registry, run: RunRecord, heartbeat: Heartbeat, interruption: Interruption, is_first: bool = True
+) -> None:
     """Fine-tune as the run's config says, on the data sets as they were when it was created.
 
-    What an earlier worker of the run left as a checkpoint is where this one begins.
+    What an earlier worker of the run left as a checkpoint, here or in the object store, is where this one begins.
     """
     logger.info('Preparing the run %s', run.name)
     from registry.shards import DatasetReader
-    from training.config import FitConfig
+    from training.callbacks.training_checkpoint import Recovery
     from training.pipeline import run_fit
-    from training.secrets import forget_secrets, restore_secrets
+    from training.secrets import restore_secrets
+    from training.shared_checkpoints import CheckpointSharer, fetch_checkpoint, shares_checkpoints
 
     datasets = registry.get_run_datasets(run.id)
 
     def open_data(name: str, folder: Path) -> DatasetReader:
         return DatasetReader(registry.fetch_shards(datasets[name].shards, folder), name, allow_links=False)
 
-    config = FitConfig.from_arguments(**run.config | {'run_name': run.name})
+    config = read_config(run)
     artifact = None
     if config.model_artifact is not None:
         artifact = registry.artifact_file(registry.get_artifact(run.account_id, config.model_artifact))
     directory = registry.run_directory(run.id)
     restore_secrets(config, directory)
-    result = run_fit(config, open_data, directory, report, artifact=artifact, resume=True, interruption=interruption)
-    registry.finish_run(run.id, result.artifact, result.metrics, result.examples)
+    with ExitStack() as helpers:
+        saved = {}
+        if is_first and shares_checkpoints(registry):
+            fetch_checkpoint(registry, run.id, directory)
+            sharer = helpers.enter_context(CheckpointSharer(registry, run.id, heartbeat.lease, directory))
+            saved = {'saved': sharer.offer}
+        seconds = float(os.environ.get('FINETUNER_CHECKPOINT_SECONDS') or CHECKPOINT_SECONDS)
+        recovery = Recovery(seconds, measured=lambda footprint: footprint.write(directory), **saved)
+        result = run_fit(
+            config,
+            open_data,
+            directory,
+            heartbeat.report if is_first else None,
+            artifact=artifact,
+            resume=True,
+            interruption=interruption,
+            recovery=recovery,
+        )
+    if not is_first:
+        return
+    finish(registry, run.id, result.artifact, result.metrics, result.examples, heartbeat.lease)
     result.artifact.unlink()  # the registry has it now
-    forget_secrets(directory)
-    for leftover in ('checkpoints', 'best.safetensors'):  # the run cannot go on any more
-        path = directory / leftover
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    remove_training(directory)
     logger.info('Fine-tuning took %.1f seconds', sum(result.seconds.values()))
 
 
-class Heartbeat:
-    """Tells the registry every few seconds that this process lives, and how far it is."""
+def read_config(run: RunRecord) -> FitConfig:
+    """What the run is to do, without how it is to be worked on. Which GPU it gets is the launcher's choice."""
+    from training.config import FitConfig
 
-    def __init__(self, registry: Registry, run_id: str):
-        self._registry, self._run_id = registry, run_id
-        self._progress: dict[str, Any] | None = None
-        self._stop = threading.Event()
-
-    @contextmanager
-    def beating(self) -> Iterator[Any]:
-        """Beats within; the value takes progress."""
-        thread = threading.Thread(target=self._beat, name='heartbeat', daemon=True)
-        thread.start()
-        try:
-            yield self._report
-        finally:
-            self._stop.set()
-            thread.join()
-
-    def _report(self, progress: Progress) -> None:
-        self._progress = dataclasses.asdict(progress)
-
-    def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT_SECONDS):
-            try:
-                if self._registry.heartbeat(self._run_id, self._progress):
-                    continue
-                ended = self._registry.get_run_by_id(self._run_id).status != FINISHED
-            except RegistryError:  # the run was deleted
-                ended = True
-            except Exception:  # a database that is away for a while is no reason to stop
-                logger.exception('The registry does not answer')
-                continue
-            if ended:
-                logger.error('The run was ended from outside: stopping')
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
+    arguments = {name: value for name, value in run.config.items() if name not in SCHEDULING}
+    if str(arguments.get('device')).startswith('cuda:'):
+        arguments['device'] = 'cuda'
+    return FitConfig.from_arguments(**arguments | {'run_name': run.name})
 
 
-def reason(error: Exception) -> str:
-    """Why a run failed, in one sentence."""
-    text = str(error).strip().splitlines()
-    if isinstance(error, MemoryError) or 'out of memory' in str(error).lower():
-        return f'Out of memory: lower batch_size or max_length ({text[0] if text else type(error).__name__})'
-    if not text:
-        return type(error).__name__
-    return text[0] if isinstance(error, ValueError | FloatingPointError) else f'{type(error).__name__}: {text[0]}'
+def finish(registry: Registry, run_id: str, artifact: Path, metrics: Any, examples: Any, lease: str) -> None:
+    """Store the result, also if the registry is away for a while.
+
+    :raises RegistryError: the run is another's, or has ended.
+    """
+    try:
+        persistently(lambda: registry.finish_run(run_id, artifact, metrics, examples, lease))
+    except RegistryError:
+        # perhaps it was stored, and the answer was lost
+        if registry.get_run_by_id(run_id).status != FINISHED:
+            raise
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

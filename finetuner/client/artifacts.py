@@ -4,26 +4,56 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from finetuner.client.session import Session, current_session
 from finetuner.excepts import ArtifactError
-
-if TYPE_CHECKING:
-    from finetuner.client.session import Session
+from finetuner.results import ArtifactInfo, read_result
+from finetuner.run import Run
 
 PIECE = 4 << 20  # bytes
+ALIAS = re.compile(r'[^/@\s~.][^/@\s]*@[^/@\s]+')
+RUN = re.compile(r'(?P<experiment>[^/@\s~.][^/@\s]*)/(?P<run>[^/@\s]+)(?<!\.zip)')
 
 
-def download_artifact(artifact_id: str, directory: str | Path, token: str | None = None) -> Path:
-    """Download an artifact of the service as `<directory>/<artifact_id>.zip`.
+def list_artifacts(page: int = 1, size: int = 50) -> list[ArtifactInfo]:
+    """The artifacts of our account, the newest first.
 
+    :param page: from 1.
+    :param size: artifacts on a page, at most 100.
+    """
+    found = current_session().request('/artifacts', page=page, size=size).tags['items']
+    return [read_result(ArtifactInfo, record) for record in found]
+
+
+def download_artifact(artifact: str, directory: str | Path, token: str | None = None) -> Path:
+    """Download an artifact of the service as `<directory>/<its id>.zip`.
+
+    :param artifact: its id, 'experiment/run', or an alias such as 'support@production'.
     :param token: who asks; default the session's.
     :raises ArtifactError: there is no such artifact, or what arrived is not what the service holds.
+    :raises RegistryError: there is no such run or alias.
+    :raises RunInProgressError: the run is not finished.
+    :raises RunFailedError: the run failed or was cancelled.
     """
-    from finetuner.client.session import current_session
+    session = current_session(token)
+    artifact_id = find_artifact_id(session, artifact)
+    return download(session, artifact_id, directory, f'{artifact_id}.zip')
 
-    return download(current_session(token), artifact_id, directory, f'{artifact_id}.zip')
+
+def find_artifact_id(session: Session, artifact: str) -> str:
+    """The id of an artifact that is named by its run or an alias; an id is returned as it is.
+
+    What a name means may change at any time, what an id means never does: whoever reads an artifact in pieces, or
+    keeps it, goes by the id.
+    """
+    if ALIAS.fullmatch(artifact):
+        return str(session.request('/alias', alias=artifact).tags['artifact_id'])
+    if found := RUN.fullmatch(artifact):
+        status = session.request('/status', experiment_name=found['experiment'], run_name=found['run'])
+        return Run(session, status.tags).artifact_id
+    return artifact
 
 
 def download(session: Session, artifact_id: str, directory: str | Path, file_name: str) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,13 +15,24 @@ from google.protobuf.empty_pb2 import Empty
 from finetuner import excepts, settings
 from finetuner.client import wire_pb2 as wire
 from finetuner.client.answers import Answer, encode_tags
+from finetuner.client.transport import (
+    ATTEMPTS,
+    CONNECT_TIMEOUT,
+    MAY_BE_DONE,
+    ONCE,
+    TIMEOUT,
+    Unreachable,
+    make_header,
+    make_request,
+    nobody_at,
+    raise_for,
+)
 
-TIMEOUT = 120.0  # seconds for one call; none for a stream
-ATTEMPTS = 4  # calls can be repeated: parts and runs are known by name
 OPTIONS = [
     ('grpc.max_send_message_length', -1),
     ('grpc.max_receive_message_length', -1),
     ('grpc.keepalive_time_ms', 360_000),  # a server cuts off whom it hears more often than each five minutes
+    ('grpc.min_reconnect_backoff_ms', int(CONNECT_TIMEOUT * 1000)),  # which is the time to connect, too
     ('grpc.enable_retries', 0),
 ]
 
@@ -33,8 +43,9 @@ _lock = threading.Lock()
 def open_channel(host: str) -> Channel:
     """The one channel of this process to `host`; a forked child gets its own.
 
-    :param host: `grpc://name:port`, `grpcs://name:port` (TLS) or `name:port`; the port defaults to 51000.
-    :raises ValueError: the address has another scheme or form.
+    :param host: `grpc://name:port`, `grpcs://name:port` (TLS; FINETUNER_CA_CERT names a file of certificates to trust)
+        or `name:port`; the port defaults to 51000.
+    :raises ValueError: the address has another scheme or form, or FINETUNER_CA_CERT cannot be read.
     """
     with _lock:
         key = (os.getpid(), host)
@@ -50,7 +61,9 @@ class Connection:
         target, secure = _parse_host(host)
         options = [*OPTIONS, ('grpc.enable_http_proxy', 0)] if settings.is_local(host) else OPTIONS
         if secure:
-            self.channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
+            authority = settings.ca_certificate()
+            credentials = grpc.ssl_channel_credentials(authority.read_bytes() if authority else None)
+            self.channel = grpc.secure_channel(target, credentials, options)
         else:
             self.channel = grpc.insecure_channel(target, options)
         self.call = self.channel.unary_unary(
@@ -78,42 +91,30 @@ class Channel:
         self._connection = Connection(host)
 
     def call(self, endpoint: str, parameters: Mapping[str, Any], docs: bytes = b'', timeout: float = TIMEOUT) -> bytes:
-        """Send one request and return the documents of its answer.
-
-        :param parameters: JSON values.
-        :param docs: the documents, a serialized `docarray.DocListProto`.
-        :param timeout: in seconds.
-        :return: a serialized `docarray.DocListProto`.
-        :raises Exception: the class of `finetuner.excepts` that the service raised; `FinetunerServerError` for any
-            other error and if the service cannot be reached.
-        """
-        request = wire.DataRequest(header=_header(endpoint))
-        request.parameters.update(parameters)
-        if docs:
-            request.data.docs = docs
-        for attempt in range(1, ATTEMPTS + 1):
+        request = make_request(endpoint, parameters, docs)
+        attempts = 1 if endpoint in ONCE else ATTEMPTS
+        for attempt in range(1, attempts + 1):
             connection = self._connection
             try:
                 response = connection.call(request, timeout=timeout)
             except grpc.RpcError as error:
                 self._renew(connection, error)
-                if error.code() != grpc.StatusCode.UNAVAILABLE or attempt == ATTEMPTS or _is_refused(error):
+                if error.code() != grpc.StatusCode.UNAVAILABLE or attempt == attempts or _is_refused(error):
                     raise self._describe(error, endpoint, timeout) from None
                 time.sleep(0.25 * 2**attempt)
             else:
-                _raise_for(response.header.status)
+                raise_for(response.header.status)
                 return response.data.docs
         raise AssertionError('unreachable')
 
     def stream(self, endpoint: str, tags: Mapping[str, Any]) -> Iterator[Answer]:
-        """Send one document with `tags` and yield the documents that the endpoint streams back."""
-        request = wire.SingleDocumentRequest(header=_header(endpoint), document=encode_tags(tags))
+        request = wire.SingleDocumentRequest(header=make_header(endpoint), document=encode_tags(tags))
         request.parameters.update(tags)
         connection = self._connection
         responses = connection.stream(request)
         try:
             for response in responses:
-                _raise_for(response.header.status)
+                raise_for(response.header.status)
                 yield Answer.from_document(response.document)
         except grpc.RpcError as error:
             self._renew(connection, error)
@@ -143,26 +144,30 @@ class Channel:
     def _describe(self, error: grpc.RpcError, endpoint: str, timeout: float | None) -> excepts.FinetunerServerError:
         code, details = error.code(), error.details() or ''
         if _is_refused(error):
-            ways = 'start one with `finetuner serve`, or name another with FINETUNER_HOST or finetuner.login(host=...)'
-            message, hint = f'no service answers at {self.host}: {ways}', ''
-        elif code == grpc.StatusCode.DEADLINE_EXCEEDED:
+            if 'CERTIFICATE_VERIFY_FAILED' in details:
+                hint = 'name the authority that signed it with FINETUNER_CA_CERT, the path of a PEM'
+                return excepts.FinetunerServerError(f'the certificate of {self.host} is not trusted', hint)
+            return nobody_at(self.host)
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             message, hint = f'{self.host} did not answer {endpoint} within {timeout:g} seconds', details
         elif code == grpc.StatusCode.UNIMPLEMENTED:
             message = f'{self.host} answers, but is no Jina Flow with gRPC'
-            hint = 'check the port: the HTTP port of a Flow speaks another protocol'
+            return Unreachable(message, 'check the port: the HTTP port is for http://name:port', code.value[0])
         else:
             message, hint = f'{self.host} failed in {endpoint}', details
+            if endpoint in ONCE:
+                hint = f'{details}; {MAY_BE_DONE}'
         return excepts.FinetunerServerError(message, hint, code.value[0])
 
 
 def _parse_host(host: str) -> tuple[str, bool]:
     """(target of gRPC, whether with TLS)"""
     url = urlsplit(settings.normalize_host(host))
+    if url.scheme not in ('grpc', 'grpcs'):
+        raise ValueError(
+            f'the host {host!r} is no address of gRPC: write grpc://name:port, or grpcs://name:port for TLS'
+        )
     return url.netloc, url.scheme == 'grpcs'
-
-
-def _header(endpoint: str) -> wire.Header:
-    return wire.Header(request_id=uuid.uuid4().hex, exec_endpoint=endpoint)
 
 
 def _is_refused(error: grpc.RpcError) -> bool:
@@ -171,16 +176,3 @@ def _is_refused(error: grpc.RpcError) -> bool:
     return error.code() == grpc.StatusCode.UNAVAILABLE and details.startswith(
         ('failed to connect', 'DNS resolution failed')
     )
-
-
-def _raise_for(status: wire.Status) -> None:
-    """Raise the exception that a service put into the header of its answer."""
-    if status.code == 0:
-        return
-    name, arguments = status.exception.name, list(status.exception.args)
-    known = getattr(excepts, name, None)
-    message = arguments[0] if arguments else status.description
-    if isinstance(known, type) and issubclass(known, Exception):
-        raise known(message)
-    origin = f'{name or "an error"} in {status.exception.executor or "the service"}; its log says more'
-    raise excepts.FinetunerServerError(message, origin, status.code)

@@ -1,8 +1,14 @@
-"""Names for runs that were given none: easy to say, easy to tell apart."""
+"""Names for runs that were given none, easy to say and to tell apart, and for the data of runs."""
 
 from __future__ import annotations
 
+import hashlib
 import secrets
+
+from finetuner.constants import DA_PREFIX
+
+KINDS = ('train', 'eval', 'query', 'index')
+MAX_NAME = 200  # the longest name of a data set
 
 ADJECTIVES = """
     able amber ample apt arctic ardent azure balmy bold brave breezy bright brisk bronze calm candid cedar cheery
@@ -27,3 +33,17 @@ NOUNS = """
 def random_name() -> str:
     """Such as 'brisk-heron'."""
     return f'{secrets.choice(ADJECTIVES)}-{secrets.choice(NOUNS)}'
+
+
+def dataset_name(experiment_name: str, run_name: str, kind: str) -> str:
+    """The name of a run's uploaded data: `finetuner-dastorage-EXPERIMENT-RUN-KIND`.
+
+    Where that could mean another run too, as the experiment has a hyphen, or is too long, it is cut and gets a hash.
+
+    :param kind: one of :data:`KINDS`, or one with a number, as in 'query-2'.
+    """
+    name = f'{DA_PREFIX}-{experiment_name}-{run_name}-{kind}'
+    if '-' not in experiment_name and len(name) <= MAX_NAME:
+        return name
+    digest = hashlib.sha256(f'{experiment_name}\0{run_name}\0{kind}'.encode()).hexdigest()[:16]
+    return f'{name[: MAX_NAME - 17]}-{digest}'

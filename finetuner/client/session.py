@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from finetuner import settings
 from finetuner.excepts import AuthenticationError, FinetunerServerError
@@ -14,7 +18,12 @@ from finetuner.excepts import AuthenticationError, FinetunerServerError
 if TYPE_CHECKING:
     from finetuner.client.answers import Answer
 
+P = ParamSpec('P')
+T = TypeVar('T')
+
 _current: Session | None = None
+stopped: ContextVar[threading.Event | None] = ContextVar('stopped', default=None)
+"""Set for what is done on behalf of a task that was cancelled: it ends before its next request."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +49,21 @@ class Session:
 
     def request_bytes(self, endpoint: str, docs: bytes = b'', **parameters: Any) -> bytes:
         """The same, with the answer as it came: a serialized `docarray.DocListProto`."""
-        from finetuner.client.channel import open_channel
+        from finetuner.client.reaching import open_transport
 
-        return open_channel(self.host).call(endpoint, {'token': self.token, **parameters}, docs)
+        if (event := stopped.get()) is not None and event.is_set():
+            raise CancelledError
+        return open_transport(self.host).call(endpoint, {'token': self.token, **parameters}, docs)
 
     def stream(self, endpoint: str, **tags: Any) -> Iterator[Answer]:
         """The documents of a streaming endpoint, as they come.
 
         :param tags: of the one document that is sent, beside the token.
+        :raises FinetunerServerError: the stream broke, or the service is reached over HTTP, where we do not stream.
         """
-        from finetuner.client.channel import open_channel
+        from finetuner.client.reaching import open_transport
 
-        return open_channel(self.host).stream(endpoint, {'token': self.token, **tags})
+        return open_transport(self.host).stream(endpoint, {'token': self.token, **tags})
 
 
 def login(
@@ -63,26 +75,62 @@ def login(
 
     :param force: ask for a token (or take `token`) although one is known.
     :param interactive: whether to ask for a token where none is known; None asks in a terminal only.
-    :param host: the service, `grpc://name:port`; default `FINETUNER_HOST`, the last login's, or `grpc://localhost:51000`.
+    :param host: the service, `grpc://name:port` or `http://name:port`, with TLS `grpcs://` or `https://`. Several with
+        commas between them are tried in their order; without a scheme gRPC is tried, and then HTTP. Default
+        `FINETUNER_HOST`, the last login's, or `grpc://localhost:51000`.
     :param token: default `FINETUNER_TOKEN`, `JINA_AUTH_TOKEN` or the credentials file.
     :raises AuthenticationError: there is no token, or the service does not know it.
     :raises FinetunerServerError: the service cannot be reached.
+    :raises ValueError: the host is not an address.
     """
     global _current
     chosen = host or settings.host()
+    settings.addresses(chosen)
     known = token or (None if force else settings.load_token(chosen))
+    asked = None
     if known is None:
         ask = sys.stdin.isatty() if interactive is None else interactive
-        known = settings.load_token(chosen) if not ask else getpass.getpass(f'Token for {chosen}: ').strip()
+        asked = getpass.getpass(f'Token for {chosen}: ').strip() if ask else None
+        known = asked or settings.load_token(chosen)
     if not known:
         raise AuthenticationError(_no_token(chosen))
     session = Session(chosen, known)
-    session.request('/whoami')
-    if known != settings.load_token(chosen):
+    try:
+        session.request('/whoami')
+    except AuthenticationError as error:
+        reason = str(error).rstrip('.')
+        origin = '' if known in (token, asked) else f' in {_variable() or settings.credentials_path()}'
+        raise AuthenticationError(f'{chosen} refused the token{origin}: {reason}') from None
+    if known in (token, asked):
         settings.save_token(known, chosen)
     if host:
         settings.save_host(host)
     _current = session
+
+
+def logout() -> None:
+    """Forget the token of the service that we talk to: here, and in the credentials file. The service still knows it:
+    `revoke_token` makes it worthless.
+
+    :raises AuthenticationError: the token stands in an environment variable, which is not ours to remove.
+    """
+    global _current
+    host = _current.host if _current else settings.host()
+    _current = None
+    settings.forget_token(host)
+    if variable := _variable():
+        raise AuthenticationError(f'the token in {variable} is still used: unset it to log out')
+
+
+def login_required(function: Callable[P, T]) -> Callable[P, T]:
+    """Have a function raise AuthenticationError, with the way to a token, if it is called where none is known."""
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        current_session()
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def current_session(token: str | None = None) -> Session:
@@ -106,6 +154,11 @@ def get_token() -> str:
     :raises AuthenticationError: there was no login, and no token is found.
     """
     return current_session().token
+
+
+def _variable() -> str | None:
+    """The environment variable that holds a token."""
+    return next((name for name in settings.TOKEN_VARIABLES if settings.secret(name)), None)
 
 
 def _no_token(host: str) -> str:

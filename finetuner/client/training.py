@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -12,13 +13,15 @@ from finetuner.client.names import random_name
 from finetuner.client.session import Session, current_session
 from finetuner.client.upload import Uploader
 from finetuner.data import CSVOptions, make_options
-from finetuner.models import task_of
+from finetuner.models import similar_names, task_of
 from finetuner.run import Run
 
 if TYPE_CHECKING:
     from finetuner.documents import Document
 
     Data = str | Path | TextIO | Iterable[Document]
+
+_logger = logging.getLogger(__name__)
 
 DEFAULT_EXPERIMENT = 'default'
 
@@ -68,6 +71,11 @@ def fit(
     time_limit: float | None = None,
     onnx_precision: str = 'fp32',
     onnx_min_cosine: float = 0.99,
+    priority: int = 0,
+    cpus: float | None = None,
+    gpus: int | None = None,
+    memory_limit: int | None = None,
+    max_retries: int | None = None,
 ) -> Run:
     """Upload the data and start a run that tunes `model` on it. Returns as soon as the service has taken the run.
 
@@ -121,15 +129,23 @@ def fit(
     :param time_limit: seconds after which the training ends with what it has learned.
     :param onnx_precision: of the weights in model.onnx: 'fp32', 'fp16' or 'int8'.
     :param onnx_min_cosine: the least mean cosine between embeddings of that model and of the float32 one.
+    :param priority: of several runs that wait, those of the highest number are started first; -1000 to 1000.
+    :param cpus: cores that the run is given; None is any.
+    :param gpus: GPUs that share the work; None is one if `device` is 'cuda' and the service has any, 0 is none.
+    :param memory_limit: bytes of memory that the run may take; None is no limit.
+    :param max_retries: how often the run goes on from its last checkpoint after its worker was lost, before it is
+        FAILED; None is the service's default.
     :raises DataError: the data is malformed, or a file does not exist.
     :raises ParameterError: the service refuses an argument.
     :raises RegistryError: the name is taken by another run, or a data set is unknown.
     """
-    arguments = dict(locals())
+    arguments = dict(locals()) | {'priority': priority or None}
     options = make_options(csv_options)
     session = current_session()
     experiment_name = experiment_name or DEFAULT_EXPERIMENT
     run_name = run_name or _free_name(session)
+    if near := similar_names(model):
+        _logger.warning('%s is none of the models that have a name: did you mean %s?', model, ' or '.join(near))
     uploader = Uploader(session, experiment_name, run_name, options, task_of(model))
     arguments |= {'run_name': run_name, 'experiment_name': experiment_name, 'csv_options': None}  # files are read here
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from finetuner.client.names import dataset_name
 from finetuner.data import CSVOptions, read_data
 from finetuner.data.reading import is_data_path
 from finetuner.excepts import DataError, RegistryError
-from finetuner.run import dataset_name
 
 if TYPE_CHECKING:
     from finetuner.client.session import Session

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from finetuner.inference.engine import InferenceEngine, check_batch_size
 from finetuner.inference.loading import best_device, load_engine, named_installs
-from finetuner.inference.remote import resolve_artifact
+from finetuner.inference.remote import resolve_named
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,9 +30,11 @@ def get_model(
 ) -> InferenceEngine:
     """Load a fine-tuned model on this machine.
 
-    :param artifact: a run's artifact id, a zip, its unpacked folder, one model's folder in it, a URL, a hub id, or its
-        page on huggingface.co.
-    :param token: for an artifact id: default is the one of `finetuner.login`. Private models of the hub need HF_TOKEN.
+    :param artifact: a run's artifact id, 'experiment/run', or an alias such as 'support@production'; a zip, its
+        unpacked folder, one model's folder in it, a URL, a hub id, or its page on huggingface.co. A path that exists is
+        a path; 'organization/model' is a hub id unless the service has such a run.
+    :param token: for artifacts of the service: default is the one of `finetuner.login`. Private models of the hub need
+        HF_TOKEN.
     :param batch_size: how many items the model is given at once.
     :param select_model: `clip-text` or `clip-vision`, of a CLIP model; others ignore it.
     :param device: `cpu` or `cuda`; None is `cuda` where there is one that the engine can use.
@@ -43,7 +45,7 @@ def get_model(
     """
     logging.getLogger('finetuner').setLevel(logging_level.upper())
     return load_engine(
-        resolve_artifact(artifact, token),
+        resolve_named(artifact, token),
         select_model=select_model,
         is_onnx=is_onnx,
         device=device,

@@ -11,13 +11,15 @@ import shutil
 import tempfile
 import urllib.error
 import urllib.request
+import warnings
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
 from finetuner import settings
 from finetuner.artifact.opening import remove_leftovers
-from finetuner.excepts import ArtifactError
+from finetuner.excepts import ArtifactError, AuthenticationError, FinetunerServerError, RegistryError
+from finetuner.models import find_backbone
 
 MAX_BYTES = 16 << 30
 
@@ -43,7 +45,43 @@ def resolve_artifact(artifact: str | Path, token: str | None = None) -> str | Pa
         return fetch_url(artifact)
     if isinstance(artifact, Path) or Path(artifact).expanduser().exists():
         return Path(artifact).expanduser()
-    return _fetch_id(artifact, token) if _ID.fullmatch(artifact) else artifact
+    return _fetch_id(artifact, token) if is_id(artifact) else artifact
+
+
+def is_id(name: str) -> bool:
+    """Whether this is how ids of artifacts look: 24 hexadecimal digits."""
+    return _ID.fullmatch(name) is not None
+
+
+def resolve_named(artifact: str | Path, token: str | None = None) -> str | Path:
+    """As :func:`resolve_artifact`, and artifacts that the service knows by a name: an alias, as in
+    'support@production', or 'experiment/run'. A path that exists is a path, whatever else it could be;
+    'organization/model' is a hub id if it is a known one, or if the service has no such run.
+
+    :raises RegistryError: there is no such alias.
+    :raises RunInProgressError: the run is not finished.
+    :raises RunFailedError: the run failed or was cancelled.
+    """
+    from finetuner.client.artifacts import ALIAS, RUN, find_artifact_id
+    from finetuner.client.session import current_session
+
+    if not isinstance(artifact, str) or Path(artifact).expanduser().exists():
+        return resolve_artifact(artifact, token)
+    if ALIAS.fullmatch(artifact):
+        artifact = find_artifact_id(current_session(token), artifact)
+    elif RUN.fullmatch(artifact) and not _is_hub_id(artifact):
+        try:
+            artifact = find_artifact_id(current_session(token), artifact)
+        except RegistryError:
+            pass  # no run of ours: it is a hub id
+        except (AuthenticationError, FinetunerServerError) as error:
+            if token or settings.load_token(settings.host()):
+                warnings.warn(f'{error}. So {artifact!r} is taken for a model of the hub', stacklevel=3)
+    return resolve_artifact(artifact, token)
+
+
+def _is_hub_id(name: str) -> bool:
+    return find_backbone(name) is not None or name.startswith('timm/')
 
 
 def fetch_url(url: str, max_bytes: int = MAX_BYTES) -> Path:

@@ -6,12 +6,16 @@ from typing import Any, Literal
 
 from alembic import context
 
-from registry.models import Base, UTCDateTime
+from registry.models import Base, CleanString, UTCDateTime
 
 
 def render_item(kind: str, item: Any, _context: Any) -> str | Literal[False]:
     """Keep our own types out of migrations: those must mean the same for ever."""
-    return 'sa.DateTime(timezone=True)' if kind == 'type' and isinstance(item, UTCDateTime) else False
+    if kind == 'type' and isinstance(item, UTCDateTime):
+        return 'sa.DateTime(timezone=True)'
+    if kind == 'type' and isinstance(item, CleanString):
+        return f'sa.String(length={item.length})'
+    return False
 
 
 context.configure(

@@ -9,25 +9,27 @@ import pytest
 from jina import Flow
 
 FLOWS = Path(__file__).parents[2] / 'flows'
-NAMES = ['encode.yml', 'train.yml', 'finetuner.yml']
+NAMES = ['encode.yml', 'train.yml', 'finetuner.yml', 'manifests.yml']
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_ports_have_defaults(name, tmp_path):
     environment = {key: value for key, value in os.environ.items() if not key.startswith('FINETUNER_')}
-    script = f'from jina import Flow; print(Flow.load_config({str(FLOWS / name)!r}).port)'
+    script = f'from jina import Flow; flow = Flow.load_config({str(FLOWS / name)!r}); print(flow.port, flow.host)'
     command = [sys.executable, '-W', 'ignore', '-c', script]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == '[51000, 51001]'
+    assert done.stdout.strip() == '[51000, 51001] 127.0.0.1', 'nobody else reaches it unless that is asked for'
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_ports_follow_the_environment_each_time(name, monkeypatch):
+    monkeypatch.setenv('FINETUNER_LISTEN', '0.0.0.0')
     for port in (52000, 53000):
         monkeypatch.setenv('FINETUNER_PORT', str(port))
         monkeypatch.setenv('FINETUNER_HTTP_PORT', str(port + 1))
         flow = Flow.load_config(str(FLOWS / name))
         assert flow.port == [port, port + 1]
+        assert flow.host == '0.0.0.0'
         assert [protocol.name for protocol in flow.protocol] == ['GRPC', 'HTTP']
 
 
@@ -37,6 +39,7 @@ def test_ports_follow_the_environment_each_time(name, monkeypatch):
         ('encode.yml', ['encoder']),
         ('train.yml', ['dataset', 'trainer']),
         ('finetuner.yml', ['dataset', 'trainer', 'encoder']),
+        ('manifests.yml', ['dataset', 'trainer', 'encoder']),
     ],
 )
 def test_executors(name, executors):
@@ -45,6 +48,9 @@ def test_executors(name, executors):
     assert nodes == executors
     if 'trainer' in nodes:
         assert flow['gateway'].args.retries == 0, 'the gateway sends /fit once'
+    assert {flow[name].args.host for name in executors} == {'127.0.0.1'} or [
+        flow[name].args.host for name in executors
+    ] == [['127.0.0.1']] * len(executors)
     no_pings = {'grpc.keepalive_time_ms': 7200000}
     patience = {'grpc.keepalive_time_ms': 30000, 'grpc.keepalive_timeout_ms': 20000}
     for name in ['gateway', *executors]:

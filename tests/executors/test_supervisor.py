@@ -2,28 +2,30 @@
 
 import logging
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-from datetime import UTC, datetime, timedelta
 
 import psutil
 import pytest
-from sqlalchemy import update
 
 from executors import supervisor as supervisor_module
 from executors.supervisor import Supervisor
 from finetuner.documents import Document
 from registry import Registry, RunRecord
-from registry.models import RunRow
+from registry.queue import Machine, Resources
+from training.launchers import guard
+from training.launchers.attempt import Policy
+from training.launchers.local import LocalLauncher
+from training.launchers.tidying import tidy
 
 LOGGER = logging.getLogger('supervisor-test')
+QUICK = Policy(max_retries=1, retry_delay=0.1)
+FOR_EVER = 1_000_000  # epochs
+MACHINE = [Machine(Resources(9), Resources(9))]
 
 
 @pytest.fixture
-def registry(tmp_path):
+def registry(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor_module, 'INTERVAL', 0.2)
     with Registry.open(tmp_path / 'home') as registry:
         yield registry
 
@@ -32,8 +34,9 @@ def registry(tmp_path):
 def supervise(registry):
     supervisors = []
 
-    def start(logger=LOGGER, **options) -> Supervisor:
-        supervisors.append(Supervisor(registry, logger, **options))
+    def start(logger=LOGGER, policy=QUICK, slots=1, gpus=(), **options) -> Supervisor:
+        launcher = LocalLauncher(registry, logger, slots, gpus, policy)
+        supervisors.append(Supervisor(registry, logger, launcher, policy, **options))
         supervisors[-1].start()
         return supervisors[-1]
 
@@ -42,23 +45,27 @@ def supervise(registry):
         supervisor.close()
 
 
-def make_run(registry: Registry, name: str, **config) -> RunRecord:
-    account = registry.get_account()
-    documents = [Document(id=str(i), text=f'text {i}', tags={'finetuner_label': i % 2}) for i in range(8)]
-    registry.append_documents(account.id, 'data', documents, part=0)
-    settings = {'model': 'all-minilm-l6-v2', 'train_data': 'data', 'device': 'cpu', 'batch_size': 8, **config}
-    run, _ = registry.create_run(account.id, 'default', name, settings, datasets=['data'])
-    return run
+@pytest.fixture
+def submit(registry, tiny_model):
+    def make(name: str, **config) -> RunRecord:
+        account = registry.get_account()
+        documents = [Document(id=str(i), text=f'text {i}', tags={'finetuner_label': i % 2}) for i in range(8)]
+        registry.append_documents(account.id, 'data', documents, part=0)
+        settings = {'model': str(tiny_model), 'train_data': 'data', 'device': 'cpu', 'batch_size': 8, **config}
+        return registry.create_run(account.id, 'default', name, settings, datasets=['data'])[0]
+
+    return make
 
 
-def age(registry: Registry, run: RunRecord, seconds: float) -> None:
-    """Make the last sign of life of a run's worker older."""
-    with registry.database.write() as session:
-        then = datetime.now(UTC) - timedelta(seconds=seconds)
-        session.execute(update(RunRow).where(RunRow.id == run.id).values(heartbeat_at=then))
+def wait_until(condition, seconds: float = 120):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return value
 
 
-def wait_for(registry: Registry, run: RunRecord, *statuses: str, seconds: float = 60) -> RunRecord:
+def wait_for(registry: Registry, run: RunRecord, *statuses: str, seconds: float = 180) -> RunRecord:
     deadline = time.monotonic() + seconds
     while (found := registry.get_run_by_id(run.id)).status not in statuses:
         assert time.monotonic() < deadline, f'{found.status}: {found.details}'
@@ -66,60 +73,142 @@ def wait_for(registry: Registry, run: RunRecord, *statuses: str, seconds: float 
     return found
 
 
-def test_a_run_whose_worker_is_gone_is_failed_at_the_start(registry, supervise):
-    gone = subprocess.Popen([sys.executable, '-c', ''])
-    gone.wait()
-    run = make_run(registry, 'lost')
-    assert registry.start_run(run.id, f'{socket.gethostname()}:{gone.pid}')
+def log_of(registry: Registry, run: RunRecord) -> str:
+    return registry.read_log(run.id, 0, 1 << 20).decode()
+
+
+def worker_of(registry: Registry, run: RunRecord, lease: str | None = None) -> psutil.Process:
+    """The process that works on a run; that of another lease than `lease`, once it does."""
+
+    def find() -> psutil.Process | None:
+        found = registry.get_run_by_id(run.id)
+        if found.status != 'STARTED' or found.lease == lease:
+            return None
+        process = psutil.Process(int(found.worker.rpartition(':')[2]))
+        return process if process.pid != os.getpid() else None  # it has told its name
+
+    return wait_until(find)
+
+
+def test_a_worker_that_is_killed_is_followed_by_another_and_at_last_the_run_has_failed(registry, supervise, submit):
+    run = submit('killed', epochs=FOR_EVER)
     supervise()
-    assert f'The worker process {gone.pid} is gone' in wait_for(registry, run, 'FAILED', seconds=10).details
+    first = worker_of(registry, run)
+    lease = registry.get_run_by_id(run.id).lease
+    first.kill()
+    second = worker_of(registry, run, lease)
+    assert not first.is_running()
+    assert registry.get_run_by_id(run.id).attempts == 2
+    wait_until(lambda: 'Training data' in log_of(registry, run))
+    second.kill()
+    failed = wait_for(registry, run, 'FAILED')
+    assert 'The worker process was killed by SIGKILL. The last line of its log: ' in failed.details
+    assert failed.details.endswith(' (attempt 2 of 2)')
+    assert list((registry.home / 'attempts').iterdir()) == []
 
 
-def test_a_run_whose_worker_lives_is_left_alone_until_it_is_silent(registry, supervise):
-    """Of another machine nothing but the signs of life are known."""
-    here, elsewhere = make_run(registry, 'here'), make_run(registry, 'elsewhere')
-    registry.start_run(here.id, f'{socket.gethostname()}:{os.getpid()}')
-    registry.start_run(elsewhere.id, 'another-machine:1')
-    supervise(heartbeat_timeout=60)
-    time.sleep(2.5)
-    assert registry.get_run_by_id(here.id).status == 'STARTED'
-    assert registry.get_run_by_id(elsewhere.id).status == 'STARTED'
-    age(registry, here, 61)
-    age(registry, elsewhere, 3600)
-    assert 'has not been heard of for 6' in wait_for(registry, here, 'FAILED', seconds=10).details
-    assert 'another-machine:1 has not been heard of' in wait_for(registry, elsewhere, 'FAILED', seconds=10).details
+def test_a_run_goes_on_from_its_checkpoint_after_a_kill_and_ends_as_if_nothing_had_been(
+    registry, supervise, submit, monkeypatch
+):
+    """Nobody gave it a TrainingCheckpoint."""
+    monkeypatch.setenv('FINETUNER_CHECKPOINT_SECONDS', '0.01')
+    run, alone = submit('killed', epochs=20), submit('alone', epochs=20)
+    supervise(slots=2)
+    folder = registry.run_directory(run.id) / 'checkpoints'
+    worker, lease = worker_of(registry, run), registry.get_run_by_id(run.id).lease
+    wait_until(lambda: list(folder.glob('step-*')))
+    worker.kill()
+    worker_of(registry, run, lease)
+    finished = wait_for(registry, run, 'FINISHED')
+    wait_for(registry, alone, 'FINISHED')
+    assert 'Going on from step' in log_of(registry, run)
+    assert weights_of(registry, finished) == weights_of(registry, registry.get_run_by_id(alone.id))
+    assert not folder.exists()
 
 
-def test_a_worker_that_hangs_is_killed_and_its_run_failed(registry, supervise):
-    run = make_run(registry, 'hangs', epochs=1_000_000)
-    supervise(heartbeat_timeout=15)
-    pid = int(wait_for(registry, run, 'STARTED').worker.rpartition(':')[2])
-    os.kill(pid, signal.SIGSTOP)
-    assert 'has not been heard of' in wait_for(registry, run, 'FAILED').details
-    deadline = time.monotonic() + 10
-    while os.path.exists(f'/proc/{pid}'):  # noqa: PTH110
-        assert time.monotonic() < deadline, 'the worker is still there'
-        time.sleep(0.05)
+def weights_of(registry: Registry, run: RunRecord) -> bytes:
+    import zipfile
+
+    artifact = registry.artifact_file(registry.get_artifact(run.account_id, run.artifact_id))
+    with zipfile.ZipFile(artifact) as zipped:
+        [name] = [name for name in zipped.namelist() if name.endswith('model.safetensors')]
+        return zipped.read(name)
 
 
-def test_a_worker_that_cannot_even_start_fails_its_run(registry, supervise, monkeypatch, tmp_path):
+def test_a_run_whose_worker_is_silent_is_given_to_another(registry, supervise, submit):
+    """Of a worker on another machine nothing but the signs of life are known."""
+    run = submit('elsewhere', epochs=FOR_EVER)
+    taken = registry.claim_run('another-machine:1', MACHINE)
+    started = time.monotonic()
+    supervise(heartbeat_timeout=3, policy=Policy(max_retries=1, retry_delay=3))
+    while time.monotonic() - started < 4:
+        assert registry.heartbeat(run.id, None, taken.lease)
+        time.sleep(0.5)
+    waiting = wait_for(registry, run, 'CREATED', seconds=60)
+    assert waiting.details == (
+        'The worker another-machine:1 has not been heard of for 3 seconds. '
+        'Attempt 2 of 2 goes on from the last checkpoint'
+    )
+    wait_until(lambda: registry.get_run_by_id(run.id).lease not in (None, taken.lease))
+    assert not registry.heartbeat(run.id, None, taken.lease)
+
+
+def test_a_database_that_is_away_is_no_silence_of_the_workers(registry, supervise, submit, monkeypatch):
+    run = submit('patient', epochs=FOR_EVER)
+    taken = registry.claim_run('another-machine:1', MACHINE)
+    supervisor = supervise(heartbeat_timeout=3)
+    wait_until(lambda: supervisor._signs)
+
+    def fail():
+        raise ConnectionError('the database is away')
+
+    with monkeypatch.context() as away:
+        away.setattr(registry, 'leases', fail)
+        time.sleep(4)
+    time.sleep(1)
+    assert registry.heartbeat(run.id, None, taken.lease)
+    assert registry.get_run_by_id(run.id).lease == taken.lease
+
+
+def test_a_worker_that_hangs_is_killed_and_followed_by_another(registry, supervise, submit):
+    run = submit('hangs', epochs=FOR_EVER)
+    supervise(heartbeat_timeout=20)
+    worker, lease = worker_of(registry, run), registry.get_run_by_id(run.id).lease
+    worker.suspend()
+    worker_of(registry, run, lease)
+    assert not worker.is_running()
+
+
+def test_a_worker_that_cannot_even_start_fails_its_run(registry, supervise, submit, monkeypatch, tmp_path):
     (tmp_path / 'sqlalchemy.py').write_text('raise ImportError("broken installation")')
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
-    run = make_run(registry, 'unstartable')
+    run = submit('unstartable')
     supervise()
     details = wait_for(registry, run, 'FAILED').details
     assert 'ended with exit code 1' in details
-    assert 'The last line of its log: ImportError: broken installation' in details
+    assert 'The last line of its log: ImportError: broken installation (attempt 2 of 2)' in details
+    assert log_of(registry, run).count('Traceback') == 2
 
 
-def test_closing_ends_the_worker_and_keeps_what_waits(registry, supervise):
-    first, second = make_run(registry, 'first', epochs=1_000_000), make_run(registry, 'second')
+def test_a_run_that_fails_by_itself_is_not_tried_again(registry, supervise, submit):
+    run = submit('wrong', model='/no/such/model')
+    supervise()
+    assert wait_for(registry, run, 'FAILED').attempts == 1
+
+
+def test_closing_ends_the_worker_and_its_run_waits(registry, supervise, submit):
+    first, second = submit('first', epochs=FOR_EVER, max_retries=0), submit('second')
     supervisor = supervise()
-    pid = int(wait_for(registry, first, 'STARTED').worker.rpartition(':')[2])
+    worker = worker_of(registry, first)
+    wait_until(lambda: registry.get_run_by_id(first.id).progress.get('epoch'))
     supervisor.close()
-    assert not os.path.exists(f'/proc/{pid}')  # noqa: PTH110
-    assert registry.get_run_by_id(first.id).details == 'The service was stopped while the run was at work'
+    assert not worker.is_running()
+    waiting = registry.get_run_by_id(first.id)
+    assert (waiting.status, waiting.details, waiting.attempts) == ('CREATED', guard.STOPPED, 0)
+    assert list(registry.run_directory(first.id).glob('checkpoints/step-*'))
     assert registry.get_run_by_id(second.id).status == 'CREATED'
+    supervise()
+    wait_until(lambda: 'Going on from step' in log_of(registry, first))
 
 
 def worker_processes():
@@ -127,100 +216,130 @@ def worker_processes():
     return [child for child in psutil.Process().children() if 'training.worker' in child.cmdline()]
 
 
-def test_closing_while_a_worker_starts_keeps_the_run(registry, supervise):
-    run = make_run(registry, 'starting')
+def test_closing_while_a_worker_starts_keeps_the_run(registry, supervise, submit):
+    run = submit('starting')
     supervisor = supervise()
-    while not (workers := worker_processes()):
-        time.sleep(0.01)
+    workers = wait_until(worker_processes)
     supervisor.close()
     assert not any(worker.is_running() for worker in workers)
     assert registry.get_run_by_id(run.id).status == 'CREATED'
 
 
-def test_of_two_services_on_one_home_one_works_on_a_run_and_the_other_does_it_no_harm(registry, supervise, caplog):
-    caplog.set_level(logging.INFO)
-    run = make_run(registry, 'shared', epochs=1_000_000)
-    # both start a worker, one of which is beaten
-    supervisors = {name: supervise(logging.getLogger(name)) for name in ('first', 'second')}
-    worker = psutil.Process(int(wait_for(registry, run, 'STARTED').worker.rpartition(':')[2]))
-    deadline = time.monotonic() + 30
-    while not (beaten := [record.name for record in caplog.records if 'another worker has it' in record.message]):
-        assert time.monotonic() < deadline, caplog.text
-        time.sleep(0.05)
-    assert 'elsewhere' not in (registry.run_directory(run.id) / 'log.txt').read_text()
-    supervisors[beaten[0]].close()
+def test_of_two_services_on_one_home_one_works_on_a_run_and_the_other_does_it_no_harm(registry, supervise, submit):
+    run = submit('shared', epochs=FOR_EVER)
+    supervisors = [supervise(logging.getLogger(name), heartbeat_timeout=60) for name in ('first', 'second')]
+    worker = worker_of(registry, run)
+    assert len(worker_processes()) == 1
+    idle = [one for one in supervisors if not one._launcher.run_ids()]
+    assert len(idle) == 1
+    idle[0].close()
     assert worker.is_running()
     assert registry.get_run_by_id(run.id).status == 'STARTED'
 
 
-def test_closing_leaves_alone_a_run_whose_worker_is_anothers(registry, supervise):
-    """Even while its own worker for the same run still starts."""
-    run = make_run(registry, 'taken')
-    supervisor = supervise()
-    while not worker_processes():
-        time.sleep(0.01)
-    assert registry.start_run(run.id, 'another-machine:1')
-    supervisor.close()
-    assert registry.get_run_by_id(run.id).status == 'STARTED'
-
-
-def test_a_folder_of_the_same_name_in_the_working_directory_does_no_harm(registry, supervise, monkeypatch, tmp_path):
+def test_a_folder_of_the_same_name_in_the_working_directory_does_no_harm(
+    registry, supervise, submit, monkeypatch, tmp_path
+):
     (tmp_path / 'training').mkdir()
     (tmp_path / 'training' / '__init__.py').write_text('raise RuntimeError("the wrong one")')
     monkeypatch.chdir(tmp_path)
-    run = make_run(registry, 'elsewhere')
+    run = submit('elsewhere', epochs=FOR_EVER)
     supervise()
-    run = wait_for(registry, run, 'STARTED', 'FAILED')
-    assert run.status == 'STARTED', run.details
+    worker_of(registry, run)
 
 
-CHECKPOINT = [{'name': 'TrainingCheckpoint', 'options': {}}]
-
-
-@pytest.mark.slow
-def test_a_cancelled_run_leaves_a_checkpoint_and_goes_on_from_it(registry, supervise):
-    run = make_run(registry, 'cancelled', epochs=1_000_000, callbacks=CHECKPOINT)
+def test_a_worker_that_does_not_heed_the_end_of_its_run_is_killed(registry, supervise, submit, monkeypatch):
+    monkeypatch.setattr(guard, 'CANCEL_GRACE', 1.0)
+    run = submit('stubborn', epochs=FOR_EVER)
     supervise()
-    log = registry.run_directory(run.id) / 'log.txt'
-    pid = int(wait_for(registry, run, 'STARTED').worker.rpartition(':')[2])
-    wait_until(lambda: 'Checkpoint' in log.read_text())
-    assert registry.cancel_run(run.id, 'Cancelled by a test')
-    wait_until(lambda: not os.path.exists(f'/proc/{pid}'))  # noqa: PTH110
-    assert registry.get_run_by_id(run.id).details == 'Cancelled by a test'
-    folder = registry.run_directory(run.id)
-    assert len(list(folder.glob('checkpoints/step-*'))) == 1 and not (folder / 'work').exists()
-    assert 'Failed' not in log.read_text()
-
-    assert registry.resume_run(run.id)
-    assert int(wait_for(registry, run, 'STARTED').worker.rpartition(':')[2]) != pid
-    wait_until(lambda: 'Going on from step' in log.read_text())
-
-
-@pytest.mark.slow
-def test_a_run_that_is_resumed_while_its_worker_still_ends_is_not_failed(registry, supervise):
-    run = make_run(registry, 'hasty', epochs=1_000_000)
-    supervise()
-    worker = wait_for(registry, run, 'STARTED').worker
-    wait_until(lambda: 'Training data' in (registry.run_directory(run.id) / 'log.txt').read_text())
+    worker = worker_of(registry, run)
+    worker.suspend()
     registry.cancel_run(run.id, 'Cancelled by a test')
-    registry.resume_run(run.id)
-    wait_until(lambda: registry.get_run_by_id(run.id).worker != worker)
-    assert registry.get_run_by_id(run.id).status == 'STARTED'
-
-
-def test_a_worker_that_does_not_heed_the_end_of_its_run_is_killed(registry, supervise, monkeypatch):
-    monkeypatch.setattr(supervisor_module, 'CANCEL_GRACE', 1.0)
-    run = make_run(registry, 'stubborn', epochs=1_000_000)
-    supervise()
-    pid = int(wait_for(registry, run, 'STARTED').worker.rpartition(':')[2])
-    os.kill(pid, signal.SIGSTOP)
-    registry.cancel_run(run.id, 'Cancelled by a test')
-    wait_until(lambda: not os.path.exists(f'/proc/{pid}'))  # noqa: PTH110
+    wait_until(lambda: not worker.is_running())
     assert registry.get_run_by_id(run.id).status == 'CANCELLED'
+    wait_until(lambda: registry.get_run_by_id(run.id).lease is None)
 
 
-def wait_until(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def test_a_cancelled_run_leaves_a_checkpoint_and_goes_on_from_it(registry, supervise, submit):
+    run = submit('cancelled', epochs=FOR_EVER)
+    supervise()
+    worker = worker_of(registry, run)
+    wait_until(lambda: registry.get_run_by_id(run.id).progress.get('epoch'))
+    assert registry.cancel_run(run.id, 'Cancelled by a test')
+    registry.resume_run(run.id)  # while its worker still ends
+    assert registry.get_run_by_id(run.id).lease is not None
+    second = worker_of(registry, run, registry.get_run_by_id(run.id).lease)
+    assert second.pid != worker.pid and not worker.is_running()
+    wait_until(lambda: 'Going on from step' in log_of(registry, run))
+    assert registry.get_run_by_id(run.id).attempts == 1
+
+
+def test_a_run_that_takes_more_memory_than_it_may_has_failed_and_says_what_would_fit(registry, supervise, submit):
+    run = submit('large', epochs=FOR_EVER, memory_limit=150_000_000)  # torch alone takes more
+    supervise()
+    failed = wait_for(registry, run, 'FAILED')
+    assert failed.details.startswith('Out of memory: ')
+    assert 'of 150 MB that its memory_limit allows' in failed.details
+    assert failed.attempts == 1
+
+
+def test_a_run_that_takes_longer_than_the_service_allows_has_failed_and_can_go_on(registry, supervise, submit):
+    run = submit('long', epochs=FOR_EVER)
+    supervise(policy=Policy(max_seconds=25))
+    worker = worker_of(registry, run)
+    failed = wait_for(registry, run, 'FAILED')
+    assert failed.details == 'The run took longer than the 25 seconds that this service allows it'
+    assert not worker.is_running()
+
+
+def test_each_gpu_is_one_runs_at_a_time(registry, supervise, submit):
+    """The machine needs none: what is seen is what the workers are told."""
+    runs = [submit(f'run{number}', epochs=FOR_EVER, device='cuda', cpus=1) for number in range(3)]
+    runs.append(submit('without', epochs=FOR_EVER))
+    supervise(slots=1, gpus=('4', '7'))
+    workers = [worker_of(registry, run).environ() for run in (runs[0], runs[1], runs[3])]
+    assert sorted(worker['CUDA_VISIBLE_DEVICES'] for worker in workers) == ['', '4', '7']
+    assert workers[0]['OMP_NUM_THREADS'] == '1'
+    assert registry.get_run_by_id(runs[2].id).status == 'CREATED'
+
+
+@pytest.mark.slow
+def test_several_processes_share_the_work_of_a_run_and_end_together(registry, supervise, submit):
+    run = submit('shared', epochs=FOR_EVER, device='cuda', gpus=2)
+    supervise(gpus=('0', '1'))
+    wait_until(lambda: 'Training on 2 processes' in log_of(registry, run), 120)
+    worker = worker_of(registry, run)
+    parent = worker.parent()
+    assert len(parent.children()) == 2
+    wait_until(lambda: registry.get_run_by_id(run.id).progress.get('epoch'))
+    registry.cancel_run(run.id, 'Cancelled by a test')
+    wait_until(lambda: not parent.is_running())
+    assert len(list(registry.run_directory(run.id).glob('checkpoints/step-*'))) == 1
+    registry.resume_run(run.id)
+    wait_until(lambda: 'Going on from step' in log_of(registry, run), 120)
+    worker = worker_of(registry, run)
+    lease = registry.get_run_by_id(run.id).lease
+    [other] = [child for child in worker.parent().children() if child.pid != worker.pid]
+    other.kill()  # not the one that speaks for all
+    worker_of(registry, run, lease)
+    assert 'goes on' not in registry.get_run_by_id(run.id).details
+
+
+def test_what_a_run_left_here_goes_when_it_was_deleted_or_finished_elsewhere(registry, submit, tmp_path):
+    finished, deleted, waiting = (submit(name) for name in ('finished', 'deleted', 'waiting'))
+    (tmp_path / 'a.zip').write_bytes(b'zip')
+    registry.start_run(finished.id, 'elsewhere:1')
+    registry.finish_run(finished.id, tmp_path / 'a.zip', {}, {})
+    registry.delete_run(deleted.account_id, 'default', 'deleted')
+    folders = {run.name: registry.run_directory(run.id) for run in (finished, deleted, waiting)}
+
+    def fill(age: float) -> dict[str, list[str]]:
+        for folder in folders.values():
+            (folder / 'checkpoints' / 'step-000000001').mkdir(parents=True, exist_ok=True)
+            os.utime(folder, (time.time() - age, time.time() - age))
+        tidy(registry)
+        return {name: [path.name for path in folder.glob('*')] for name, folder in folders.items()}
+
+    assert fill(60) == {name: ['checkpoints'] for name in folders}
+    assert fill(4000) == {'finished': [], 'deleted': [], 'waiting': ['checkpoints']}
+    assert not folders['deleted'].exists()

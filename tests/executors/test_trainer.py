@@ -207,3 +207,60 @@ def test_a_run_that_an_earlier_version_stored_is_found_again(executor, submit):
     assert make()['artifact_id'] == made['artifact_id']
     with pytest.raises(RegistryError, match='with another configuration'):
         make(time_limit=3)
+
+
+def test_how_a_run_is_worked_on_does_not_make_it_another(executor, submit):
+    make, _ = submit
+    made = make(priority=3, cpus=2.0, gpus=2.0, memory_limit=1e9, max_retries=0)
+    assert [made[name] for name in ('priority', 'attempts', 'queue_position')] == [3, 0, 1]
+    config = executor.registry.get_run_by_id(made['id']).config
+    assert {name: config[name] for name in ('cpus', 'gpus', 'memory_limit', 'max_retries')} == {
+        'cpus': 2.0, 'gpus': 2, 'memory_limit': 1_000_000_000, 'max_retries': 0,
+    }  # fmt: skip
+    assert make(priority=9)['priority'] == 3, 'it is the same run'
+    assert make(run_name='urgent', priority=4)['queue_position'] == 1
+    assert make()['queue_position'] == 2
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'priority': 1001}, "'priority': input should be less than or equal to 1000, got 1001"),
+        ({'priority': 'high'}, "'priority': input should be a valid integer"),
+        ({'gpus': -1}, "'gpus': input should be greater than or equal to 0, got -1"),
+        ({'gpus': 1.5}, "'gpus': input should be a valid integer"),
+        ({'cpus': 0}, "'cpus': input should be greater than 0, got 0"),
+        ({'cpus': float('nan')}, "'cpus': input should be"),
+        ({'memory_limit': 1}, "'memory_limit': input should be greater than or equal to 67108864, got 1"),
+        ({'max_retries': 101}, "'max_retries': input should be less than or equal to 100, got 101"),
+        ({'gpus': 2, 'device': 'cpu'}, "gpus is 2 and device 'cpu': give device 'cuda', or no gpus"),
+        ({'max_retrys': 1}, 'max_retrys'),
+    ],
+)
+def test_what_cannot_be_asked_of_the_scheduler_is_refused(submit, arguments, message):
+    make, _ = submit
+    with pytest.raises(ParameterError) as caught:
+        make(check_only=True, **arguments)
+    assert message in str(caught.value)
+
+
+def test_a_run_is_found_by_its_id_alone_and_no_other_of_its_name(executor, submit):
+    make, token = submit
+    first = make()
+    by_id = RunParameters(token=token, run_id=first['id'])
+    assert executor.status(DocumentArray(), parameters=by_id)[0].tags == first
+    stranger = executor.registry.create_token(executor.registry.create_account('other').id, 'test')
+    wrong = [
+        RunParameters(token=stranger, run_id=first['id']),
+        RunParameters(token=token, run_id='f' * 24),
+        RunParameters(token=token, run_id=first['id'], run_name='another'),
+    ]
+    for parameters in wrong:
+        with pytest.raises(RegistryError, match='There is no run of the id'):
+            executor.status(DocumentArray(), parameters=parameters)
+    executor.delete_run(DocumentArray(), parameters=by_id)
+    assert make()['id'] != first['id']
+    with pytest.raises(RegistryError, match='There is no run of the id'):
+        executor.cancel(DocumentArray(), parameters=RunParameters(token=token, run_id=first['id'], run_name='r'))
+    with pytest.raises(ParameterError, match="'run_name' is missing"):
+        RunParameters(token=token)

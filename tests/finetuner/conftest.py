@@ -1,10 +1,13 @@
-"""A service without Jina: a gRPC server in this process whose endpoints are functions of the test."""
+"""A service without Jina: a gRPC server, or one of HTTP, in this process, whose endpoints are functions of the test."""
 
 from __future__ import annotations
 
 import itertools
+import json
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
@@ -96,6 +99,68 @@ def service(monkeypatch):
     yield service
     open_channel(service.host).close()
     server.stop(None)
+
+
+class HttpServer(ThreadingHTTPServer):
+    """The endpoints of a `Service` over HTTP.
+
+    :param turned_away: (status, headers) of the next answers, in place of those of the service; status None breaks the
+        connection off.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, service: Service):
+        super().__init__(('127.0.0.1', 0), Handler)
+        self.service = service
+        self.host = f'http://localhost:{self.server_port}'
+        self.turned_away: list[tuple[int | None, dict[str, str]]] = []
+        self.connections: set[Any] = set()
+        self.requests: list[tuple[str, str]] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: HttpServer
+    protocol_version = 'HTTP/1.1'
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers['Content-Length']))
+        self.server.connections.add(self.client_address)
+        self.server.requests.append((self.path, self.headers['Content-Type']))
+        if self.server.turned_away:
+            status, headers = self.server.turned_away.pop(0)
+            if status is None:
+                self.close_connection = True
+                return
+            detail = {'detail': 'the reason of the service'}
+            self._answer(status, json.dumps(detail).encode(), {'Content-Type': 'application/json', **headers})
+            return
+        request = wire_pb2.DataRequest.FromString(body)
+        assert self.path.removeprefix('/base') == request.header.exec_endpoint
+        response = self.server.service.process_single_data(request, None)
+        self._answer(200, response.SerializeToString(), {'Content-Type': 'application/x-protobuf'})
+
+    def _answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, 'Content-Length': str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def http(service, monkeypatch):
+    """The service over HTTP, which clients are told to use."""
+    server = HttpServer(service)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    monkeypatch.setenv('FINETUNER_HOST', server.host)
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture

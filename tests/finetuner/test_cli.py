@@ -208,7 +208,10 @@ def test_a_failed_run_is_an_error_with_its_reason(training, finetuner, run_recor
     training.endpoints['/status'] = run_record('FAILED', details='no labels')
     code, _, err = finetuner('fit', 'my-data', '--name', 'x')
     assert code == 1
-    assert err == 'The run brisk-heron failed: no labels. See its logs\n'
+    assert err == (
+        'The run failed, please check the `logs` for detailed information. brisk-heron: no labels\n'
+        'Next: finetuner logs brisk-heron\n'
+    )
 
 
 def test_ctrl_c_leaves_the_run_at_work(training, finetuner, monkeypatch):

@@ -6,6 +6,8 @@ import re
 import pytest
 
 import finetuner
+from finetuner import progress
+from finetuner.client.names import dataset_name
 from finetuner.documents import Document
 from finetuner.excepts import (
     ArtifactError,
@@ -14,9 +16,10 @@ from finetuner.excepts import (
     RunInProgressError,
     RunPreparingError,
 )
-from finetuner.run import dataset_name, describe_progress
+from finetuner.progress import describe_progress
 
 METRICS = {'before': {'hit_at_k': 0.5, 'recall_at_k': 0.25}, 'after': {'hit_at_k': 0.75, 'recall_at_k': 0.25}}
+FAILED = '^The run failed, please check the `logs` for detailed information. brisk-heron: the loss is not a number$'
 EXAMPLES = {'before': {'[red]q[/]': ['a', 'b', 'c']}, 'after': {'[red]q[/]': ['b', 'c', 'a']}}
 
 
@@ -47,7 +50,9 @@ def test_results_need_a_finished_run(get_run, status, tmp_path):
         lambda: run.save_artifact(tmp_path),
         lambda: run.artifact_id,
     ):
-        with pytest.raises(RunInProgressError, match=f'brisk-heron is {status}'):
+        with pytest.raises(
+            RunInProgressError, match=f'^The run needs to be finished in order to .*brisk-heron is {status}'
+        ):
             result()
 
 
@@ -60,7 +65,7 @@ def test_results_of_a_failed_run_tell_why_there_are_none(get_run, tmp_path):
         lambda: run.save_artifact(tmp_path),
         lambda: run.artifact_id,
     ):
-        with pytest.raises(RunFailedError, match='failed: the loss is not a number. See its logs'):
+        with pytest.raises(RunFailedError, match=FAILED):
             result()
 
 
@@ -128,7 +133,9 @@ def test_cancel_and_resume(get_run, service, run_record):
     assert run.cancel() == {'status': 'CANCELLED', 'details': 'Cancelled by the account'}
     for result in (run.metrics, run.wait, lambda: run.artifact_id):
         service.endpoints['/status'] = run_record('CANCELLED', details='Cancelled by the account')
-        with pytest.raises(RunFailedError, match=r'was cancelled: Cancelled by the account. Its resume\(\) goes on'):
+        with pytest.raises(
+            RunFailedError, match=r'was cancelled. brisk-heron: Cancelled by the account. Its resume\(\) goes on'
+        ):
             result()
     service.endpoints['/resume'] = run_record('CREATED')
     assert run.resume() is run and run.record['status'] == 'CREATED'
@@ -173,10 +180,45 @@ def test_log_stream_survives_breaks_and_repetitions(get_run, service):
 
 
 def test_wait_returns_the_finished_run(get_run):
-    progress = {'stage': 'Training', 'step': 3, 'steps': 9, 'epoch': 1, 'epochs': 3, 'loss': 0.5, 'eta': 62.4}
-    run = get_run('CREATED', 'STARTED', 'STARTED', 'FINISHED', progress=progress)
+    told = {'stage': 'Training', 'step': 3, 'steps': 9, 'epoch': 1, 'epochs': 3, 'loss': 0.5, 'eta': 62.4}
+    run = get_run('CREATED', 'STARTED', 'STARTED', 'FINISHED', progress=told)
     assert run.wait(interval=0.01) is run
     assert run.record['status'] == 'FINISHED'
+
+
+def test_wait_gives_up_in_time(get_run):
+    run = get_run('STARTED')
+    with pytest.raises(
+        TimeoutError, match=r'brisk-heron has not ended within 0.05 seconds. It goes on: wait\(\) again'
+    ):
+        run.wait(interval=60, timeout=0.05)
+    assert get_run('FINISHED').wait(timeout=0).name == 'brisk-heron'
+
+
+def test_the_bar_shows_all_that_is_known(get_run, monkeypatch):
+    from io import StringIO
+
+    from rich.console import Console
+
+    shown = StringIO()
+    terminal = Console(file=shown, force_terminal=True, width=160)
+    monkeypatch.setattr(finetuner.console, 'progress_console', terminal)
+    told = {'stage': 'Training', 'step': 3, 'steps': 9, 'epoch': 2, 'epochs': 5, 'loss': 0.5, 'eta': 62.4}
+    told['samples_per_second'] = 310
+    records = iter(
+        [
+            {'status': 'CREATED', 'details': 'waits', 'queue_position': 2, 'attempts': 0},
+            {'status': 'STARTED', 'progress': told, 'attempts': 2},
+            {'status': 'FINISHED'},
+        ]
+    )
+    run = get_run('CREATED')
+    monkeypatch.setattr(type(run), 'refresh', lambda self: self._record.update(next(records)) or self._record)
+    run.wait(interval=0.3)
+    text = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', shown.getvalue())
+    assert 'brisk-heron: waits' in text and 'place 2 in the queue' in text
+    assert 'Training epoch 2/5' in text and '3/9' in text
+    assert 'loss 0.5000 · 310 samples/s · 1:02 left · attempt 2' in text
 
 
 def test_wait_bears_a_service_that_does_not_answer_for_a_while(get_run, service, run_record, monkeypatch):
@@ -192,22 +234,22 @@ def test_wait_bears_a_service_that_does_not_answer_for_a_while(get_run, service,
     service.endpoints['/status'] = status
     run.wait(interval=0.01)
 
-    monkeypatch.setattr(finetuner.run, 'PATIENCE', 0.05)
+    monkeypatch.setattr(progress, 'PATIENCE', 0.05)
     service.endpoints['/status'] = lambda *_: 1 / 0
     with pytest.raises(FinetunerServerError, match='division by zero'):
         run.wait(interval=0.02)
 
 
 def test_progress_in_words():
-    progress = {'stage': 'Training', 'step': 3, 'steps': 9, 'epoch': 2.0, 'epochs': 5.0, 'loss': 0.1234}
-    progress |= {'samples_per_second': 310.4, 'eta': 62}
-    record = {'name': 'r', 'experiment_name': 'e', 'status': 'STARTED', 'details': '', 'progress': progress}
+    told = {'stage': 'Training', 'step': 3, 'steps': 9, 'epoch': 2.0, 'epochs': 5.0, 'loss': 0.1234}
+    told |= {'samples_per_second': 310.4, 'eta': 62}
+    record = {'name': 'r', 'experiment_name': 'e', 'status': 'STARTED', 'details': '', 'progress': told}
     assert describe_progress(record) == ('Training epoch 2/5', 'loss 0.1234 · 310 samples/s · 1:02 left')
-    progress = {'stage': 'Embedding finetuner-dastorage-e-r-train', 'step': 9, 'steps': 9, 'eta': 0}
-    assert describe_progress({**record, 'progress': progress}) == ('Embedding train', '')
-    progress['stage'] = f'Embedding {dataset_name("an-experiment", "r", "query")}'
+    told = {'stage': 'Embedding finetuner-dastorage-e-r-train', 'step': 9, 'steps': 9, 'eta': 0}
+    assert describe_progress({**record, 'progress': told}) == ('Embedding train', '')
+    told['stage'] = f'Embedding {dataset_name("an-experiment", "r", "query")}'
     record['experiment_name'] = 'an-experiment'
-    assert describe_progress({**record, 'progress': progress}) == ('Embedding query', '')
+    assert describe_progress({**record, 'progress': told}) == ('Embedding query', '')
     assert describe_progress({'status': 'CREATED', 'details': 'waits', 'progress': {}}) == ('waits', '')
 
 

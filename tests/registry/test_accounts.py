@@ -7,6 +7,8 @@ from finetuner import settings
 from finetuner.excepts import AuthenticationError, RegistryError
 from registry import Registry
 
+pytestmark = pytest.mark.usefixtures('database')
+
 
 def test_the_first_start_makes_a_local_account_whose_token_the_user_has(registry):
     account = registry.authenticate(settings.load_token())
@@ -20,13 +22,13 @@ def test_later_starts_change_nothing(registry):
     token = settings.load_token()
     with Registry.open() as again:
         assert again.get_account() == registry.get_account()
-        assert len(again.list_tokens(again.get_account().id)) == 1
+        assert again.list_tokens(again.get_account().id).total == 1
     assert settings.load_token() == token
 
 
-def test_every_home_of_a_user_takes_the_token_that_the_user_has(registry, tmp_path):
+def test_every_home_of_a_user_takes_the_token_that_the_user_has(registry, empty_database, tmp_path):
     token = settings.load_token()
-    with Registry.open(home=tmp_path / 'second home') as second:
+    with Registry.open(tmp_path / 'second home', empty_database) as second:
         assert second.authenticate(token).id != registry.authenticate(token).id
     assert settings.load_token() == token
 
@@ -91,20 +93,20 @@ def test_an_unknown_token(registry, token):
 def test_a_revoked_token(registry, account):
     token = registry.create_token(account, 'laptop')
     assert registry.authenticate(token).id == account
-    [_, laptop] = registry.list_tokens(account)
+    [_, laptop] = registry.list_tokens(account).items
     assert laptop.name == 'laptop'
     registry.revoke_token(account, laptop.id)
     with pytest.raises(AuthenticationError, match="^The token 'laptop' was revoked on .* UTC"):
         registry.authenticate(token)
-    revoked_at = registry.list_tokens(account)[1].revoked_at
+    revoked_at = registry.list_tokens(account).items[1].revoked_at
     registry.revoke_token(account, laptop.id)
-    assert registry.list_tokens(account)[1].revoked_at == revoked_at
+    assert registry.list_tokens(account).items[1].revoked_at == revoked_at
     assert registry.authenticate(settings.load_token()).id == account
 
 
 def test_an_expired_token(registry, account):
     token = registry.create_token(account, 'brief', datetime.now(UTC) + timedelta(seconds=0.2))
-    while datetime.now(UTC) < registry.list_tokens(account)[1].expires_at:
+    while datetime.now(UTC) < registry.list_tokens(account).items[1].expires_at:
         pass
     with pytest.raises(AuthenticationError, match="^The token 'brief' expired on .* UTC"):
         registry.authenticate(token)
@@ -120,7 +122,7 @@ def test_tokens_belong_to_their_account(registry, account):
     other = registry.create_account('other')
     token = registry.create_token(other.id, 'laptop')
     assert registry.authenticate(token) == other
-    [laptop] = registry.list_tokens(other.id)
+    [laptop] = registry.list_tokens(other.id).items
     with pytest.raises(RegistryError, match='There is no token of the id'):
         registry.revoke_token(account, laptop.id)
     assert registry.authenticate(token) == other
@@ -138,11 +140,11 @@ def test_accounts_have_names_of_their_own(registry):
         registry.create_token('f' * 24, 'laptop')
 
 
-def test_tokens_are_nowhere_in_the_home(registry, account):
+def test_tokens_are_nowhere_in_the_home_and_the_database(registry, account, dump):
     tokens = [settings.load_token(), registry.create_token(account, 'laptop')]
     files = [path for path in registry.home.rglob('*') if path.is_file()]
-    assert any(path.name == 'registry.db-wal' for path in files)
-    content = b''.join(path.read_bytes() for path in files)
+    assert any(path.name == 'registry.db-wal' for path in files) == registry.database.is_sqlite
+    content = b''.join(path.read_bytes() for path in files) + repr(dump()).encode()
     assert b'laptop' in content
     assert not any(token.encode() in content for token in tokens)
 

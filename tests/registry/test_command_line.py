@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 import registry as registry_package
@@ -49,6 +50,33 @@ def test_tokens_are_listed_and_revoked(registry):
     assert run('revoke', token_id).exit_code == 0
     assert re.search('laptop  revoked .* UTC', run('tokens').stdout)
     assert token not in run('tokens').stdout
+
+
+def test_accounts_have_quotas_and_show_what_they_use(registry, documents):
+    assert 'python -m registry token --account support' in run('account', 'support').stdout
+    assert [line.split()[1] for line in run('accounts').stdout.splitlines()] == ['local', 'support']
+    assert run('quota', 'support', '--bytes', '10GB', '--runs', '2').stdout == 'support: 10.0GB, 2 runs at work\n'
+    support = registry.get_account('support')
+    assert (support.max_bytes, support.max_runs) == (10_000_000_000, 2)
+    assert run('quota', 'support', '--runs', 'none').stdout == 'support: 10.0GB, any number of runs at work\n'
+    assert registry.authenticate(run('token', '--account', 'support').stdout.strip()) == registry.get_account('support')
+    registry.append_documents(support.id, 'intents', documents(10))
+    shown = CliRunner(env={'COLUMNS': '200'}).invoke(app, ['usage']).stdout
+    assert re.search(r'support *│ 1: [45]\.\d+?KB *│ 0: 0B *│ 0: 0B *│ 10.0GB', shown)
+
+
+@pytest.mark.parametrize('arguments', [('--bytes', 'much'), ('--runs', '-1'), ('--runs', '1.5'), ('--bytes', '-5GB')])
+def test_a_quota_that_makes_no_sense_is_refused(registry, arguments):
+    result = run('quota', 'local', *arguments)
+    assert isinstance(result.exception, ValueError) and registry.get_account().max_bytes is None
+
+
+def test_long_lists_have_pages(registry):
+    for index in range(60):
+        registry.create_account(f'account-{index:02}')
+    first, second = run('accounts'), run('accounts', '--page', '2')
+    assert 'page 1 of 2' in first.stderr
+    assert (len(first.stdout.splitlines()), len(second.stdout.splitlines())) == (50, 11)
 
 
 def problem(*arguments):

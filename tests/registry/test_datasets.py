@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from finetuner.documents import LABEL, SCORE, Content, Document
-from finetuner.excepts import DataError, RegistryError
+from finetuner.excepts import DataError, RegistryError, RunInProgressError
 from registry import DatasetSummary, Registry
 from registry.shards import open_shards
 
@@ -242,6 +242,85 @@ def test_data_sets_belong_to_their_account(registry, account, documents):
         registry.get_dataset(other, 'intents')
     assert registry.append_documents(other, 'intents', documents(1)).rows == 1
     assert registry.get_dataset(account, 'intents').rows == 3
+
+
+def test_data_sets_are_listed_page_by_page(registry, account, documents):
+    for name in 'abc':
+        made = registry.append_documents(account, name, documents(2))
+    pages = [registry.list_datasets(account, page, 2) for page in (1, 2, 3)]
+    assert [[found.name for found in page.items] for page in pages] == [['c', 'b'], ['a'], []]
+    assert pages[0].items[0] == made and pages[0].total == 3
+    with pytest.raises(RegistryError, match='There is no page 0 of 50 data sets'):
+        registry.list_datasets(account, 0)
+
+
+def test_parts_are_listed_page_by_page(registry, account, documents):
+    for part in (3, 0, 7):
+        made = registry.append_documents(account, 'intents', documents(2, part), part=part)
+    found, first = registry.list_shards(account, 'intents', 1, 2)
+    assert (found, [shard.part for shard in first.items], first.total) == (made, [0, 3], 3)
+    assert (
+        registry.list_shards(account, 'intents', 2, 2)[1].items == registry.get_dataset(account, 'intents').shards[2:]
+    )
+    with pytest.raises(RegistryError, match="There is no data set 'intent': similar names: intents"):
+        registry.list_shards(account, 'intent')
+
+
+def test_deleting_a_data_set_leaves_nothing_of_it(registry, account, documents, stored_files):
+    registry.append_documents(account, 'kept', documents(2))
+    files = stored_files()
+    for part in range(3):
+        made = registry.append_documents(account, 'gone', documents(2, part), part=part)
+    assert registry.delete_dataset(account, 'gone') == made
+    assert stored_files() == files
+    assert [found.name for found in registry.list_datasets(account).items] == ['kept']
+    with pytest.raises(RegistryError, match="There is no data set 'gone'"):
+        registry.delete_dataset(account, 'gone')
+    assert registry.append_documents(account, 'gone', documents(2)).rows == 2
+
+
+def test_a_data_set_that_a_run_is_to_read_is_not_deleted(registry, account, documents, stored_files):
+    registry.append_documents(account, 'intents', documents(2))
+    run, _ = registry.create_run(account, 'default', 'run', {}, datasets=['intents'])
+    files = stored_files()
+    with pytest.raises(
+        RunInProgressError, match="'run' of the experiment 'default' waits and reads .* 'intents': canc"
+    ):
+        registry.delete_dataset(account, 'intents')
+    registry.start_run(run.id, 'host:1')
+    with pytest.raises(RunInProgressError, match="'run' of the experiment 'default' is at work and reads"):
+        registry.delete_dataset(account, 'intents')
+    assert stored_files() == files
+    registry.cancel_run(run.id, 'Cancelled')
+    registry.delete_dataset(account, 'intents')
+    assert stored_files() == []
+    for call in (registry.resume_run, registry.get_run_datasets):
+        with pytest.raises(RegistryError, match="The data set 'intents' has been deleted since the run was created"):
+            call(run.id)
+    assert registry.get_run_by_id(run.id).status == 'CANCELLED'
+
+
+def test_a_data_set_is_deleted_or_read_by_a_run_but_not_both(registry, account, documents):
+    for index in range(6):
+        registry.append_documents(account, 'intents', documents(2), part=0)
+        with ThreadPoolExecutor(2) as pool:
+            deleting = pool.submit(registry.delete_dataset, account, 'intents')
+            creating = pool.submit(registry.create_run, account, 'default', f'run-{index}', {}, datasets=['intents'])
+        if creating.exception() is None:
+            assert isinstance(deleting.exception(), RunInProgressError)
+            run = creating.result()[0]
+            assert registry.get_run_datasets(run.id)['intents'].rows == 2
+            registry.fail_run(run.id, 'reason')
+        else:
+            assert 'There is no data set' in str(creating.exception())
+            assert deleting.exception() is None
+
+
+def test_lookups_of_what_no_name_can_be_find_nothing(registry, account):
+    for name in ('a\0b', '\ud800', 'x' * 10_000, "' OR 1=1 --"):
+        for call in (registry.get_dataset, registry.delete_dataset, registry.list_shards, registry.get_experiment):
+            with pytest.raises(RegistryError, match='There is no'):
+                call(account, name)
 
 
 def test_a_remote_store(documents, tmp_path, stored_files):

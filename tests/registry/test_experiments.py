@@ -2,19 +2,7 @@ import pytest
 
 from finetuner.excepts import ArtifactError, RegistryError, RunInProgressError
 
-
-@pytest.fixture
-def finished_run(registry, account, artifact_path):
-    """Makes a run that has finished, with an artifact, a log and a directory."""
-
-    def make(experiment='default', name='run'):
-        run, _ = registry.create_run(account, experiment, name, {})
-        registry.start_run(run.id, 'host:1')
-        (registry.run_directory(run.id) / 'log.txt').write_text('a line')
-        registry.finish_run(run.id, artifact_path, {}, {})
-        return registry.get_run_by_id(run.id)
-
-    return make
+pytestmark = pytest.mark.usefixtures('database')
 
 
 def test_an_experiment_is_made_once(registry, account):
@@ -49,7 +37,7 @@ def test_another_account_sees_and_deletes_nothing(registry, account, finished_ru
     ):
         with pytest.raises(RegistryError, match="There is no experiment 'support'"):
             call()
-    assert registry.delete_experiments(other) == [] and registry.delete_runs(other) == 0
+    assert registry.delete_experiments(other) == [] and registry.delete_runs(other) == []
     assert registry.get_run_by_id(run.id) == run
 
 
@@ -97,11 +85,11 @@ def test_runs_of_one_experiment_or_of_all_are_deleted(registry, account, finishe
     for experiment in ('a', 'b', 'c'):
         for name in ('one', 'two'):
             finished_run(experiment, name)
-    assert registry.delete_runs(account, 'a') == 2
+    assert len(registry.delete_runs(account, 'a')) == 2
     assert registry.get_experiment(account, 'a').runs == 0 and registry.get_experiment(account, 'b').runs == 2
     assert [found.name for found in registry.delete_experiments(account, ['b'])] == ['b']
     assert [found.name for found in registry.list_experiments(account).items] == ['c', 'a']
-    assert registry.delete_runs(account) == 2 and stored_files() == []
+    assert len(registry.delete_runs(account)) == 2 and stored_files() == []
     assert {found.name for found in registry.delete_experiments(account)} == {'a', 'c'}
     assert registry.list_experiments(account).items == []
 

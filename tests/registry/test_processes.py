@@ -30,6 +30,8 @@ TOGETHER = """
         Path(arguments[2]).write_text(json.dumps(answer))
 """
 
+pytestmark = pytest.mark.usefixtures('database')
+
 
 def test_processes_that_start_together_agree(script, tmp_path):
     (tmp_path / 'gate').mkdir()

@@ -138,6 +138,9 @@ def test_a_cancelled_run_stays_cancelled_until_it_is_resumed(registry, account, 
     again = registry.get_run_by_id(run.id)
     assert (again.status, again.finished_at, again.progress) == (CREATED, None, {})
     assert registry.create_run(account, 'default', 'run', {}) == (again, False)
+    if started:  # its worker has yet to end
+        assert not registry.start_run(run.id, 'host:2')
+        registry.release_run(run.id, again.lease)
     assert registry.start_run(run.id, 'host:2')
     registry.finish_run(run.id, artifact_path, {}, {})
     assert not registry.resume_run(run.id) and not registry.cancel_run(run.id, 'too late')

@@ -1,1 +1,1 @@
-"""The fault drill: continuous work by several accounts, while everything is killed at random; then the books are checked."""
+"""The fault drill: accounts work without end while everything is killed at random; then the books are checked."""

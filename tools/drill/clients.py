@@ -1,4 +1,4 @@
-"""The users of the drill: each ingests, fine-tunes, encodes and promotes without end, and writes down what was accepted."""
+"""The users of the drill. Each ingests, fine-tunes, encodes and promotes, and writes down what was accepted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from docarray.proto import DocListProto
 
 from finetuner.client.session import Session
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import FinetunerServerError
+from finetuner.excepts import ArtifactNotFoundError, FinetunerServerError
 from tools.drill.ledger import Ledger
 
 FRUITS = ('apple', 'fig', 'pear', 'plum', 'quince', 'cherry')
@@ -28,17 +28,12 @@ Answer = TypeVar('Answer')
 class Client:
     """One account, in three threads: data and runs, promotions, and encoding.
 
-    :param host: of the gateway for everything but `/encode`.
-    :param encode_host: of the gateway in front of the encoder.
     :param alias: what this account promotes; None for an account that promotes nothing.
     """
 
-    def __init__(
-        self, ledger: Ledger, host: str, encode_host: str, model: str, alias: str | None, stop: threading.Event, seed: int
-    ):
+    def __init__(self, ledger: Ledger, host: str, model: str, alias: str | None, stop: threading.Event, seed: int):
         self.ledger, self.model, self.alias = ledger, model, alias
         self._session = Session(host, ledger.token)
-        self._encoder = Session(encode_host, ledger.token)
         self._stop = stop
         self._random = random.Random(seed)
         loops = [self._fine_tune, self._encode, *([self._promote] if alias else [])]
@@ -62,13 +57,17 @@ class Client:
 
     def _fine_tune(self) -> None:
         """A new part of a data set, and a run on it, unless enough runs are under way."""
-        number = len(self.ledger.runs)
-        name, run_name = f'fruits-{number % 4}', f'run-{number:04d}'
-        self._ingest(name)
+        name = f'fruits-{len(self.ledger.runs) % 4}'
+        self.ingest(name)
         usage = self._insist('/usage', lambda: self._session.request('/usage')).tags['runs']
         if usage['waiting'] + usage['at_work'] >= AT_ONCE:
             self._stop.wait(1 + self._random.random())
             return
+        self.fit(name)
+
+    def fit(self, name: str) -> None:
+        """Start a run on a data set."""
+        run_name = f'run-{len(self.ledger.runs):04d}'
         arguments: dict[str, Any] = {
             'model': self.model,
             'train_data': name,
@@ -82,34 +81,48 @@ class Client:
         with self.ledger.lock:
             self.ledger.runs[run_name] = record['id']
 
-    def _ingest(self, name: str) -> None:
+    def ingest(self, name: str) -> None:
         """Part 0 of a data set if it is new; else, while no run may read it yet, the next part."""
         parts = self.ledger.parts[name]
         if len(parts) >= 3:
             return
         part = len(parts)
         documents = [
-            Document(text=f'{fruit} {word} {part}', tags={'finetuner_label': fruit}) for fruit in FRUITS for word in WORDS
+            Document(text=f'{fruit} {word} {part}', tags={'finetuner_label': fruit})
+            for fruit in FRUITS
+            for word in WORDS
         ]
-        message = _message(documents)
-        self._insist('/ingest', lambda: self._session.request('/ingest', message, name=name, part=part))
+        content = message(documents)
+        self._insist('/ingest', lambda: self._session.request('/ingest', content, name=name, part=part))
         with self.ledger.lock:
             parts[part] = len(documents)
 
+    def begin(self) -> None:
+        """A first run, promoted, and answering."""
+        self.ingest('fruits-0')
+        self.fit('fruits-0')
+        while not (found := self._insist('/artifacts', lambda: self._session.request('/artifacts')).tags['items']):
+            time.sleep(1)
+        self._promote_one(found[0])
+        self._insist('/encode', lambda: self._session.request('/encode', message([Document(text='ready?')])))
+
+    def _promote_one(self, artifact: dict[str, Any]) -> None:
+        chosen = artifact['id']
+        self._insist('/promote', lambda: self._session.request('/promote', alias=self.alias, artifact=chosen))
+        self.ledger.promoted = chosen
+
     def _promote(self) -> None:
-        """Promote an artifact that has been made since."""
+        """Promote one of the last artifacts."""
         found = self._insist('/artifacts', lambda: self._session.request('/artifacts', page=1, size=5)).tags['items']
         if found:
-            chosen = self._random.choice(found)['id']
-            self._insist('/promote', lambda: self._session.request('/promote', alias=self.alias, artifact=chosen))
-            self.ledger.promoted = chosen
+            self._promote_one(self._random.choice(found))
         self._stop.wait(3 + 4 * self._random.random())
 
     def _encode(self) -> None:
         """An answer must be whole, and all of it by one artifact."""
         documents = [Document(text=text) for text in PROBES]
         try:
-            answer = self._encoder.request_bytes('/encode', _message(documents), return_artifact=True)
+            answer = self._session.request_bytes('/encode', message(documents), return_artifact=True)
         except FinetunerServerError:
             self.ledger.count('/encode', 'refused')
             self._stop.wait(0.5)
@@ -129,7 +142,7 @@ class Client:
         while True:
             try:
                 answer = call()
-            except FinetunerServerError:
+            except (FinetunerServerError, ArtifactNotFoundError):
                 self.ledger.count(endpoint, 'refused')
                 if time.monotonic() > deadline:
                     raise
@@ -139,5 +152,6 @@ class Client:
                 return answer
 
 
-def _message(documents: list[Document]) -> bytes:
+def message(documents: list[Document]) -> bytes:
+    """A serialized `docarray.DocListProto`."""
     return DocumentArray(documents).to_protobuf().SerializeToString()

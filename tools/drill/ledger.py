@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -50,7 +49,3 @@ class Ledger:
 
 def total(ledgers: list[Ledger], call: str, outcome: str) -> int:
     return sum(ledger.counts[call, outcome] for ledger in ledgers)
-
-
-def numbers(record: dict[str, Any], *names: str) -> list[int]:
-    return [int(record[name]) for name in names]

@@ -23,9 +23,10 @@ from tools.drill.ledger import Ledger, total
 Finding = tuple[str, str]  # what was looked at, and what is wrong with it
 
 
-def check(registry: Registry, ledgers: list[Ledger], alias: str, served: str | None) -> list[Finding]:
+def check(registry: Registry, objects: Path, ledgers: list[Ledger], alias: str, served: str | None) -> list[Finding]:
     """All that is wrong. Nothing may be at work any more.
 
+    :param objects: the folder of the object store.
     :param served: the artifact that the encoder says it answers with.
     """
     findings = [('answers', sentence) for ledger in ledgers for sentence in ledger.wrong]
@@ -40,7 +41,7 @@ def check(registry: Registry, ledgers: list[Ledger], alias: str, served: str | N
             findings.append(('promotions', f'{alias} names {named}, promoted was {promoter.promoted}'))
         if served != named:
             findings.append(('promotions', f'{alias} names {named}, but {served} answers'))
-    return findings + _check_objects(registry)
+    return [*findings, *_check_objects(registry, objects)]
 
 
 def _check_data(registry: Registry, account: str, ledger: Ledger) -> Iterator[Finding]:
@@ -92,19 +93,19 @@ def _weights(path: Path) -> str:
         return ' '.join(hashlib.sha256(artifact.read(name)).hexdigest() for name in names)
 
 
-def _check_objects(registry: Registry) -> Iterator[Finding]:
+def _check_objects(registry: Registry, objects: Path) -> Iterator[Finding]:
     """What lies in the object store is what the database knows, and nothing is left on its way there."""
     with registry.database.read() as session:
         known = {key for row in (ShardRow, ArtifactRow, CheckpointRow) for key in session.scalars(select(row.key))}
-    for key in known - stored_keys(registry):
+    stored = stored_keys(objects)
+    for key in known - stored:
         yield 'objects', f'{key} is missing in the object store'
-    for key in stored_keys(registry) - known:
+    for key in stored - known:
         yield 'objects', f'{key} lies in the object store, and nothing knows it'
 
 
-def stored_keys(registry: Registry) -> set[str]:
-    root = Path(registry.objects.root)
-    return {str(path.relative_to(root)) for path in root.rglob('*') if path.is_file()}
+def stored_keys(objects: Path) -> set[str]:
+    return {str(path.relative_to(objects)) for path in objects.rglob('*') if path.is_file()}
 
 
 def all_runs(registry: Registry, account: str) -> Iterator[RunRecord]:
@@ -114,14 +115,10 @@ def all_runs(registry: Registry, account: str) -> Iterator[RunRecord]:
         page += 1
 
 
-def unfinished(registry: Registry) -> int:
-    return len(registry.unfinished_runs())
-
-
-def rows(ledgers: list[Ledger], findings: list[Finding], attempts: Counter[int]) -> list[tuple[str, str, str, str]]:
-    """(what, accepted, refused while something was down, wrong) of the table."""
+def rows(registry: Registry, objects: Path, ledgers: list[Ledger], findings: list[Finding]) -> list[tuple[str, ...]]:
+    """The lines of the table: what, accepted, refused, wrong."""
     wrong = Counter(kind for kind, _ in findings)
-    table = []
+    table: list[tuple[str, ...]] = []
     for what, endpoint, kind in (
         ('data parts', '/ingest', 'data'),
         ('runs', '/fit', 'runs'),
@@ -130,8 +127,10 @@ def rows(ledgers: list[Ledger], findings: list[Finding], attempts: Counter[int])
     ):
         accepted, refused = (total(ledgers, endpoint, outcome) for outcome in ('accepted', 'refused'))
         table.append((what, f'{accepted:,}', f'{refused:,}', f'{wrong[kind]:,}'))
-    artifacts = sum(attempts.values())
-    again = sum(count for number, count in attempts.items() if number > 1)
-    table.append(('artifacts', f'{artifacts:,} ({again:,} by more than one attempt)', '', f'{wrong["artifacts"]:,}'))
-    table.append(('objects in the store', '', '', f'{wrong["objects"]:,}'))
+    runs = [run for ledger in ledgers for run in all_runs(registry, registry.authenticate(ledger.token).id)]
+    again = sum(run.attempts > 1 for run in runs)
+    made = sum(run.status == FINISHED for run in runs)
+    table.append(('artifacts', f'{made:,}, {again:,} by more than one attempt', '', f'{wrong["artifacts"]:,}'))
+    table.append(('objects in the store', f'{len(stored_keys(objects)):,}', '', f'{wrong["objects"]:,}'))
+    table.append(('services ended in order', '', '', f'{wrong["ends"]:,}'))
     return table

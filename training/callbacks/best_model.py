@@ -9,6 +9,7 @@ from typing import Any
 from training.callbacks.base import Callback
 from training.callbacks.monitoring import Mode, Monitor
 from training.checkpoint import read_tensors, restore_weights, weights, write_tensors
+from training.run_folder import BEST
 from training.state import TrainingState
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ class BestModelCheckpoint(Callback):
     :raises ValueError: at the end of an epoch, if there is no such figure.
     """
 
-    FILE = 'best.safetensors'
+    FILE = BEST
 
     def __init__(self, monitor: str = 'val_loss', mode: Mode = 'auto'):
         self.monitor = Monitor(monitor, mode)

@@ -13,7 +13,7 @@ from training.callbacks.early_stopping import EarlyStopping
 from training.callbacks.evaluation import EvaluationCallback
 from training.callbacks.logger import Logger
 from training.callbacks.mlflow_logger import MLFlowLogger
-from training.callbacks.training_checkpoint import TrainingCheckpoint
+from training.callbacks.training_checkpoint import Recovery, TrainingCheckpoint
 from training.callbacks.wandb_logger import WandBLogger
 from training.callbacks.wise_ft import WiSEFTCallback
 from training.evaluator import Evaluator
@@ -132,6 +132,7 @@ def make_callbacks(
     *,
     resume: bool = False,
     is_main: bool = True,
+    recovery: Recovery | None = None,
 ) -> Callbacks:
     """
     :param callbacks: as `FitConfig` holds them; see `training.callbacks.options.CallbackConfig`.
@@ -139,11 +140,12 @@ def make_callbacks(
     :param resume: go on from a checkpoint, if there is one and TrainingCheckpoint among the callbacks.
     :param is_main: False in all processes but the first of a training on several devices, which call no callbacks but
         go on from the same checkpoint.
+    :param recovery: checkpoints are written for its sake too, and also without a TrainingCheckpoint.
     """
     members: list[Callback] = []
     makers: dict[str, Callable[..., Callback]] = {
         'BestModelCheckpoint': BestModelCheckpoint,
-        'TrainingCheckpoint': lambda last_k_epochs: TrainingCheckpoint(last_k_epochs, resume=resume),
+        'TrainingCheckpoint': lambda last_k_epochs: TrainingCheckpoint(last_k_epochs, resume=resume, recovery=recovery),
         'EarlyStopping': EarlyStopping,
         'WiSEFTCallback': WiSEFTCallback,
         'WandBLogger': lambda token, wandb_args: WandBLogger(token and token.get_secret_value(), wandb_args),
@@ -154,6 +156,8 @@ def make_callbacks(
             members.append(callback)
         elif callback.name in makers:
             members.append(makers[callback.name](**dict(callback.options)))
+    if recovery is not None and not any(isinstance(member, TrainingCheckpoint) for member in members):
+        members.append(TrainingCheckpoint(resume=resume, recovery=recovery, is_given=False))
     if not is_main:
         return Callbacks([member for member in members if isinstance(member, TrainingCheckpoint)])
     watched = any(_reads_metrics(member) for member in members)

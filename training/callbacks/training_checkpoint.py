@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.callbacks.base import Callback
 from training.checkpoint import check_config, find_checkpoint, load_checkpoint, save_checkpoint
+from training.memory import Footprint
+from training.run_folder import CHECKPOINTS
 from training.state import TrainingState
 
 if TYPE_CHECKING:
     from training.config import FitConfig
 
 logger = logging.getLogger(__name__)
+
+MAX_COST = 0.05
+"""Of the time, that checkpoints for the sake of recovery may take."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How a training that nobody watches can go on after a crash, whatever its callbacks.
+
+    :param seconds: between two checkpoints, at least; more where one takes long.
+    :param saved: is called with the folder of each checkpoint, which may be gone after the next.
+    :param measured: is called with what the training will take.
+    """
+
+    seconds: float
+    saved: Callable[[Path], None] = lambda path: None
+    measured: Callable[[Footprint], None] = lambda footprint: None
 
 
 class TrainingCheckpoint(Callback):
@@ -23,14 +44,26 @@ class TrainingCheckpoint(Callback):
     :param last_k_epochs: how many checkpoints are kept, the latest.
     :param resume: go on from the latest checkpoint in the folder of the run, if there is one.
     :param others: the callbacks whose state is kept, too.
+    :param recovery: how else it is to be written.
+    :param is_given: False if it is there for the sake of `recovery` alone: epochs are no reason to write then.
     :raises ValueError: at the beginning, if there is a checkpoint and `resume` is False, or if the checkpoint is one of
         another config or other data; the message says which.
     """
 
-    FOLDER = 'checkpoints'
+    FOLDER = CHECKPOINTS
 
-    def __init__(self, last_k_epochs: int = 1, *, resume: bool = False, others: Sequence[Callback] = ()):
+    def __init__(
+        self,
+        last_k_epochs: int = 1,
+        *,
+        resume: bool = False,
+        others: Sequence[Callback] = (),
+        recovery: Recovery | None = None,
+        is_given: bool = True,
+    ):
         self.last_k_epochs, self.resume, self.others = last_k_epochs, resume, others
+        self._recovery, self._is_given = recovery, is_given
+        self._written, self._cost = time.monotonic(), 0.0
 
     @classmethod
     def check(cls, directory: Path, config: FitConfig, resume: bool) -> dict[str, Any]:
@@ -63,14 +96,26 @@ class TrainingCheckpoint(Callback):
 
     def on_batch_end(self, state: TrainingState) -> None:
         # of the last batch too: the process may end before the epoch has, in a validation that takes long
-        if state.stop or state.step == state.steps_per_epoch:
+        if state.stop or self._is_due() or (self._is_given and state.step == state.steps_per_epoch):
             self._save(state, epoch_ended=False)
 
     def on_epoch_end(self, state: TrainingState) -> None:
-        self._save(state, epoch_ended=True)
+        if self._is_given or self._is_due():
+            self._save(state, epoch_ended=True)
+
+    def _is_due(self) -> bool:
+        if self._recovery is None:
+            return False
+        return time.monotonic() - self._written >= max(self._recovery.seconds, self._cost / MAX_COST)
 
     def _save(self, state: TrainingState, *, epoch_ended: bool) -> None:
-        if state.is_main:
-            folder = state.directory / self.FOLDER
-            path = save_checkpoint(state, self.others, folder, keep=self.last_k_epochs, epoch_ended=epoch_ended)
-            logger.info('Checkpoint %s of epoch %d, step %d', path, state.epoch, state.step)
+        if not state.is_main:
+            return
+        start = time.monotonic()
+        folder = state.directory / self.FOLDER
+        path = save_checkpoint(state, self.others, folder, keep=self.last_k_epochs, epoch_ended=epoch_ended)
+        logger.info('Checkpoint %s of epoch %d, step %d', path, state.epoch, state.step)
+        if self._recovery is not None:
+            self._recovery.saved(path)
+        self._written = time.monotonic()
+        self._cost = self._written - start

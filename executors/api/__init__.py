@@ -1,0 +1,38 @@
+"""`/api/v1`: experiments, runs, data sets, artifacts and accounts as REST has them, in the terms of Jina's Finetuner.
+
+Every route is a thin translation to an endpoint of the executors; nothing here knows the registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from fastapi import APIRouter, FastAPI
+
+from executors.api import account, aliases, artifacts, datasets, experiments, logs, runs
+from executors.api.request import StrictRoute
+
+# the routers, and the endpoint without which there is nothing to translate to
+ROUTERS = {
+    '/whoami': account.identity,
+    '/tokens': account.tokens,
+    '/usage': account.usage,
+    '/experiments': experiments.router,
+    '/runs': runs.router,
+    '/logs': logs.router,
+    '/ingest': datasets.uploads,
+    '/datasets': datasets.router,
+    '/artifact': artifacts.downloads,
+    '/artifacts': artifacts.router,
+    '/aliases': aliases.router,
+}
+
+
+def add_routes(app: FastAPI, endpoints: Collection[str]) -> None:
+    """Add the routes whose endpoints some executor of the Flow has."""
+    api = APIRouter(prefix='/api/v1', route_class=StrictRoute)
+    for endpoint, router in ROUTERS.items():
+        if endpoint in endpoints:
+            api.include_router(router)
+    api.include_router(account.ping)
+    app.include_router(api)

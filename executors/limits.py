@@ -1,0 +1,148 @@
+"""What the gateway takes in over HTTP: how large, how much at once, how slowly, how often."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+import h11
+from fastapi.exceptions import HTTPException
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from executors.calls import read_token
+from executors.errors import refuse
+from executors.rate import Buckets, max_body
+
+BODIES_AT_ONCE = 8
+"""Bodies of the largest size that are held in memory at the same time; smaller ones are as many as fit into that."""
+BODY_PATIENCE = 30.0
+"""Seconds without a byte after which a body is given up."""
+HEADER_PATIENCE = 15.0
+"""Seconds that a client may take for the headers of a request."""
+MAX_HEADER_BYTES = 64 << 10
+NEVER_LIMITED = ('/', '/dry_run', '/health/live', '/health/ready')
+
+
+class TrailingSlashes:
+    """`/api/v1/runs/` is `/api/v1/runs`: clients write both."""
+
+    def __init__(self, app: ASGIApp, prefix: str):
+        self.app, self.prefix = app, prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope['type'] == 'http' and scope['path'].startswith(self.prefix) and scope['path'].endswith('/'):
+            scope = {**scope, 'path': scope['path'][:-1]}
+        await self.app(scope, receive, send)
+
+
+class BodyLimits:
+    """Refuses a body that is too large or comes too slowly, and any while those of others fill the room for bodies."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+        self.limit = max_body()
+        self.room = self.limit * BODIES_AT_ONCE
+        self.held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope['type'] != 'http':
+            await self.app(scope, receive, send)
+            return
+        body = _Body(self, receive)
+        announced = Headers(scope=scope).get('content-length') or '0'
+        if announced.isdecimal() and int(announced) > self.limit:
+            await self._too_large()(scope, receive, send)
+            return
+        try:
+            await self.app(scope, body.receive, send)
+        finally:
+            self.held -= body.size
+
+    def _too_large(self) -> ASGIApp:
+        return refuse(413, self.too_large, {'Connection': 'close'})
+
+    @property
+    def too_large(self) -> str:
+        return f'the body is larger than {self.limit} bytes: send it in parts'
+
+
+class _Body:
+    """One body on its way in."""
+
+    def __init__(self, limits: BodyLimits, receive: Receive):
+        self.limits, self._receive, self.size, self.is_complete = limits, receive, 0, False
+
+    async def receive(self) -> Message:
+        if self.is_complete:  # only the end of the connection can follow, and nobody knows when
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), BODY_PATIENCE)
+        except TimeoutError as error:
+            detail = f'no part of the body has come for {BODY_PATIENCE:g} seconds'
+            raise HTTPException(408, detail, {'Connection': 'close'}) from error
+        self.is_complete = message['type'] != 'http.request' or not message.get('more_body', False)
+        self._count(len(message.get('body', b'')))
+        return message
+
+    def _count(self, size: int) -> None:
+        self.size += size
+        self.limits.held += size
+        if self.size > self.limits.limit:
+            raise HTTPException(413, self.limits.too_large, {'Connection': 'close'})
+        if self.limits.held > self.limits.room:
+            detail = 'too many large requests at once: try again in a second'
+            raise HTTPException(503, detail, {'Retry-After': '1', 'Connection': 'close'})
+
+
+class RateLimits:
+    """Refuses requests of a caller, known by its token or else its address, that come too fast."""
+
+    def __init__(self, app: ASGIApp, buckets: Buckets):
+        self.app, self.buckets = app, buckets
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope['type'] == 'http' and scope['path'] not in NEVER_LIMITED:
+            client = scope.get('client') or ('',)
+            token = read_token(Headers(scope=scope).get('authorization', ''))
+            wait = self.buckets.take(token or f'address {client[0]}')
+            if wait:
+                headers = {'Retry-After': str(max(1, math.ceil(wait)))}
+                await refuse(429, self.buckets.sentence(wait), headers)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP that does not wait for ever for the headers of a request."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._unwatch()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(HEADER_PATIENCE, self._give_up)
+
+    def _give_up(self) -> None:
+        if self.conn.their_state is h11.IDLE and (self.cycle is None or self.cycle.response_complete):
+            self.transport.close()
+
+    def _unwatch(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

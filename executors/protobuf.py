@@ -1,0 +1,48 @@
+"""Requests over HTTP as gRPC sends them, for clients that HTTP alone reaches."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from fastapi import Request
+from fastapi.exceptions import HTTPException
+from fastapi.responses import Response
+from google.protobuf.message import DecodeError
+from jina.excepts import InternalNetworkError
+from jina.proto import jina_pb2
+from jina.types.request.data import DataRequest
+
+from executors.calls import token_of
+from executors.errors import unreachable
+
+if TYPE_CHECKING:
+    from executors.gateway import RoutingRequestHandler
+
+MEDIA_TYPE = 'application/x-protobuf'
+
+
+def is_protobuf(request: Request) -> bool:
+    return request.headers.get('content-type', '').partition(';')[0].strip().lower() == MEDIA_TYPE
+
+
+async def answer(handler: RoutingRequestHandler, endpoint: str, request: Request, raw: bytes) -> Response:
+    """The answer to a serialized `jina.DataRequestProto`, as one. An error of the executor is in its header.
+
+    :raises HTTPException: 400: it is no such message.
+    """
+    try:
+        message = DataRequest(await asyncio.to_thread(jina_pb2.DataRequestProto.FromString, raw))
+    except DecodeError as error:
+        raise HTTPException(400, 'the body is not a serialized jina.DataRequestProto') from error
+    message.header.exec_endpoint = endpoint
+    token = token_of(request)
+    parameters = message.proto_wo_data.parameters
+    if token and 'token' not in parameters.fields:
+        parameters.fields['token'].string_value = token
+    try:
+        answered = await handler.process_single_data(message)
+    except InternalNetworkError as error:
+        raise unreachable(error) from error
+    content = await asyncio.to_thread(lambda: answered.proto.SerializeToString())
+    return Response(content, media_type=MEDIA_TYPE)

@@ -1,0 +1,229 @@
+"""The commands `finetuner export compose` and `finetuner export kubernetes`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from finetuner.console import console, progress_console
+from finetuner.export import compose, kubernetes, secrets
+from finetuner.export.flow import find_flow, read_flow
+from finetuner.export.kubernetes_names import PREFIX, SECRETS, Cluster, check_cluster, secret_of
+from finetuner.export.options import Options, check_options
+from finetuner.export.parts import POSTGRES, Deployment, plan
+from finetuner.export.writing import refuse_foreign, remove_stale, to_yaml, write_file
+
+export = typer.Typer(
+    help='Turn a Flow file into a deployment: docker-compose or Kubernetes.',
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+FlowName = Annotated[
+    str | None,
+    typer.Argument(metavar='[FLOW.yml]', help='A Flow of our executors.', show_default='finetuner.yml'),
+]
+Image = Annotated[str, typer.Option(help='What all parts run from: build it with Dockerfile.')]
+GpuImage = Annotated[str, typer.Option(help='What parts with a GPU run from: build it with Dockerfile.gpu.')]
+Database = Annotated[str, typer.Option(help='sqlite or postgres.')]
+DatabaseUrlSecret = Annotated[
+    str | None,
+    typer.Option(
+        help='Use a PostgreSQL that is there already: a file with its URL, or of Kubernetes a Secret with it as '
+        'database-url.',
+        show_default=False,
+    ),
+]
+Objects = Annotated[str, typer.Option(help='folder or s3: where data sets and artifacts lie.')]
+ObjectsUrl = Annotated[str | None, typer.Option(help='s3://bucket/prefix', show_default=False)]
+S3Endpoint = Annotated[str | None, typer.Option(help="Of an S3 that is not Amazon's: its URL.", show_default=False)]
+Encoders = Annotated[int | None, typer.Option(help='Replicas that serve.', show_default='of the Flow')]
+Trainers = Annotated[int | None, typer.Option(help='Replicas that train.', show_default='of the Flow')]
+Gpus = Annotated[int, typer.Option(help='GPUs of each trainer.')]
+EncoderGpus = Annotated[int, typer.Option(help='GPUs of each encoder.')]
+Artifact = Annotated[
+    str | None,
+    typer.Option(help='What is served: an id, name@stage, a URL or a model by name.', show_default=False),
+]
+RayAddress = Annotated[str | None, typer.Option(help='A Ray cluster that works on the runs.', show_default=False)]
+Tls = Annotated[bool, typer.Option('--tls', help='The gateway speaks TLS.')]
+Generate = Annotated[
+    bool, typer.Option('--generate-secrets', help='Make up the secrets that can be, unless they are there already.')
+]
+
+
+@export.command(name='compose')
+def export_compose(
+    flow: FlowName = None,
+    output: Annotated[Path, typer.Option('--output', '-o')] = Path('docker-compose.yml'),
+    image: Image = Options.image,
+    gpu_image: GpuImage = Options.gpu_image,
+    database: Database = Options.database,
+    database_url_secret: DatabaseUrlSecret = None,
+    objects: Objects = Options.objects,
+    objects_url: ObjectsUrl = None,
+    s3_endpoint: S3Endpoint = None,
+    encoders: Encoders = None,
+    trainers: Trainers = None,
+    gpus: Gpus = 0,
+    encoder_gpus: EncoderGpus = 0,
+    artifact: Artifact = None,
+    ray_address: RayAddress = None,
+    tls: Tls = False,
+    publish: Annotated[
+        str, typer.Option(help='The address of the ports; 0.0.0.0 for all of this machine.')
+    ] = '127.0.0.1',
+    port: Annotated[int, typer.Option(min=1, max=65535, help='Of gRPC.')] = 51000,
+    http_port: Annotated[int, typer.Option(min=1, max=65535, help='Of HTTP.')] = 51001,
+    generate_secrets: Generate = False,
+) -> None:
+    """Write a docker-compose file for one machine."""
+    options = Options(
+        image=image,
+        gpu_image=gpu_image,
+        database=database,
+        database_url_secret=database_url_secret,
+        objects=objects,
+        objects_url=objects_url,
+        s3_endpoint=s3_endpoint,
+        encoders=encoders,
+        trainers=trainers,
+        gpus=gpus,
+        encoder_gpus=encoder_gpus,
+        shared_volume=database == 'postgres' and objects == 'folder',  # of one machine, like all volumes there
+        artifact=artifact,
+        ray_address=ray_address,
+        tls=tls,
+    )
+    deployment = _plan(flow, options, '{}')
+    content = compose.compose_file(deployment, publish, port, http_port)
+    refuse_foreign(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_file(output, to_yaml([content]))
+    console.print(f'Wrote [bold]{escape(str(output))}[/]: {_names(deployment)}.')
+    folder = output.parent / 'secrets'
+    if generate_secrets:
+        _write_secret_files(folder, secrets.generate(deployment, POSTGRES))
+    for key, meaning in secrets.asked_for(deployment, POSTGRES).items():
+        if not (folder / key).exists():
+            console.print(escape(f'Missing: {folder / key}: {meaning}'), soft_wrap=True, highlight=False)
+    _next(f'docker compose --file {shlex.quote(str(output))} up --detach --wait')
+
+
+@export.command(name='kubernetes')
+def export_kubernetes(
+    flow: FlowName = None,
+    output: Annotated[Path, typer.Option('--output', '-o', help='A folder.')] = Path('kubernetes'),
+    image: Image = Options.image,
+    gpu_image: GpuImage = Options.gpu_image,
+    database: Database = Options.database,
+    database_url_secret: DatabaseUrlSecret = None,
+    objects: Objects = Options.objects,
+    objects_url: ObjectsUrl = None,
+    s3_endpoint: S3Endpoint = None,
+    encoders: Encoders = None,
+    trainers: Trainers = None,
+    gpus: Gpus = 0,
+    encoder_gpus: EncoderGpus = 0,
+    artifact: Artifact = None,
+    ray_address: RayAddress = None,
+    tls: Tls = False,
+    shared_volume: Annotated[
+        bool, typer.Option('--shared-volume', help='The volume of the objects can be on several machines at once.')
+    ] = False,
+    namespace: Annotated[str, typer.Option()] = Cluster.namespace,
+    storage_class: Annotated[str | None, typer.Option(help='Of all volumes.', show_default="the cluster's")] = None,
+    volume_size: Annotated[str, typer.Option(help='Of each volume.')] = Cluster.volume_size,
+    ingress_host: Annotated[
+        str | None, typer.Option(help='Have HTTP reached under this name from outside.', show_default=False)
+    ] = None,
+    ingress_class: Annotated[str | None, typer.Option(help='Which Ingress controller.', show_default=False)] = None,
+    generate_secrets: Generate = False,
+) -> None:
+    """Write Kubernetes manifests into a folder."""
+    options = Options(
+        image=image,
+        gpu_image=gpu_image,
+        database=database,
+        database_url_secret=database_url_secret,
+        objects=objects,
+        objects_url=objects_url,
+        s3_endpoint=s3_endpoint,
+        encoders=encoders,
+        trainers=trainers,
+        gpus=gpus,
+        encoder_gpus=encoder_gpus,
+        shared_volume=shared_volume,
+        artifact=artifact,
+        ray_address=ray_address,
+        tls=tls,
+    )
+    cluster = Cluster(namespace, storage_class, volume_size, ingress_host, ingress_class)
+    check_cluster(cluster)
+    deployment = _plan(flow, options, PREFIX + '{}')
+    files = kubernetes.manifests(deployment, cluster)
+    secret_path = output / kubernetes.SECRET_FILE
+    if generate_secrets:
+        values = secrets.generate(deployment, PREFIX + POSTGRES)
+        files[kubernetes.SECRET_FILE] = [kubernetes.secret_manifest(values, cluster)]
+    elif secret_path.exists():
+        files[kubernetes.SECRET_FILE] = []  # of an earlier export: it stays in use
+    names = sorted(files)
+    output.mkdir(parents=True, exist_ok=True)
+    for name in [*names, 'kustomization.yaml']:
+        refuse_foreign(output / name)
+    for name, documents in files.items():
+        if name != kubernetes.SECRET_FILE:
+            write_file(output / name, to_yaml(documents))
+        elif not secret_path.exists():
+            write_file(secret_path, to_yaml(documents), 0o600)
+    write_file(output / 'kustomization.yaml', to_yaml([kubernetes.kustomization(names)]))
+    remove_stale(output, [*names, 'kustomization.yaml'])
+    console.print(f'Wrote [bold]{escape(str(output))}[/]: {_names(deployment)}.')
+    _tell_missing(deployment, cluster, kubernetes.SECRET_FILE in files)
+    _next(f'kubectl apply --kustomize {shlex.quote(str(output))}')
+
+
+def _plan(flow: str | None, options: Options, host: str) -> Deployment:
+    content = read_flow(find_flow(flow))
+    check_options(options, content)
+    return plan(content, options, host)
+
+
+def _write_secret_files(folder: Path, values: Mapping[str, str]) -> None:
+    """The folder is for its owner alone; the files in it are read in containers by users with other numbers."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    kept = [key for key in values if (folder / key).exists()]
+    if 'postgres-password' in kept or 'database-url' in kept:  # they must fit each other, and the database
+        values = {key: value for key, value in values.items() if key == 'token'}
+    for key, value in values.items():
+        if not (folder / key).exists():
+            write_file(folder / key, value)
+
+
+def _tell_missing(deployment: Deployment, cluster: Cluster, has_generated: bool) -> None:
+    wanted: dict[str, dict[str, str]] = {}
+    for key, meaning in secrets.asked_for(deployment, PREFIX + POSTGRES).items():
+        name = secret_of(key, deployment.options)
+        if not (has_generated and name == SECRETS):
+            wanted.setdefault(name, {})[key] = meaning
+    for name, keys in wanted.items():
+        files = shlex.join(f'--from-file={key}' for key in keys)
+        command = f'kubectl --namespace {cluster.namespace} create secret generic {name} {files}'
+        console.print(escape(f'Missing: the Secret {name}: {command}'), soft_wrap=True, highlight=False)
+        for key, meaning in keys.items():
+            console.print(escape(f'    {key}: {meaning}'), soft_wrap=True, highlight=False)
+
+
+def _names(deployment: Deployment) -> str:
+    parts = [f'{part.name} ({part.replicas})' if part.replicas > 1 else part.name for part in deployment.parts]
+    return ', '.join([*parts, *(['postgres'] if deployment.options.own_postgres else [])])
+
+
+def _next(command: str) -> None:
+    progress_console.print(f'[dim]Next:[/] {escape(command)}', soft_wrap=True, highlight=False)

@@ -1,0 +1,171 @@
+"""FinetunerExecutor follows an alias: what is promoted answers soon, and no request is lost or mixed on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from executors import following
+from executors.encoder import ARTIFACT_TAG, FinetunerExecutor
+from executors.parameters import EncodeParameters
+from finetuner.documents import Document, DocumentArray
+from finetuner.excepts import ArtifactNotFoundError
+from finetuner.inference import load_engine
+from finetuner.inference.text_encoder import TextEncoder
+from registry import Registry
+from registry.queue import Machine, Resources
+from training.export import build_artifact
+
+ALIAS = 'support@production'
+EVERYTHING = Machine(Resources(slots=1), Resources(slots=1))
+TEXTS = ['where is my card', 'refund', 'a third text that is longer than the others']
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    monkeypatch.setattr(following, 'INTERVAL', 0.05)
+
+
+@pytest.fixture(scope='module')
+def zips(tiny_model, tmp_path_factory):
+    """Two artifacts whose embeddings differ."""
+    folder = tmp_path_factory.mktemp('zips')
+    paths = []
+    for number in range(2):
+        encoder = TextEncoder.load(tiny_model)
+        encoder.backbone.embeddings.word_embeddings.weight.data.mul_(1 + number)
+        paths.append(
+            build_artifact(
+                {'model': encoder}, name=f'run-{number}', config={}, metrics={}, target=folder / f'{number}.zip'
+            )
+        )
+    return paths
+
+
+@pytest.fixture
+def registry():
+    with Registry.open() as registry:
+        yield registry
+
+
+@pytest.fixture
+def account(registry):
+    return registry.get_account().id
+
+
+@pytest.fixture
+def artifacts(registry, account, zips):
+    """The ids of the artifacts of two finished runs."""
+    ids = []
+    for number, path in enumerate(zips):
+        registry.create_run(account, 'default', f'run-{number}', {})
+        run = registry.claim_run('test', [EVERYTHING])
+        registry.finish_run(run.id, path, {}, {}, run.lease)
+        ids.append(run.artifact_id)
+    return ids
+
+
+@pytest.fixture
+def start(registry):
+    started = []
+
+    def make(artifact):
+        started.append(FinetunerExecutor(artifact))
+        return started[-1]
+
+    yield make
+    for executor in started:
+        executor.close()
+
+
+def ask(executor):
+    documents = DocumentArray([Document(text=text) for text in TEXTS])
+    return asyncio.run(executor.encode(docs=documents, parameters=EncodeParameters(return_artifact=True)))
+
+
+def who_answers(executor):
+    (artifact_id,) = {document.tags[ARTIFACT_TAG] for document in ask(executor)}
+    return artifact_id
+
+
+def wait_for(executor, artifact_id):
+    deadline = time.monotonic() + 30
+    while who_answers(executor) != artifact_id:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_promotion_is_followed_and_rolled_back(registry, account, artifacts, start):
+    registry.promote(account, ALIAS, artifacts[0])
+    executor = start(ALIAS)
+    assert who_answers(executor) == artifacts[0]
+    registry.promote(account, ALIAS, artifacts[1])
+    wait_for(executor, artifacts[1])
+    registry.roll_back(account, ALIAS)
+    wait_for(executor, artifacts[0])
+
+
+def test_every_request_is_answered_by_one_model_while_they_change(registry, account, artifacts, zips, start):
+    expected = {
+        artifact_id: np.stack(load_engine(path).encode(DocumentArray([Document(text=t) for t in TEXTS])).embeddings)
+        for artifact_id, path in zip(artifacts, zips, strict=True)
+    }
+    assert not np.allclose(*expected.values(), atol=1e-3)
+    registry.promote(account, ALIAS, artifacts[0])
+    executor = start(ALIAS)
+    answers, stop = [], threading.Event()
+
+    def keep_asking():
+        while not stop.is_set():
+            answers.append(ask(executor))
+
+    threads = [threading.Thread(target=keep_asking) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for artifact_id in (artifacts[1], artifacts[0], artifacts[1]):
+        registry.promote(account, ALIAS, artifact_id)
+        wait_for(executor, artifact_id)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    seen = set()
+    for answer in answers:
+        (artifact_id,) = {document.tags[ARTIFACT_TAG] for document in answer}
+        seen.add(artifact_id)
+        np.testing.assert_allclose(np.stack(answer.embeddings), expected[artifact_id], atol=1e-5)
+    assert seen == set(artifacts)
+
+
+def test_an_artifact_that_cannot_be_loaded_is_not_switched_to(registry, account, artifacts, start):
+    registry.promote(account, ALIAS, artifacts[0])
+    executor = start(ALIAS)
+    broken = registry.artifact_file(registry.get_artifact(account, artifacts[1]))
+    broken.chmod(0o640)
+    broken.write_bytes(broken.read_bytes()[:-100])
+    registry.promote(account, ALIAS, artifacts[1])
+    time.sleep(1)
+    assert who_answers(executor) == artifacts[0]
+    registry.promote(account, ALIAS, artifacts[0])
+    assert who_answers(executor) == artifacts[0]
+
+
+def test_an_alias_that_names_nothing_yet_is_waited_for(registry, account, artifacts, start):
+    executor = start(ALIAS)
+    with pytest.raises(ArtifactNotFoundError, match='nothing is promoted as support@production yet: finetuner promote'):
+        ask(executor)
+    registry.promote(account, ALIAS, artifacts[0])
+    deadline = time.monotonic() + 30
+    while executor.served is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert who_answers(executor) == artifacts[0]
+
+
+def test_a_run_is_served_by_its_name_and_stays(registry, account, artifacts, start):
+    executor = start('default/run-1')
+    assert who_answers(executor) == artifacts[1]
+    assert executor._follower is None

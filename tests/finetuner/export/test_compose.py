@@ -1,0 +1,82 @@
+"""What the compose file means to an engine: order, secrets, volumes, ports and stops."""
+
+import stat
+
+import pytest
+
+POSTGRES = ['--database', 'postgres']
+
+
+def test_all_that_is_named_is_there(export):
+    content = export('compose', *POSTGRES, '--generate-secrets').compose()
+    for service in content['services'].values():
+        assert service.get('depends_on', {}).keys() <= content['services'].keys()
+        assert {volume['source'] for volume in service.get('volumes', ())} <= content['volumes'].keys()
+        assert {secret['source'] for secret in service.get('secrets', ())} <= content['secrets'].keys()
+        for before in service.get('depends_on', {}):
+            assert 'healthcheck' in content['services'][before]
+
+
+def test_ports_are_for_this_machine_unless_others_are_meant(export):
+    assert export('compose').compose()['services']['gateway']['ports'] == [
+        '127.0.0.1:51000:51000',
+        '127.0.0.1:51001:51001',
+    ]
+    content = export('compose', '--publish', '0.0.0.0', '--port', '52000', '--http-port', '80').compose()
+    assert content['services']['gateway']['ports'] == ['0.0.0.0:52000:51000', '0.0.0.0:80:51001']
+    assert not [name for name, service in content['services'].items() if name != 'gateway' and 'ports' in service]
+
+
+def test_what_is_no_address_is_refused(export, tmp_path):
+    with pytest.raises(ValueError, match="--publish 'everywhere' is no address"):
+        export('compose', '--publish', 'everywhere')
+    assert not (tmp_path / 'docker-compose.yml').exists()
+    ports = export('compose', '--publish', '::1').compose()['services']['gateway']['ports']
+    assert ports[0] == '[::1]:51000:51000'
+
+
+def test_generated_secrets_are_files_that_stay(export, tmp_path):
+    written = export('compose', *POSTGRES, '--generate-secrets')
+    folder = tmp_path / 'secrets'
+    values = {path.name: path.read_text() for path in folder.iterdir()}
+    assert values.keys() == {'token', 'postgres-password', 'database-url'}
+    assert values['postgres-password'] in values['database-url']
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    text = (tmp_path / 'docker-compose.yml').read_text() + written.output
+    assert not [value for value in values.values() if value in text]
+    export('compose', *POSTGRES, '--generate-secrets')
+    assert {path.name: path.read_text() for path in folder.iterdir()} == values
+
+
+def test_missing_secrets_are_named(export):
+    written = export('compose', *POSTGRES, '--objects', 's3', '--objects-url', 's3://b/p', '--generate-secrets')
+    assert 'Missing: secrets/s3-credentials' in written.output
+    assert 'Missing: secrets/token' not in written.output
+    content = export('compose', *POSTGRES, '--database-url-secret', '/run/database-url').compose()
+    assert content['secrets']['database-url'] == {'file': '/run/database-url'}
+    assert 'postgres' not in content['services']
+
+
+def test_replicas_and_gpus(export):
+    services = export('compose', *POSTGRES, '--trainers', '2', '--encoders', '3', '--gpus', '1').compose()['services']
+    assert services['encoder']['deploy'] == {'replicas': 3}
+    devices = [{'driver': 'nvidia', 'count': 1, 'capabilities': ['gpu']}]
+    assert services['trainer']['deploy'] == {'replicas': 2, 'resources': {'reservations': {'devices': devices}}}
+    assert services['trainer']['image'] == 'finetuner-gpu:latest'
+    assert services['trainer']['environment']['FINETUNER_GPUS'] == '1'
+    assert services['encoder']['environment']['FINETUNER_DEVICE'] == 'cpu'
+
+
+def test_dollars_are_not_variables_to_compose(export, tmp_path):
+    (tmp_path / 'flow.yml').write_text(
+        'jtype: Flow\nexecutors: [{uses: FinetunerExecutor, env: {FINETUNER_ENCODE_ROOTS: /data/$HOME}}]'
+    )
+    services = export('compose', 'flow.yml').compose()['services']
+    assert services['encoder']['environment']['FINETUNER_ENCODE_ROOTS'] == '/data/$$HOME'
+
+
+def test_another_file_is_not_overwritten(export, tmp_path):
+    (tmp_path / 'docker-compose.yml').write_text('services: {}')
+    with pytest.raises(FileExistsError, match='is not a file that finetuner export made'):
+        export('compose')
+    assert (tmp_path / 'docker-compose.yml').read_text() == 'services: {}'

@@ -1,0 +1,184 @@
+"""What the manifests mean to a cluster: names that fit each other, rights, secrets, stops and replicas."""
+
+import json
+import stat
+
+import pytest
+import yaml
+
+S3 = ['--objects', 's3', '--objects-url', 's3://bucket/prefix']
+SCALED = ['--database', 'postgres', *S3, '--trainers', '2', '--encoders', '3', '--gpus', '1']
+
+
+def workloads(written):
+    return {
+        one['metadata']['labels']['app.kubernetes.io/component']: one
+        for one in written.manifests()
+        if one['kind'] in ('Deployment', 'StatefulSet')
+    }
+
+
+def pod(workload):
+    return workload['spec']['template']['spec']
+
+
+def container(workload):
+    (only,) = pod(workload)['containers']
+    return only
+
+
+@pytest.mark.parametrize(
+    'options', [[], SCALED, ['--database', 'postgres'], ['--tls', '--ingress-host', 'x.example.com']]
+)
+def test_all_that_is_named_is_there(export, options):
+    written = export('kubernetes', *options, '--generate-secrets')
+    of_kind = {}
+    for one in written.manifests():
+        of_kind.setdefault(one['kind'], {})[one['metadata']['name']] = one
+    listed = yaml.safe_load((written.folder / 'kubernetes' / 'kustomization.yaml').read_text())['resources']
+    there = {path.name for path in (written.folder / 'kubernetes').glob('*.yaml')} - {'kustomization.yaml'}
+    assert set(listed) == there
+    generated = of_kind['Secret']['finetuner-secrets']['stringData']
+    for component, one in workloads(written).items():
+        template = one['spec']['template']
+        assert one['spec']['selector']['matchLabels'].items() <= template['metadata']['labels'].items()
+        (service,) = [
+            service
+            for service in of_kind['Service'].values()
+            if service['spec']['selector'].items() <= template['metadata']['labels'].items()
+        ]
+        ports = {port['name'] for port in container(one)['ports']}
+        assert {port['targetPort'] for port in service['spec']['ports']} == ports, component
+        if one['kind'] == 'StatefulSet':
+            assert one['spec']['serviceName'] == service['metadata']['name']
+        claims = {claim['metadata']['name'] for claim in one['spec'].get('volumeClaimTemplates', ())}
+        volumes = {volume['name']: volume for volume in pod(one)['volumes']}
+        assert {mount['name'] for mount in container(one)['volumeMounts']} == claims | volumes.keys()
+        for volume in volumes.values():
+            if 'persistentVolumeClaim' in volume:
+                assert volume['persistentVolumeClaim']['claimName'] in of_kind['PersistentVolumeClaim']
+            for source in volume.get('projected', {}).get('sources', ()):
+                if source['secret']['name'] == 'finetuner-secrets':
+                    assert {item['key'] for item in source['secret']['items']} <= generated.keys()
+    arguments = container(workloads(written)['gateway'])['args']
+    addresses = json.loads(arguments[arguments.index('--deployments-addresses') + 1])
+    for (address,) in addresses.values():
+        assert of_kind['Service'][address.removeprefix('grpc://').removesuffix(':51000')]
+
+
+def test_pods_have_no_rights(export):
+    written = export('kubernetes', '--database', 'postgres')
+    for one in workloads(written).values():
+        assert pod(one)['securityContext']['runAsNonRoot']
+        assert pod(one)['securityContext']['runAsUser'] > 0
+        assert pod(one)['securityContext']['seccompProfile'] == {'type': 'RuntimeDefault'}
+        assert pod(one)['automountServiceAccountToken'] is False
+        assert container(one)['securityContext'] == {
+            'allowPrivilegeEscalation': False,
+            'readOnlyRootFilesystem': True,
+            'capabilities': {'drop': ['ALL']},
+        }
+
+
+def test_manifests_hold_no_secret_unless_asked(export):
+    written = export('kubernetes', *SCALED)
+    assert not [one for one in written.manifests() if one['kind'] == 'Secret']
+    assert 'create secret generic finetuner-secrets --from-file=token' in written.output
+    assert 'create secret generic finetuner-s3 --from-file=s3-credentials' in written.output
+
+
+def test_generated_secrets_stay_what_they_are(export):
+    written = export('kubernetes', '--database', 'postgres', '--generate-secrets')
+    path = written.folder / 'kubernetes' / 'secret.yaml'
+    first = path.read_text()
+    values = written.manifest('Secret', 'finetuner-secrets')['stringData']
+    assert len(values['token']) >= 32
+    assert values['postgres-password'] in values['database-url']
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert values['token'] not in written.output
+    for arguments in (['--generate-secrets'], []):
+        export('kubernetes', '--database', 'postgres', *arguments)
+        assert path.read_text() == first
+        listed = yaml.safe_load((written.folder / 'kubernetes' / 'kustomization.yaml').read_text())['resources']
+        assert 'secret.yaml' in listed
+
+
+def test_grace_is_longer_than_what_happens_in_it(export):
+    for component, one in workloads(export('kubernetes')).items():
+        (command,) = [container(one)['lifecycle']['preStop']['exec']['command']]
+        assert command[0] == 'sleep'
+        drain, checkpoint = 20, 60 if component == 'trainer' else 0
+        assert pod(one)['terminationGracePeriodSeconds'] > int(command[1]) + drain + checkpoint
+
+
+def test_one_machine_while_the_state_is_on_one(export):
+    written = export('kubernetes')
+    for component, one in workloads(written).items():
+        labels = one['spec']['template']['metadata']['labels']
+        terms = pod(one).get('affinity', {}).get('podAffinity', {})
+        if component == 'gateway':
+            assert not terms
+            continue
+        (term,) = terms['requiredDuringSchedulingIgnoredDuringExecution']
+        assert term['labelSelector']['matchLabels'].items() <= labels.items(), 'the first one must find itself'
+        assert term['topologyKey'] == 'kubernetes.io/hostname'
+    assert workloads(written)['trainer']['spec']['strategy'] == {'type': 'Recreate'}
+    assert written.manifest('PersistentVolumeClaim', 'finetuner-home')['spec']['accessModes'] == ['ReadWriteOnce']
+
+
+def test_many_machines_with_postgres_and_s3(export):
+    written = export('kubernetes', *SCALED)
+    found = workloads(written)
+    assert {component: one['spec']['replicas'] for component, one in found.items()} == {
+        'gateway': 1,
+        'dataset': 1,
+        'trainer': 2,
+        'encoder': 3,
+        'postgres': 1,
+    }
+    assert not [component for component, one in found.items() if 'affinity' in pod(one)]
+    assert found['trainer']['kind'] == 'StatefulSet'
+    assert container(found['trainer'])['resources']['limits']['nvidia.com/gpu'] == '1'
+    assert container(found['trainer'])['image'] == 'finetuner-gpu:latest'
+    assert 'nvidia.com/gpu' not in container(found['encoder'])['resources']['limits']
+    assert 'PersistentVolumeClaim' not in {one['kind'] for one in written.manifests()}
+
+
+def test_replicas_are_found_by_a_name_that_means_all_of_them(export):
+    written = export('kubernetes', '--encoders', '3')
+    assert written.manifest('Service', 'finetuner-encoder')['spec']['clusterIP'] == 'None'
+    arguments = container(workloads(written)['gateway'])['args']
+    options = json.loads(arguments[arguments.index('--grpc-channel-options') + 1])
+    assert options['grpc.lb_policy_name'] == 'round_robin'
+    assert options['grpc.keepalive_time_ms'] == 30000, 'those of the Flow are kept'
+
+
+def test_executors_are_reached_by_the_gateway_alone(export):
+    written = export('kubernetes', '--database', 'postgres')
+    policies = {one['metadata']['name']: one['spec'] for one in written.manifests() if one['kind'] == 'NetworkPolicy'}
+    assert policies.keys() == {f'finetuner-{name}' for name in ('gateway', 'dataset', 'trainer', 'encoder', 'postgres')}
+    gateway = workloads(written)['gateway']['spec']['template']['metadata']['labels']
+    for name in ('dataset', 'trainer', 'encoder'):
+        (rule,) = policies[f'finetuner-{name}']['ingress']
+        (source,) = rule['from']
+        assert source['podSelector']['matchLabels'].items() <= gateway.items()
+    (rule,) = policies['finetuner-postgres']['ingress']
+    clients = rule['from'][0]['podSelector']['matchLabels']
+    allowed = {
+        component
+        for component, one in workloads(written).items()
+        if clients.items() <= one['spec']['template']['metadata']['labels'].items()
+    }
+    assert allowed == {'dataset', 'trainer', 'encoder'}
+
+
+def test_what_an_earlier_export_had_goes_and_what_is_not_ours_stays(export, tmp_path):
+    export('kubernetes', '--database', 'postgres')
+    mine = tmp_path / 'kubernetes' / 'mine.yaml'
+    mine.write_text('kind: Mine')
+    export('kubernetes')
+    assert not (tmp_path / 'kubernetes' / 'postgres.yaml').exists()
+    assert mine.exists()
+    (tmp_path / 'kubernetes' / 'gateway.yaml').write_text('kind: Mine')
+    with pytest.raises(FileExistsError, match='gateway.yaml is not a file that finetuner export made'):
+        export('kubernetes')

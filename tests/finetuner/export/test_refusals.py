@@ -1,0 +1,74 @@
+"""Flows that cannot be exported, and options that do not go together, are refused with a sentence."""
+
+import pytest
+
+ENCODER = '{name: encoder, uses: executors.encoder.FinetunerExecutor%s}'
+
+
+@pytest.mark.parametrize(
+    ('options', 'sentence'),
+    [
+        (
+            '--trainers 2',
+            'several trainers must share their state, and SQLite is a file on one machine: give --database',
+        ),
+        (
+            '--trainers 2 --database postgres',
+            'the objects are in a folder on one machine: give --database postgres, and',
+        ),
+        ('--ray-address ray://x:1', 'the machines of a Ray cluster must reach the state'),
+        ('--database mysql', "--database is 'mysql': choose sqlite or postgres"),
+        ('--objects ftp', "--objects is 'ftp': choose folder or s3"),
+        ('--objects s3', '--objects s3 needs --objects-url s3://bucket/prefix'),
+        ('--objects s3 --objects-url https://x', '--objects s3 needs --objects-url s3://bucket/prefix'),
+        ('--objects-url s3://b/p', 'add --objects s3'),
+        ('--objects s3 --objects-url s3://b/p --s3-endpoint minio', "--s3-endpoint 'minio' is no URL"),
+        ('--database-url-secret x', 'add --database postgres'),
+        ('--shared-volume', '--shared-volume is for the folder of the objects'),
+        ('--encoders 0', '--encoders is 0: give 1 or more'),
+        ('--gpus -1', '--gpus is -1: give 0 or more'),
+        ('--artifact a;b', "--artifact 'a;b' is none"),
+        ('encode.yml --gpus 1', '--gpus is for a Flow with a trainer, and this one has none'),
+        ('train.yml --artifact x', '--artifact is for a Flow with an encoder, and this one has none'),
+        ('--namespace My_Space', "--namespace 'My_Space' is not a name of Kubernetes"),
+        ('--volume-size big', "--volume-size 'big' is not a size such as 50Gi"),
+        ('--ingress-class nginx', 'add --ingress-host'),
+        ('nowhere.yml', 'there is no Flow file nowhere.yml'),
+    ],
+)
+def test_options(export, options, sentence):
+    with pytest.raises((ValueError, FileNotFoundError)) as raised:
+        export('kubernetes', *options.split())
+    assert sentence in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ('text', 'sentence'),
+    [
+        ('a: [', 'flow.yml is not YAML'),
+        ('jtype: Executor', 'is not a Flow: it has no jtype: Flow'),
+        ('jtype: Flow', 'has no executors'),
+        ('jtype: Flow\nexecutors: [{uses: jinahub://Thing}]', "the executor 'jinahub://Thing' cannot be exported"),
+        (f'jtype: Flow\nexecutors: [{ENCODER % ", shards: 2"}]', "'shards' of the executor encoder cannot be exported"),
+        (f'jtype: Flow\nexecutors: [{ENCODER % ", replicas: no"}]', 'replicas of the executor encoder is False'),
+        (f'jtype: Flow\nexecutors: [{ENCODER % ", uses_with: {token: x}"}]', 'has a token in uses_with'),
+        (f'jtype: Flow\nexecutors: [{ENCODER % ""}, {ENCODER % ""}]', "two executors of the name 'encoder'"),
+        (f'jtype: Flow\nexecutors: [{ENCODER % ""}]\nwith: {{tls: true}}', "'tls' of with cannot be exported"),
+        (f'jtype: Flow\nexecutors: [{ENCODER % ""}]\ngateway: {{uses: Mine}}', "the gateway 'Mine' cannot be exported"),
+        (
+            'jtype: Flow\nexecutors: [{name: My_One, uses: FinetunerExecutor}]',
+            "name 'My_One' cannot be the name of a host",
+        ),
+        ('jtype: Flow\nexecutors: [{name: gateway, uses: FinetunerExecutor}]', 'neither gateway nor postgres'),
+        (
+            'jtype: Flow\nexecutors: [{uses: FinetunerExecutor, env: {A: "${{ ENV.NOT_SET }}"}}]',
+            'NOT_SET, which is not set',
+        ),
+    ],
+)
+def test_flows(export, tmp_path, text, sentence):
+    (tmp_path / 'flow.yml').write_text(text)
+    with pytest.raises(ValueError, match='flow.yml') as raised:
+        export('compose', 'flow.yml')
+    assert sentence in str(raised.value)
+    assert not (tmp_path / 'docker-compose.yml').exists()
