@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 
@@ -83,7 +84,7 @@ def start(registry):
 
 def ask(executor):
     documents = DocumentArray([Document(text=text) for text in TEXTS])
-    return executor.encode(docs=documents, parameters=EncodeParameters(return_artifact=True))
+    return asyncio.run(executor.encode(docs=documents, parameters=EncodeParameters(return_artifact=True)))
 
 
 def who_answers(executor):
