@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+from executors.health import is_serving
 from finetuner.client.channel import Channel
 from finetuner.documents import Document, DocumentArray
 
@@ -42,7 +43,7 @@ def test_a_request_at_work_is_answered(tmp_path):
     try:
         channel = Channel(f'grpc://127.0.0.1:{port}')
         deadline = time.monotonic() + 200
-        while not channel.is_ready():
+        while not is_serving(port):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.2)

@@ -95,7 +95,7 @@ def test_datasets(service, finetuner):
 
 
 def test_artifacts_and_aliases(service, finetuner, monkeypatch):
-    monkeypatch.setenv('COLUMNS', '200')
+    monkeypatch.setattr(console, 'width', 200)
     artifact = {
         'id': ID, 'name': 'r', 'experiment_name': 'support', 'run_name': 'first', 'size': 9e7, 'sha256': 's',
         'public': False, 'created_at': TIME, 'aliases': ['support@production'],
@@ -153,7 +153,7 @@ def test_fit_says_how_a_run_is_scheduled(service, finetuner, run_record):
 
 
 def test_runs_tell_of_the_queue_and_of_attempts(service, finetuner, run_record, monkeypatch):
-    monkeypatch.setenv('COLUMNS', '200')
+    monkeypatch.setattr(console, 'width', 200)
     progress = {'stage': 'Training', 'step': 1, 'steps': 2, 'epoch': 1, 'epochs': 5, 'loss': 0.5}
     service.endpoints['/runs'] = items(
         run_record('CREATED', queue_position=2, attempts=0)(None, None),

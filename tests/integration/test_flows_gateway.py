@@ -36,6 +36,19 @@ GUARDED = {
     '/delete_run': RUN,
     '/delete_runs': {},
     '/delete_experiments': {},
+    '/datasets': {},
+    '/dataset': {'name': 'no-such-data'},
+    '/delete_dataset': {'name': 'no-such-data'},
+    '/usage': {},
+    '/create_token': {'name': 'x'},
+    '/tokens': {},
+    '/revoke_token': {'id': 'a' * 24},
+    '/artifacts': {},
+    '/promote': {'alias': 'a@b', 'artifact': 'a' * 24},
+    '/rollback': {'alias': 'a@b'},
+    '/aliases': {},
+    '/alias': {'alias': 'a@b'},
+    '/delete_alias': {'alias': 'a@b'},
 }
 ALL = ', '.join(sorted([*GUARDED, '/encode', '/logstream']))
 

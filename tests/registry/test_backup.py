@@ -19,6 +19,14 @@ from registry.objects import ObjectStore
 from registry.shards import open_shards
 
 
+@pytest.fixture
+def registry(monkeypatch):
+    """On SQLite: homes are opened beside it, each with a database of its own."""
+    monkeypatch.delenv('FINETUNER_DATABASE_URL', raising=False)
+    with Registry.open() as registry:
+        yield registry
+
+
 def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 

@@ -78,7 +78,7 @@ LISTING = {
     'list_artifacts': Page([], 0, 1, 50),
     'list_promotions': Page([], 0, 1, 50),
     'list_tokens': Page([], 0, 1, 50),
-    'delete_runs': 0,
+    'delete_runs': [],
     'delete_experiments': [],
 }
 # calls that make a thing: under a name that the first account has they make one of their own

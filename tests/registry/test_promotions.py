@@ -120,7 +120,7 @@ def test_what_an_alias_names_is_not_deleted(registry, account, ids, dump, stored
     with pytest.raises(RegistryError, match='nothing to roll'):
         registry.roll_back(account, 'a@b')
     assert registry.delete_alias(account, 'a@b').artifact_id == ids[1]
-    assert registry.delete_runs(account) == 2 and stored_files() == []
+    assert len(registry.delete_runs(account)) == 2 and stored_files() == []
 
 
 def test_promotions_at_once_come_in_an_order(registry, account, ids):

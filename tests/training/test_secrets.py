@@ -4,14 +4,15 @@ import stat
 
 from finetuner.callback import EarlyStopping, WandBLogger
 from training.config import FitConfig
-from training.secrets import FILE, forget_secrets, keep_secrets, restore_secrets
+from training.run_folder import SECRETS
+from training.secrets import forget_secrets, keep_secrets, restore_secrets
 
 
 def test_tokens_come_back_where_they_were(tmp_path):
     callbacks = [EarlyStopping('train_loss'), WandBLogger('first'), WandBLogger(), WandBLogger('second')]
     config = FitConfig.from_arguments(model='m', train_data='t', callbacks=callbacks)
     keep_secrets(config, tmp_path)
-    assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / SECRETS).stat().st_mode) == 0o600
     stored = FitConfig.from_arguments(**config.model_dump(mode='json'))
     tokens = [callback.options.token for callback in stored.callbacks[1:]]
     assert tokens == [None, None, None]
