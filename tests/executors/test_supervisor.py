@@ -90,6 +90,7 @@ def worker_of(registry: Registry, run: RunRecord, lease: str | None = None) -> p
     return wait_until(find)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_followed_by_another_and_at_last_the_run_has_failed(registry, supervise, submit):
     run = submit('killed', epochs=FOR_EVER)
     supervise()
@@ -178,6 +179,7 @@ def test_a_run_whose_trainer_was_lost_before_its_worker_began_has_lost_no_attemp
     assert registry.get_run_by_id(run.id).attempts == 1
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_killed_and_followed_by_another(registry, supervise, submit):
     run = submit('hangs', epochs=FOR_EVER)
     supervise(heartbeat_timeout=20)
@@ -268,6 +270,7 @@ def test_a_worker_that_does_not_heed_the_end_of_its_run_is_killed(registry, supe
     wait_until(lambda: registry.get_run_by_id(run.id).lease is None)
 
 
+@pytest.mark.slow
 def test_a_cancelled_run_leaves_a_checkpoint_and_goes_on_from_it(registry, supervise, submit):
     run = submit('cancelled', epochs=FOR_EVER)
     supervise()
@@ -291,6 +294,7 @@ def test_a_run_that_takes_more_memory_than_it_may_has_failed_and_says_what_would
     assert failed.attempts == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_takes_longer_than_the_service_allows_has_failed_and_can_go_on(registry, supervise, submit):
     run = submit('long', epochs=FOR_EVER)
     supervise(policy=Policy(max_seconds=25))

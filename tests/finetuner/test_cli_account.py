@@ -9,6 +9,7 @@ import pytest
 
 from finetuner import settings
 from finetuner.cli import app, cli
+from finetuner.console import console
 from finetuner.documents import Document
 
 TIME = '2026-01-02T03:04:05+00:00'

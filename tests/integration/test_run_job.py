@@ -92,6 +92,7 @@ def test_the_documented_sequence(train_data, tiny_model, capsys):
     assert 'finetune-fruits' not in [found.name for found in finetuner.list_experiments()]
 
 
+@pytest.mark.slow
 def test_two_jobs_awaited_together(train_data, tiny_model):
     async def job(name):
         experiment = await aio.create_experiment('together')
