@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 
@@ -84,7 +83,7 @@ def start(registry):
 
 def ask(executor):
     documents = DocumentArray([Document(text=text) for text in TEXTS])
-    return asyncio.run(executor.encode(docs=documents, parameters=EncodeParameters(return_artifact=True)))
+    return executor.encode(docs=documents, parameters=EncodeParameters(return_artifact=True))
 
 
 def who_answers(executor):
