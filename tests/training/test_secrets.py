@@ -5,7 +5,7 @@ import stat
 from finetuner.callback import EarlyStopping, WandBLogger
 from training.config import FitConfig
 from training.run_folder import SECRETS
-from training.secrets import forget_secrets, keep_secrets, restore_secrets
+from training.secrets import keep_secrets, restore_secrets
 
 
 def test_tokens_come_back_where_they_were(tmp_path):
@@ -19,13 +19,10 @@ def test_tokens_come_back_where_they_were(tmp_path):
     restore_secrets(stored, tmp_path)
     tokens = [callback.options.token for callback in stored.callbacks[1:]]
     assert [token and token.get_secret_value() for token in tokens] == ['first', None, 'second']
-    forget_secrets(tmp_path)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_without_tokens_has_no_file(tmp_path):
     config = FitConfig.from_arguments(model='m', train_data='t', callbacks=[WandBLogger()])
     keep_secrets(config, tmp_path)
     restore_secrets(config, tmp_path)
-    forget_secrets(tmp_path)
     assert list(tmp_path.iterdir()) == []
