@@ -206,6 +206,7 @@ def test_a_run_that_fails_by_itself_is_not_tried_again(registry, supervise, subm
     assert wait_for(registry, run, 'FAILED').attempts == 1
 
 
+@pytest.mark.slow
 def test_closing_ends_the_worker_and_its_run_waits(registry, supervise, submit):
     first, second = submit('first', epochs=FOR_EVER, max_retries=0), submit('second')
     supervisor = supervise()
