@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import socket
-import string
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import requests
 from finetuner.client.channel import Channel
 from finetuner.documents import DocumentArray
 from registry import Registry
+from tools.drill.model import tiny_model as write_tiny_model
 
 ROOT = Path(__file__).parents[2]
 FRUITS = ('apple', 'fig', 'pear', 'plum')
@@ -208,25 +208,7 @@ def fruits() -> list[dict[str, Any]]:
 @pytest.fixture(scope='session')
 def tiny_model(tmp_path_factory) -> Path:
     """The directory of a BERT with random weights that reads letters, 32 dimensions."""
-    import torch
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    folder = tmp_path_factory.mktemp('model')
-    letters = [*string.ascii_lowercase, *string.digits]
-    words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *letters, *(f'##{letter}' for letter in letters)]
-    (folder / 'vocab.txt').write_text('\n'.join(words))
-    BertTokenizerFast.from_pretrained(folder).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
-    BertModel(config).save_pretrained(folder)
-    return folder
+    return write_tiny_model(tmp_path_factory.mktemp('tiny') / 'model')
 
 
 @pytest.fixture(scope='session')
