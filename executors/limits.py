@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from typing import Any
 
@@ -18,6 +19,9 @@ from executors.rate import REQUESTS_AT_ONCE, TOO_MANY_AT_ONCE, Buckets, max_body
 
 BODY_PATIENCE = 30.0
 """Seconds without a byte after which a body is given up."""
+LINGER = 2.0
+"""Seconds for which the rest of a refused body is read and thrown away: a client that is cut off while it sends sees
+a broken connection and not the answer (RFC 9112, section 9.6)."""
 HEADER_PATIENCE = 15.0
 """Seconds that a client may take for the headers of a request."""
 MAX_HEADER_BYTES = 64 << 10
@@ -51,16 +55,12 @@ class BodyLimits:
             return
         body = _Body(self, receive)
         announced = Headers(scope=scope).get('content-length') or '0'
-        if announced.isdecimal() and int(announced) > self.limit:
-            await self._too_large()(scope, receive, send)
-            return
+        is_too_large = announced.isdecimal() and int(announced) > self.limit
+        app = refuse(413, self.too_large, {'Connection': 'close'}) if is_too_large else self.app
         try:
-            await self.app(scope, body.receive, send)
+            await app(scope, body.receive, _Lingering(body, send).send)
         finally:
             self.held -= body.size
-
-    def _too_large(self) -> ASGIApp:
-        return refuse(413, self.too_large, {'Connection': 'close'})
 
     @property
     def too_large(self) -> str:
@@ -92,6 +92,30 @@ class _Body:
             raise HTTPException(413, self.limits.too_large, {'Connection': 'close'})
         if self.limits.held > self.limits.room:
             raise HTTPException(503, TOO_MANY_AT_ONCE, {'Retry-After': '1', 'Connection': 'close'})
+
+    async def discard(self) -> None:
+        """Read what still comes, for `LINGER` seconds at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while not self.is_complete:
+                    message = await self._receive()
+                    self.is_complete = message['type'] != 'http.request' or not message.get('more_body', False)
+
+
+class _Lingering:
+    """An answer that closes the connection, and does so only when the client has sent its body."""
+
+    def __init__(self, body: _Body, send: Send):
+        self.body, self._send, self.is_closing = body, send, False
+
+    async def send(self, message: Message) -> None:
+        if message['type'] == 'http.response.start':
+            self.is_closing = (b'connection', b'close') in message['headers']
+        elif self.is_closing and not self.body.is_complete and not message.get('more_body', False):
+            await self._send({**message, 'more_body': True})
+            await self.body.discard()
+            message = {'type': 'http.response.body', 'body': b''}
+        await self._send(message)
 
 
 class RateLimits:

@@ -339,6 +339,8 @@ def test_bodies_are_small_over_both_protocols(gateway, send, certificate):
         response = send('POST', path, **options)
         assert response.status_code == 413
         assert response.json()['detail'] == 'the body is larger than 100000 bytes: send it in parts'
+    large = send('POST', '/whoami', data=bytes(40 << 20), headers={'Content-Type': 'application/x-protobuf'})
+    assert large.status_code == 413, 'the answer is read although much of the body was still on its way'
     credentials = grpc.ssl_channel_credentials(certificate[0].read_bytes())
     with grpc.secure_channel(f'localhost:{gateway[0]}', credentials) as channel:
         call = channel.unary_unary('/jina.JinaSingleDataRequestRPC/process_single_data')
