@@ -6,15 +6,16 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from logging import Logger
 from pathlib import Path
 from typing import Protocol
 
+from executors.opening import open_registry
 from finetuner import settings
-from finetuner.client.artifacts import download_artifact
 from finetuner.client.session import current_session
 from finetuner.excepts import ArtifactError, ArtifactNotFoundError, AuthenticationError, RegistryError
 from finetuner.inference import resolve_artifact
-from registry import Registry
+from finetuner.inference.remote import fetch_id
 from registry.names import ID
 
 ALIAS = re.compile(r'[^@/]+@[^@/]+')
@@ -50,9 +51,9 @@ class Store(Protocol):
 class LocalStore:
     """The artifacts of the registry that this machine reaches."""
 
-    def __init__(self, token: str | None):
+    def __init__(self, token: str | None, logger: Logger):
         self._token = token or settings.load_token()
-        self._registry = Registry.open()
+        self._registry = open_registry(logger)
 
     def id_of(self, reference: str) -> str:
         return self._registry.find_artifact(self._account(), reference).id
@@ -70,7 +71,7 @@ class LocalStore:
 class RemoteStore:
     """The artifacts of the service at `FINETUNER_HOST`."""
 
-    def __init__(self, token: str | None):
+    def __init__(self, token: str | None, logger: Logger):
         self._token = token
 
     def id_of(self, reference: str) -> str:
@@ -78,14 +79,13 @@ class RemoteStore:
         return str(session.request('/artifact', artifact_id=reference, length=1).tags['id'])
 
     def file_of(self, artifact_id: str) -> Path:
-        kept = settings.home() / 'cache' / 'downloads'
-        return download_artifact(artifact_id, kept, self._token)
+        return fetch_id(artifact_id, self._token)
 
     def close(self) -> None:
         pass
 
 
-def find_artifact(artifact: str, token: str | None) -> tuple[Found | None, Store | None]:
+def find_artifact(artifact: str, token: str | None, logger: Logger) -> tuple[Found | None, Store | None]:
     """What an executor is to serve, fetched to this machine if need be, and the store where an alias is looked up
     again; None for what is no alias, as it means the same for ever. An alias that names nothing yet gives only that.
 
@@ -93,6 +93,7 @@ def find_artifact(artifact: str, token: str | None) -> tuple[Found | None, Store
         `experiment/run`, or an alias `name@stage`. Ids are those of the registry on this machine, or else of the
         service at `FINETUNER_HOST`.
     :param token: for references: who asks; default the one of the environment or of the credentials file.
+    :param logger: is told of a database that is waited for.
     :raises AuthenticationError: a token is needed and is missing or unknown.
     :raises ArtifactError: there is no such artifact.
     """
@@ -101,7 +102,7 @@ def find_artifact(artifact: str, token: str | None) -> tuple[Found | None, Store
     if Path(artifact).exists() or not (is_alias or may_be_run or ID.fullmatch(artifact)):
         return Found(resolve_artifact(artifact), artifact), None
     try:
-        found, store = _fetch(artifact, token, is_alias)
+        found, store = _fetch(artifact, token, is_alias, logger)
     except (ArtifactError, AuthenticationError, RegistryError) as error:
         if may_be_run:  # or the id of a model on a hub
             return Found(resolve_artifact(artifact), artifact, str(error)), None
@@ -112,13 +113,13 @@ def find_artifact(artifact: str, token: str | None) -> tuple[Found | None, Store
     return found, None
 
 
-def _fetch(reference: str, token: str | None, may_wait: bool) -> tuple[Found | None, Store]:
+def _fetch(reference: str, token: str | None, may_wait: bool, logger: Logger) -> tuple[Found | None, Store]:
     """From the first store that has it; if none has it and it may be waited for, the last store alone."""
-    kinds: list[Callable[[str | None], Store]] = [LocalStore]
+    kinds: list[Callable[[str | None, Logger], Store]] = [LocalStore]
     if os.environ.get('FINETUNER_HOST'):
         kinds = [LocalStore, RemoteStore] if _has_registry() else [RemoteStore]
     for kind in kinds:
-        store = kind(token)
+        store = kind(token, logger)
         try:
             artifact_id = store.id_of(reference)
             return Found(store.file_of(artifact_id), artifact_id), store

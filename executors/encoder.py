@@ -14,13 +14,13 @@ from executors.drain import drain_at_shutdown
 from executors.endpoints import unknown_endpoint
 from executors.following import Follower
 from executors.lifetime import end_with_parent
+from executors.opening import open_registry
 from executors.parameters import EncodeParameters
 from executors.sources import allowed_links, allowed_roots, allowed_schemes
 from finetuner.documents import DocumentArray
 from finetuner.excepts import ArtifactError, ArtifactNotFoundError, ParameterError
 from finetuner.inference import InferenceEngine, load_engine
 from finetuner.inference.remote import without_secrets
-from registry import Registry
 
 DEFAULT_MODEL = 'all-minilm-l6-v2'
 ARTIFACT_TAG = 'finetuner_artifact'
@@ -114,8 +114,8 @@ class FinetunerExecutor(Executor):
             inter_op_num_threads=inter_op_num_threads,
         )
         try:
-            self.registry = Registry.open() if require_token else None
-            found, store = find_artifact(artifact, token)
+            self.registry = open_registry(self.logger) if require_token else None
+            found, store = find_artifact(artifact, token, self.logger)
             self.served = self._load(found) if found is not None else None
         except Exception as error:
             # Jina tells the one who starts the Flow that it failed, but not why

@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from finetuner import settings
+from finetuner.artifact.cache import make_room, mark_used
 from finetuner.excepts import ArtifactError, DataError, RegistryError
 from registry import (
     accounts,
@@ -697,10 +698,15 @@ class Registry:
 
         :raises ArtifactError: it is missing, or is not what was stored.
         """
+        cache = self.home / 'cache' / 'objects'
         try:
-            return self.objects.fetch(artifact.key, artifact.sha256, self.home / 'cache')
+            path = self.objects.fetch(artifact.key, artifact.sha256, cache)
         except DataError as error:
             raise ArtifactError(str(error)) from error
+        if not self.objects.is_local:
+            mark_used(path)
+            make_room(cache)
+        return path
 
     def read_artifact(self, artifact: ArtifactRecord, offset: int, length: int) -> bytes:
         """Bytes of the zip file from `offset` on: at most `length` of them, at most 16 MiB, and none at its end.

@@ -13,7 +13,6 @@ import hashlib
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 from finetuner import settings
 from finetuner.artifact.archive import MAX_BYTES, check_file, check_listing, unpack
+from finetuner.artifact.cache import make_room, mark_used
 from finetuner.artifact.manifest import (
     CONFIG,
     MAX_YAML,
@@ -33,9 +33,6 @@ from finetuner.artifact.manifest import (
     load_yaml,
 )
 from finetuner.excepts import ArtifactError, SelectModelRequired
-
-_ASIDE = ('.download-', '.unpacking-', '.damaged-')
-_DAY = 24 * 60 * 60
 
 _lock = threading.Lock()
 _checked: set[Path] = set()  # folders of the cache that this process has checked
@@ -108,17 +105,6 @@ def is_artifact_directory(path: Path) -> bool:
     return (path / METADATA).is_file() or len(list(path.glob(f'*/{METADATA}'))) == 1
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what processes that were killed left in a cache a day ago or before."""
-    for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another process removed it
-            if path.name.startswith(_ASIDE) and time.time() - path.lstat().st_mtime > _DAY:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
-
-
 def hash_file(path: Path) -> FileInfo:
     with path.open('rb') as file:
         digest = hashlib.file_digest(file, 'sha256')
@@ -139,6 +125,7 @@ def _unpack_once(path: Path, cache: Path, max_bytes: int) -> Path:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
         file.seek(0)
         root = cache / digest
+        mark_used(root)
         with _lock:
             if root in _checked and root.is_dir():
                 return root
@@ -149,7 +136,7 @@ def _unpack_once(path: Path, cache: Path, max_bytes: int) -> Path:
                     _remove(root)
             if not root.is_dir():
                 cache.mkdir(parents=True, exist_ok=True)
-                remove_leftovers(cache)
+                make_room(cache)
                 aside = Path(tempfile.mkdtemp(dir=cache, prefix='.unpacking-'))
                 try:
                     unpack(file, aside, max_bytes)

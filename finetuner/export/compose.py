@@ -58,7 +58,7 @@ def _service(part: Part, deployment: Deployment) -> dict[str, Any]:
         'user': f'{USER}:{USER}',
         'init': True,  # a SIGTERM ends the process before it has set up its handler, too
         'read_only': True,
-        'tmpfs': ['/tmp'],
+        'tmpfs': ['/tmp:exec'],  # compiled kernels are loaded from there
         'cap_drop': ['ALL'],
         'security_opt': ['no-new-privileges:true'],
         'restart': 'unless-stopped',

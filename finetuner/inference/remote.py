@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from finetuner import settings
-from finetuner.artifact.opening import remove_leftovers
+from finetuner.artifact.cache import make_room, mark_used
 from finetuner.excepts import ArtifactError, AuthenticationError, FinetunerServerError, RegistryError
 from finetuner.models import find_backbone
 
@@ -45,7 +45,7 @@ def resolve_artifact(artifact: str | Path, token: str | None = None) -> str | Pa
         return fetch_url(artifact)
     if isinstance(artifact, Path) or Path(artifact).expanduser().exists():
         return Path(artifact).expanduser()
-    return _fetch_id(artifact, token) if is_id(artifact) else artifact
+    return fetch_id(artifact, token) if is_id(artifact) else artifact
 
 
 def is_id(name: str) -> bool:
@@ -113,9 +113,11 @@ def fetch_url(url: str, max_bytes: int = MAX_BYTES) -> Path:
     return target
 
 
-def _fetch_id(artifact_id: str, token: str | None) -> Path:
+def fetch_id(artifact_id: str, token: str | None) -> Path:
+    """Download an artifact of the service to `<home>/cache/downloads/<its id>.zip`, unless it is there."""
     kept = _downloads() / f'{artifact_id}.zip'
     if kept.is_file():
+        mark_used(kept)
         return kept
     from finetuner.client import download_artifact
 
@@ -131,7 +133,7 @@ def _fetch_id(artifact_id: str, token: str | None) -> Path:
 def _downloads() -> Path:
     folder = settings.home() / 'cache' / 'downloads'
     folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
+    make_room(folder)
     return folder
 
 

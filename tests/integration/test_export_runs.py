@@ -65,7 +65,7 @@ class Composed(Service):
 
     def variables(self, name: str) -> dict[str, str]:
         given = {**variables('Dockerfile'), **self.services[name]['environment']}
-        assert given['HOME'] in self.services[name]['tmpfs'], 'nothing else can be written'
+        assert [f'{given["HOME"]}:exec'] == self.services[name]['tmpfs'], 'nothing else can be written'
         home = self.folder / 'tmp' / name
         home.mkdir(parents=True, exist_ok=True)
         own = {'HOME': home, 'PATH': os.environ['PATH'], 'PYTHONPATH': ROOT}

@@ -39,7 +39,7 @@ def test_programs_can_write_to_their_home(export):
     for options in ([], ['encode.yml'], [*POSTGRES, '--tls']):
         services = export('compose', *options).compose()['services']
         homes = {name: one['environment']['HOME'] for name, one in services.items() if name != 'postgres'}
-        assert all(home in services[name]['tmpfs'] for name, home in homes.items()), homes
+        assert all([f'{home}:exec'] == services[name]['tmpfs'] for name, home in homes.items()), homes
 
 
 def test_ports_are_for_this_machine_unless_others_are_meant(export):
