@@ -1,18 +1,8 @@
-"""An exported deployment works: what its docker-compose file says is done here, without an engine.
+"""An exported deployment works: what its docker-compose file says is done here, without an engine."""
 
-Every service is started by the command line and with the variables that the file gives it. What an engine would do is
-done by hand: volumes and secrets are folders and files of this machine, names of hosts are addresses of it, and since
-all services share them, each has a port of its own.
-"""
-
-import os
-import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import yaml
@@ -20,98 +10,45 @@ import yaml
 from finetuner.client.channel import Channel
 from finetuner.documents import Document
 from finetuner.excepts import AuthenticationError
-from tests.integration.conftest import ROOT, Service, clean_environment, free_ports, wait_until
+from tests.integration.conftest import ROOT, Service, wait_until
 from tests.integration.dockerfiles import variables
+from tools.drill.composed import BIN, Composed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-BIN = Path(sys.executable).parent
-GRPC, HTTP = '51000', '51001'
 
-
-class Composed(Service):
-    """The services of a docker-compose file."""
-
-    def __init__(self, file: Path):
-        self.folder = file.parent
-        self.content = yaml.safe_load(file.read_text())
-        self.services = self.content['services']
-        self.ports = dict(zip(self.services, free_ports(len(self.services)), strict=True))
-        self.port, (self.http_port,) = self.ports['gateway'], free_ports(1)
-        self.running: dict[str, subprocess.Popen] = {}
-        self.workdir = self.folder / 'workdir'
-        self.workdir.mkdir()
+class Deployment(Composed, Service):
+    """The services of a docker-compose file, called as any other service."""
 
     @property
     def token(self) -> str:
         return (self.folder / 'secrets' / 'token').read_text()
 
-    def here(self, name: str, text: str) -> str:
-        """What something in the container of a service is on this machine."""
-        text = text.replace('$$', '$')
-        for other, port in self.ports.items():
-            text = text.replace(f'grpc://{other}:{GRPC}', f'grpc://127.0.0.1:{port}')
-        text = text.replace(f'http://127.0.0.1:{HTTP}', f'http://127.0.0.1:{self.http_port}')
-        for volume in self.services[name].get('volumes', ()):
-            text = text.replace(volume['target'], str(self.folder / 'volumes' / volume['source']))
-        for secret in self.services[name].get('secrets', ()):
-            source = self.content['secrets'][secret['source']]['file']
-            text = text.replace(secret['target'], str(self.folder / source))
-        return {GRPC: str(self.ports[name]), HTTP: str(self.http_port)}.get(text, text)
+    def environment(self, member: str) -> dict[str, str]:
+        given = {**variables('Dockerfile'), **self.services[self.members[member]]['environment']}
+        assert [f'{given["HOME"]}:exec'] == self.services[self.members[member]]['tmpfs'], 'nothing else can be written'
+        return super().environment(member)
 
-    def command(self, name: str) -> list[str]:
-        program, *arguments = [*self.services[name]['entrypoint'], *self.services[name]['command']]
-        return [str(BIN / program), *(self.here(name, argument) for argument in arguments)]
-
-    def variables(self, name: str) -> dict[str, str]:
-        given = {**variables('Dockerfile'), **self.services[name]['environment']}
-        assert [f'{given["HOME"]}:exec'] == self.services[name]['tmpfs'], 'nothing else can be written'
-        home = self.folder / 'tmp' / name
-        home.mkdir(parents=True, exist_ok=True)
-        own = {'HOME': home, 'PATH': os.environ['PATH'], 'PYTHONPATH': ROOT}
-        return clean_environment(**{key: self.here(name, value) for key, value in given.items()} | own)
-
-    def start_one(self, name: str) -> None:
-        for volume in self.services[name].get('volumes', ()):
-            (self.folder / 'volumes' / volume['source']).mkdir(parents=True, exist_ok=True)
-        with (self.folder / f'{name}.log').open('ab') as log:
-            self.running[name] = subprocess.Popen(
-                self.command(name), cwd=self.workdir, env=self.variables(name), stdout=log, stderr=subprocess.STDOUT
-            )
-
-    def is_healthy(self, name: str) -> bool:
-        kind, program, *arguments = self.services[name]['healthcheck']['test']
-        assert (kind, program) == ('CMD', 'python')
-        assert self.running[name].poll() is None, self.log_of(name)
-        with socket.socket() as probe:  # far cheaper than the check, and the machine is busy
-            if probe.connect_ex(('127.0.0.1', self.http_port if name == 'gateway' else self.ports[name])) != 0:
-                return False
-        command = [sys.executable, *(self.here(name, argument) for argument in arguments)]
-        done = subprocess.run(command, cwd=ROOT, env=self.variables(name), capture_output=True, check=False)
-        return done.returncode == 0
-
-    def start(self) -> 'Composed':
+    def start(self) -> 'Deployment':
         """In the order of `depends_on`, each once those before it are healthy."""
         waiting = dict(self.services)
         while waiting:
             ready = [name for name, one in waiting.items() if not one.get('depends_on', {}).keys() & waiting.keys()]
             assert ready, f'these wait for each other: {list(waiting)}'
             for name in ready:
-                self.start_one(name)
+                self.start_one(f'{name}-0')
             for name in ready:
-                wait_until(lambda name=name: self.is_healthy(name), 600, f'the health of {name}')
+                self.wait_for_health(f'{name}-0')
                 del waiting[name]
         self.channel = Channel(f'grpc://127.0.0.1:{self.port}')
         return self
 
-    def stop_one(self, name: str) -> int:
-        """As an engine does: a SIGTERM, and then it has the time that the file gives it."""
-        grace = int(self.services[name]['stop_grace_period'].removesuffix('s'))
-        self.running[name].send_signal(signal.SIGTERM)
-        return self.running.pop(name).wait(grace)
+    def wait_for_health(self, member: str) -> None:
+        def is_healthy() -> bool:
+            assert self.running[member].poll() is None, self.log_of(member)
+            return self.is_healthy(member)
 
-    def log_of(self, name: str) -> str:
-        return (self.folder / f'{name}.log').read_text()[-5000:]
+        wait_until(is_healthy, 600, f'the health of {member}')
 
     def kill(self) -> None:
         for process in self.running.values():
@@ -130,7 +67,7 @@ def composed(tmp_path_factory, tiny_model):
     file = folder / 'docker-compose.yml'
     command = [BIN / 'finetuner', 'export', 'compose', folder / 'flow.yml', '--output', file]
     subprocess.run([*command, '--artifact', tiny_model, '--generate-secrets'], check=True)
-    service = Composed(file)
+    service = Deployment(file, variables('Dockerfile'))
     try:
         yield service.start()
     finally:
@@ -153,7 +90,7 @@ def test_strangers_are_refused(composed):
     assert composed.post('/encode', [{'text': 'plum'}], token=None).status_code == 401
     with pytest.raises(AuthenticationError):
         composed.call('/encode', [Document(text='plum')], token=None)
-    assert composed.token not in ''.join(map(composed.log_of, composed.services))
+    assert composed.token not in ''.join(map(composed.log_of, composed.members))
 
 
 def test_nothing_is_written_beside_the_volumes(composed):
@@ -173,13 +110,13 @@ def test_a_request_at_work_is_answered_although_its_server_was_told_to_end(compo
         thread.start()
     time.sleep(0.7)
     assert not answers, 'the requests are over before the signal: make them larger'
-    assert composed.stop_one(name) == 0, composed.log_of(name)
+    assert composed.stop_one(f'{name}-0') == 0, composed.log_of(f'{name}-0')
     for thread in (over_http, over_grpc):
         thread.join()
     assert sorted(answers, key=str) == [(3000, 32), 200]
-    composed.start_one(name)
-    wait_until(lambda: composed.is_healthy(name), 600, f'the health of {name}')
-    wait_until(lambda: composed.is_healthy('gateway'), 120, 'the health of the gateway')
+    composed.start_one(f'{name}-0')
+    composed.wait_for_health(f'{name}-0')
+    composed.wait_for_health('gateway-0')
 
 
 def test_all_end_in_order(composed, tiny_model):
@@ -187,6 +124,6 @@ def test_all_end_in_order(composed, tiny_model):
     composed.wait_for('cut-off', 'STARTED')
     start = time.monotonic()
     for name in ('gateway', 'encoder', 'dataset', 'trainer'):
-        assert composed.stop_one(name) == 0, composed.log_of(name)
+        assert composed.stop_one(f'{name}-0') == 0, composed.log_of(f'{name}-0')
     assert time.monotonic() - start < 60
     assert composed.running == {}

@@ -29,7 +29,8 @@ from finetuner.documents import Document
 from registry import Registry
 from tools.drill import tally
 from tools.drill.clients import Client, message
-from tools.drill.engine import BIN, Engine
+from tools.drill.composed import BIN
+from tools.drill.engine import Engine
 from tools.drill.ledger import Ledger
 from tools.drill.model import tiny_model
 
@@ -61,7 +62,7 @@ def main(
             for number, ledger in enumerate(ledgers)
         ]
         with console.status('Starting the services, and training a first model'):
-            engine.start('gateway', 'dataset', 'trainer', 'encoder')
+            engine.start()
             clients[0].begin()
         disturb(engine, clients, stop, minutes, pause, random.Random(seed))
         with open_registry(engine, url) as registry:
