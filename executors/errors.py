@@ -26,6 +26,7 @@ STATUS = {
     'ArtifactNotFoundError': 400,
     'RegistryError': 400,
     'NotFoundError': 400,
+    'QuotaError': 403,
     'SelectModelRequired': 400,
     'ValueError': 400,
     'TooManyStreams': 429,

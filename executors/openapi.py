@@ -37,7 +37,11 @@ ERRORS = {
     503: 'An executor does not answer, or has no room.',
     504: 'An executor took too long.',
 }
-HAVE_BODIES = {408: 'The body came too slowly.', 415: 'The body is of a media type that is not read here.'}
+HAVE_BODIES = {
+    403: 'The quota of the account is used up.',
+    408: 'The body came too slowly.',
+    415: 'The body is of a media type that is not read here.',
+}
 UNAUTHORIZED = 'The token is missing, unknown, revoked or expired.'
 CONFLICT = 'It is not the time for it: the run is not finished, has failed, or is at work.'
 NOT_FOUND = 'There is no such thing.'

@@ -54,6 +54,7 @@ from finetuner.excepts import (
     RunInProgressError,
 )
 from registry import RunRecord
+from registry.names import check_name
 from registry.records import CANCELLED, CREATED, FAILED, FINISHED, STARTED
 from training.check import Role, check_data
 from training.config import FitConfig
@@ -99,6 +100,9 @@ class TrainerExecutor(Executor):
         """Check the arguments of `finetuner.fit`, store the run and return it. Called again it returns the same run."""
         account = self.registry.authenticate(parameters.secret)
         config = FitConfig.from_arguments(**self._with_model(account.id, parameters.arguments))
+        for kind, name in (('run', config.run_name), ('experiment', config.experiment_name)):
+            if name:
+                check_name(kind, name)
         if parameters.gpus and config.device == 'cpu':
             raise ParameterError(f"gpus is {parameters.gpus} and device 'cpu': give device 'cuda', or no gpus")
         check_trackers(config)

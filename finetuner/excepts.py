@@ -45,6 +45,10 @@ class RegistryError(ValueError):
     """A name is taken, unknown or malformed."""
 
 
+class QuotaError(RegistryError):
+    """The account has no room left: its quota is used up."""
+
+
 class NotFoundError(RegistryError):
     """There is no experiment, run, data set, token or account of this name or id that the caller may see."""
 

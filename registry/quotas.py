@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from finetuner.excepts import RegistryError
+from finetuner.excepts import QuotaError, RegistryError
 from registry.accounts import get_account_row, lock_account, to_account
 from registry.models import AccountRow, ArtifactRow, CheckpointRow, DatasetRow, ExperimentRow, RunRow
 from registry.records import CREATED, STARTED, Account, Stored, Usage
@@ -63,14 +63,14 @@ def usage(session: Session, account_id: str) -> Usage:
 def check_room(session: Session, account_id: str, size: int) -> None:
     """See whether `size` bytes more (or less) are within the quota of the account.
 
-    :raises RegistryError: they are not.
+    :raises QuotaError: they are not.
     """
     limit = session.scalar(select(AccountRow.max_bytes).where(AccountRow.id == account_id))
     if limit is None:
         return
     used = used_bytes(session, account_id)
     if used + size > limit:
-        raise RegistryError(
+        raise QuotaError(
             f'The quota of the account is {limit} bytes, of which {used} are used: there is no room for {size} more. '
             'Delete data sets or runs, or ask for a larger quota'
         )

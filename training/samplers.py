@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from finetuner.excepts import DataError
+
 if TYPE_CHECKING:
     from training.config import FitConfig
     from training.data import Examples
@@ -74,7 +76,8 @@ class ClassSampler:
     :param labels: class number of every row, integers 0..C-1, shape [N].
     :param least: the fewest rows of a class: 1 if a row is a pair, which has a positive in itself.
     :param name: what messages call the data.
-    :raises ValueError: there are fewer than two classes, so that nothing can be told apart.
+    :raises DataError: there are fewer than two classes, so that nothing can be told apart, or none has two rows where
+        `least` asks for two, so that nothing belongs together.
     """
 
     def __init__(
@@ -90,7 +93,9 @@ class ClassSampler:
         self.sizes = np.bincount(labels)
         classes = int((self.sizes > 0).sum())
         if classes < 2:
-            raise ValueError(f'{name} has {classes} class: at least 2 are needed to tell items apart')
+            raise DataError(f'{name} has {classes} class: at least 2 are needed to tell items apart')
+        if self.sizes.max() < least:
+            raise DataError(f'no two items of {name} have the same label: nothing is known to belong together')
         self.items_per_class = max(least, min(num_items_per_class, batch_size // 2, int(self.sizes.max())))
         self.classes_per_batch = max(2, batch_size // self.items_per_class)
         if self.classes_per_batch > classes:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from finetuner.excepts import RegistryError, UnavailableError
+from finetuner.excepts import ArtifactError, DataError, ParameterError, RegistryError, UnavailableError
 from registry import Registry, RunRecord
 from registry.names import new_id
 from registry.queue import SCHEDULING
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+OF_THE_CALLER = (DataError, ParameterError, ArtifactError)
 TAKEN = 3
 """The exit code of a worker whose run is at work elsewhere or has ended."""
 PASSING = 75
@@ -75,10 +76,11 @@ def main(run_id: str, lease: str | None = None) -> int:
             if is_passing(error):
                 logger.error('Failed for a reason that may pass: %s', passing_reason(error))
                 return PASSING
-            logger.exception('Failed')
+            why = reason(error, Footprint.read(registry.run_directory(run_id)))
+            # where the data or the arguments are at fault, a traceback through our code helps nobody
+            logger.error('Failed: %s', why, exc_info=not isinstance(error, OF_THE_CALLER))
             if is_first:
                 persistently(log.send)  # before anyone hears of the end
-            why = reason(error, Footprint.read(registry.run_directory(run_id)))
             persistently(lambda: registry.fail_run(run_id, why, heartbeat.lease))
             return 1
         if is_first:

@@ -67,7 +67,11 @@ def logs(
     for text in run.stream_logs() if follow else [run.logs()]:
         sys.stdout.write(text)
         sys.stdout.flush()
-    command, *options = AFTER_LOGS.get(run.status()['status'], ('status',))
+    record = run.refresh()
+    if record['status'] == 'FAILED' and not (record.get('progress') or {}).get('step'):
+        next_command('fit', '--help')  # it had not begun to learn: the data or the arguments are to be mended
+        return
+    command, *options = AFTER_LOGS.get(record['status'], ('status',))
     next_command(command, name, *of_experiment(experiment), *options)
 
 

@@ -13,6 +13,7 @@ from finetuner.client.names import random_name
 from finetuner.client.session import Session, current_session
 from finetuner.client.upload import Uploader
 from finetuner.data import CSVOptions, make_options
+from finetuner.excepts import DataError, ParameterError, RegistryError
 from finetuner.models import similar_names, task_of
 from finetuner.run import Run
 
@@ -158,7 +159,11 @@ def fit(
         return {name: value for name, value in (arguments | data).items() if value is not None}
 
     session.request('/fit', check_only=True, **describe(lambda data, kind: kind))  # before anything is uploaded
-    return Run(session, session.request('/fit', **describe(uploader.name_of)).tags)
+    try:
+        return Run(session, session.request('/fit', **describe(uploader.name_of)).tags)
+    except (DataError, ParameterError, RegistryError):
+        uploader.discard()
+        raise
 
 
 def get_run(run_name: str, experiment_name: str | None = None) -> Run:

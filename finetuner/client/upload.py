@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from finetuner.client.names import dataset_name
 from finetuner.data import CSVOptions, read_data
 from finetuner.data.reading import is_data_path
-from finetuner.excepts import DataError, RegistryError
+from finetuner.excepts import DataError, NotFoundError, QuotaError, RegistryError
 
 if TYPE_CHECKING:
     from finetuner.client.session import Session
@@ -42,6 +43,7 @@ class Uploader:
         self._task = task
         self._names: dict[Any, str] = {}
         self._kept: list[Any] = []  # so that no other object gets the id of one that was sent
+        self._made: list[str] = []  # data sets that there were none of before
 
     def name_of(self, data: Data, kind: str) -> str:
         """The name of the data set that `data` is in the service, after sending it if need be.
@@ -59,10 +61,26 @@ class Uploader:
             options = self._csv_options or CSVOptions()
             is_whole = options.size is None and options.sampling_rate is None
             total = len(data) if is_whole and isinstance(data, Sized) and not isinstance(data, str) else None
+            if not self._is_there(name):
+                self._made.append(name)
             self._send(self._documents(data, kind), name, kind, total)
             self._kept.append(data)
             self._names[key] = name
         return self._names[key]
+
+    def discard(self) -> None:
+        """Delete what was sent, for no run will read it. Data sets that were there before stay."""
+        for name in self._made:
+            with suppress(NotFoundError):  # nothing of it had arrived
+                self._session.request('/delete_dataset', name=name)
+        self._made.clear()
+
+    def _is_there(self, name: str) -> bool:
+        try:
+            self._session.request('/dataset', name=name, size=1)
+        except NotFoundError:
+            return False
+        return True
 
     def _documents(self, data: Data, kind: str) -> Iterable[Document]:
         is_file = isinstance(data, str | Path) or hasattr(data, 'read')
@@ -80,6 +98,8 @@ class Uploader:
             for number, (count, message) in enumerate(_parts(documents, kind)):
                 try:
                     rows = int(self._session.request('/ingest', message, name=name, part=number).tags['rows'])
+                except QuotaError:
+                    raise
                 except RegistryError as error:
                     raise RegistryError(
                         f'{error}. If the data of this run changed, give it another run_name'

@@ -20,12 +20,21 @@ from finetuner.client.channel import open_channel
 TOKEN = 'a-token-of-the-test'
 
 
+def _missing(parameters: dict[str, Any], documents: Any) -> Any:
+    from finetuner.excepts import NotFoundError
+
+    raise NotFoundError(f'There is no data set {parameters["name"]!r}')
+
+
 class Service:
     """`endpoints[name](parameters, documents)` answers with documents, one dict of tags, or raises."""
 
     def __init__(self, port: int):
         self.host = f'grpc://localhost:{port}'
-        self.endpoints: dict[str, Callable[..., Any]] = {'/whoami': lambda parameters, documents: {'account': 'local'}}
+        self.endpoints: dict[str, Callable[..., Any]] = {
+            '/whoami': lambda parameters, documents: {'account': 'local'},
+            '/dataset': _missing,
+        }
         self.calls: list[tuple[str, dict[str, Any]]] = []
 
     def process_single_data(self, request: Any, context: Any) -> Any:

@@ -168,15 +168,20 @@ def test_runs_tell_of_the_queue_and_of_attempts(service, finetuner, run_record, 
 
 
 @pytest.mark.parametrize(
-    ('status', 'following'),
-    [('FINISHED', 'metrics brisk-heron'), ('FAILED', 'resume brisk-heron'), ('STARTED', 'logs brisk-heron --follow')],
+    ('status', 'progress', 'following'),
+    [
+        ('FINISHED', {}, 'metrics brisk-heron'),
+        ('FAILED', {'stage': 'Training', 'step': 4, 'steps': 9}, 'resume brisk-heron'),
+        ('FAILED', {'stage': 'Preparing', 'step': 0, 'steps': 0}, 'fit --help'),
+        ('STARTED', {}, 'logs brisk-heron --follow'),
+    ],
 )
-def test_logs_end_with_what_makes_sense(service, finetuner, run_record, status, following):
+def test_logs_end_with_what_makes_sense(service, finetuner, run_record, status, progress, following):
     def logs(parameters, documents):
         text = '' if parameters['offset'] else 'the log\n'
         return [Document(text=text, tags={'offset': 8, 'status': status})]
 
-    service.endpoints.update({'/status': run_record(status), '/logs': logs})
+    service.endpoints.update({'/status': run_record(status, progress=progress), '/logs': logs})
     assert finetuner('logs', 'brisk-heron') == (0, 'the log\n', f'Next: finetuner {following}\n')
 
 

@@ -12,7 +12,7 @@ from finetuner.callback import EvaluationCallback
 from finetuner.client import upload
 from finetuner.data import CSVOptions
 from finetuner.documents import LABEL, SCORE, Content, Document
-from finetuner.excepts import DataError
+from finetuner.excepts import DataError, QuotaError, RegistryError
 
 PNG = b'\x89PNG\r\n\x1a\n'
 
@@ -130,3 +130,42 @@ def test_a_malformed_row_is_named_before_its_part_is_sent(stored, tmp_path):
     with pytest.raises(DataError, match="pairs.csv, line 3, column 3: 'high' is no score"):
         fit(tmp_path / 'pairs.csv', csv_options=CSVOptions(columns={'content': [1, 2], 'score': 3}))
     assert stored == {}
+
+
+@pytest.mark.parametrize('refusal', [DataError('the loss learns from pairs'), RegistryError('the name is taken')])
+def test_what_was_sent_for_a_run_that_is_refused_is_deleted(stored, service, tmp_path, refusal):
+    def refuse(parameters, documents):
+        if 'check_only' in parameters:
+            return {'checked': True}
+        raise refusal
+
+    def find(parameters, documents):
+        if parameters['name'].endswith('-eval'):  # an earlier run of this name has sent it
+            return {'name': parameters['name'], 'rows': 1}
+        return missing(parameters, documents)
+
+    missing = service.endpoints['/dataset']
+    service.endpoints.update({'/fit': refuse, '/dataset': find, '/delete_dataset': lambda *_: {}})
+    for name in ('train', 'eval'):
+        (tmp_path / f'{name}.csv').write_text('a,x\nb,y\n')
+    with pytest.raises(type(refusal), match=str(refusal)):
+        fit(str(tmp_path / 'train.csv'), eval_data=str(tmp_path / 'eval.csv'))
+    deleted = [parameters['name'] for parameters in service.parameters('/delete_dataset')]
+    assert deleted == ['finetuner-dastorage-default-r-train']
+
+
+def test_a_quota_is_told_as_it_is(stored, service, tmp_path):
+    def refuse(parameters, documents):
+        raise QuotaError('The quota of the account is 10 bytes')
+
+    service.endpoints['/ingest'] = refuse
+    (tmp_path / 'train.csv').write_text('a,x\nb,y\n')
+    service.endpoints['/delete_dataset'] = service.endpoints['/dataset']
+    with pytest.raises(QuotaError, match='^The quota of the account is 10 bytes$'):
+        fit(str(tmp_path / 'train.csv'))
+
+
+def test_texts_for_a_model_of_images_are_told(stored, tmp_path):
+    (tmp_path / 'train.csv').write_text('my invoice is wrong,billing\nhello there,other\n')
+    with pytest.raises(DataError, match='there is no file my invoice.*The model reads images: each cell'):
+        fit(str(tmp_path / 'train.csv'), model='resnet50')

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetuner.excepts import DataError
 from training.config import FitConfig
 from training.samplers import ClassSampler, RandomSampler, make_sampler
 
@@ -101,6 +102,12 @@ def test_one_class_is_refused():
     config = FitConfig(model='m', train_data='t')
     with pytest.raises(ValueError, match="the data set 'data' has 1 class: at least 2"):
         make_sampler(config, np.arange(10), examples_of(np.zeros(10, np.int32)), 4)
+
+
+def test_classes_of_one_item_each_are_refused_unless_an_item_has_a_positive_in_itself():
+    with pytest.raises(DataError, match='no two items of the training data have the same label'):
+        ClassSampler(np.arange(3), 4)
+    assert ClassSampler(np.arange(3), 4, least=1).items_per_class == 1
 
 
 @given(st.integers(1, 200), st.integers(1, 64), st.integers(0, 3))
