@@ -306,6 +306,17 @@ class EncodeParameters(Parameters):
 
     model_config = ConfigDict(extra='ignore')
 
+    return_content: bool = Field(
+        default=False, description='Answer with blobs, tensors, chunks and data: URIs, too; else without them.'
+    )
+    on_error: Literal['raise', 'tag'] = Field(
+        default='raise',
+        description='What a document that cannot be read does: it fails the request, or gets the tag finetuner_error '
+        'and no embedding.',
+    )
+    truncate_dim: int | None = Field(default=None, ge=1, description='Keep so many of the first dimensions.')
+    normalize: bool = Field(default=False, description='Scale the embeddings, after that, to L2 norm 1.')
+    timeout: float | None = Field(default=None, gt=0, description='Seconds that the request may wait for the model.')
     return_artifact: bool = Field(
         default=False, description="Put the id of the artifact that answered into each document's tags."
     )
