@@ -1,15 +1,18 @@
 """FinetunerExecutor: gives documents their embeddings, with a fine-tuned or a pretrained model."""
 
 import asyncio
+import json
 import logging
 import os
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from wsgiref.simple_server import WSGIServer
 
+import numpy as np
 from docarray import DocList
 from jina import Executor, requests
 
@@ -18,11 +21,12 @@ from executors.drain import drain_at_shutdown
 from executors.endpoints import describe_parameters, unknown_endpoint
 from executors.following import Follower
 from executors.lifetime import end_with_parent
+from executors.metrics import EncoderMetrics, metrics_port, serve_metrics
 from executors.opening import open_registry
-from executors.parameters import EncodeParameters
+from executors.parameters import EncodeParameters, EncodeTextsParameters, Parameters, shorten
 from executors.sources import allowed_links, allowed_roots, allowed_schemes
-from finetuner.documents import Content, Document, DocumentArray
-from finetuner.excepts import ArtifactError, ArtifactNotFoundError, ParameterError
+from finetuner.documents import MAX_DOCUMENTS, Content, Document, DocumentArray
+from finetuner.excepts import ArtifactError, ArtifactNotFoundError, DataError, ParameterError
 from finetuner.inference import load_engine
 from finetuner.inference.engine import name_document
 from finetuner.inference.remote import without_secrets
@@ -102,6 +106,7 @@ class FinetunerExecutor(Executor):
         if not refuse_unknown:
             del self.requests['/default']
         describe_parameters(self, 'encode', EncodeParameters)
+        describe_parameters(self, 'encode_texts', EncodeTextsParameters)
         if require_token is None:
             require_token = os.environ.get('FINETUNER_REQUIRE_TOKEN', '').lower() in ('1', 'true', 'yes', 'on')
         if artifact is None:
@@ -112,6 +117,8 @@ class FinetunerExecutor(Executor):
         if not isinstance(artifact, str):
             raise ParameterError(f'artifact is {artifact!r}, not a text: Jina reads digits as a number')
         self._switching = threading.Lock()
+        self._metrics = EncoderMetrics()
+        self.served: Served | None = None
         self._load_engine = partial(
             load_engine,
             select_model=select_model,
@@ -124,6 +131,7 @@ class FinetunerExecutor(Executor):
             inter_op_num_threads=inter_op_num_threads,
         )
         try:
+            self._scraped = self._tell_metrics()
             self.registry = open_registry(self.logger) if require_token else None
             found, store = find_artifact(artifact, token, self.logger)
             self.served = self._load(found) if found is not None else None
@@ -141,7 +149,9 @@ class FinetunerExecutor(Executor):
 
     def _load(self, found: Found) -> Served:
         try:
-            return Served(ModelServer(self._load_engine(found.source)), found.id)
+            model = ModelServer(self._load_engine(found.source), meter=self._metrics)
+            model.warm_up()
+            return Served(model, found.id)
         except Exception as error:
             if found.refusal is None:
                 raise
@@ -159,7 +169,19 @@ class FinetunerExecutor(Executor):
         current = None if self.served is None else self.served.artifact_id
         return Follower(alias, store, current, switch, self.logger)
 
+    def _tell_metrics(self) -> WSGIServer | None:
+        self._metrics.watch(self._state)
+        port = metrics_port(str(getattr(self.runtime_args, 'name', '')))
+        return serve_metrics(self._metrics.registry, port) if port else None
+
+    def _state(self) -> tuple[int, int, str] | None:
+        served = self.served
+        return None if served is None else (served.model.items, served.model.waiting, served.artifact_id)
+
     def close(self) -> None:
+        if self._scraped is not None:
+            self._scraped.shutdown()
+            self._scraped.server_close()
         if self._follower is not None:
             self._follower.close()
         if self.served is not None:
@@ -175,16 +197,7 @@ class FinetunerExecutor(Executor):
         :param parameters: the fields of `EncodeParameters`.
         """
         asked = EncodeParameters(**parameters)
-        if self.registry is not None:
-            await asyncio.to_thread(self.registry.authenticate, asked.secret)
-        with ExitStack() as under_way:
-            with self._switching:  # one model for the whole request, whatever is promoted meanwhile
-                served = self.served
-                if served is None:
-                    raise ArtifactNotFoundError(
-                        f'nothing is promoted as {self._asked_for} yet: finetuner promote RUN {self._asked_for}'
-                    )
-                under_way.enter_context(served.model.admitted(len(docs)))
+        async with self._admitted(asked, len(docs)) as served:
             failed = await self._embed(served.model, docs, asked)
         for position, document in enumerate(docs):
             if position in failed:
@@ -196,13 +209,57 @@ class FinetunerExecutor(Executor):
         self.logger.debug(f'embedded {len(docs)} documents')
         return docs
 
+    @requests(on='/encode_texts')
+    async def encode_texts(self, docs: DocumentArray, parameters: dict[str, Any], **kwargs: Any) -> DocumentArray:
+        """The embeddings of many texts as one array: next to nothing is done for each of them.
+
+        :param docs: one document, whose `text` is a JSON list of texts.
+        :param parameters: the fields of `EncodeTextsParameters`.
+        :return: one document. Its `blob` is the array [N, D], row by row, in little-endian numbers; its tags are
+            `count` (N), `dim` (D), `dtype`, `tokens` (of all texts, special ones included) and `model`, the id of the
+            artifact.
+        """
+        asked = EncodeTextsParameters(**parameters)
+        texts = await asyncio.to_thread(_read_texts, docs)
+        async with self._admitted(asked, len(texts)) as served:
+            if asked.model not in (None, served.artifact_id, self._asked_for):
+                raise ArtifactNotFoundError(f'there is no model {shorten(asked.model)}: this is {served.artifact_id!r}')
+            if served.model.engine.modality != 'text':
+                raise DataError(f'this model does not take texts: its modality is {served.model.engine.modality}')
+            answer = await served.model.embed(texts, None, lambda row: f'text {row}', asked.timeout)
+        embeddings = shape_embeddings(answer.embeddings, asked.truncate_dim, asked.normalize)
+        tags = {
+            'count': len(embeddings),
+            'dim': embeddings.shape[1],
+            'dtype': asked.dtype,
+            'tokens': answer.tokens,
+            'model': served.artifact_id,
+        }
+        blob = embeddings.astype(np.dtype(asked.dtype).newbyteorder('<'), copy=False).tobytes()
+        return DocumentArray([Document(blob=blob, tags=tags)])
+
+    @asynccontextmanager
+    async def _admitted(self, asked: Parameters, count: int) -> AsyncIterator[Served]:
+        """The model that answers a request: one for all of it, whatever is promoted meanwhile."""
+        if self.registry is not None:
+            await asyncio.to_thread(self.registry.authenticate, asked.secret)
+        with ExitStack() as under_way:
+            with self._switching:
+                served = self.served
+                if served is None:
+                    raise ArtifactNotFoundError(
+                        f'nothing is promoted as {self._asked_for} yet: finetuner promote RUN {self._asked_for}'
+                    )
+                under_way.enter_context(served.model.admitted(count))
+            yield served
+
     async def _embed(self, model: ModelServer, docs: DocumentArray, parameters: EncodeParameters) -> dict[int, str]:
         """Set the embeddings, and return what is wrong with the documents that have none, by position."""
         failed: dict[int, str] = {}
         contents = model.engine.contents(docs, failed if parameters.on_error == 'tag' else None)
         good = [position for position in range(len(docs)) if position not in failed]
         errors: dict[int, str] = {}
-        embeddings = await model.embed(
+        answer = await model.embed(
             [contents[position] for position in good],
             self.links,
             lambda row: name_document(good[row], docs[good[row]]),
@@ -210,7 +267,7 @@ class FinetunerExecutor(Executor):
             errors if parameters.on_error == 'tag' else None,
         )
         failed |= {good[row]: error for row, error in errors.items()}
-        embeddings = shape_embeddings(embeddings, parameters.truncate_dim, parameters.normalize)
+        embeddings = shape_embeddings(answer.embeddings, parameters.truncate_dim, parameters.normalize)
         for row, position in enumerate(good):
             docs[position].embedding = None if position in failed else embeddings[row]
         return failed
@@ -231,6 +288,22 @@ class FinetunerExecutor(Executor):
         self.logger.logger.setLevel(level)
         self.logger.debug_enabled = level <= logging.DEBUG
         logging.getLogger('finetuner').setLevel(level)
+
+
+def _read_texts(docs: DocumentArray) -> list[str]:
+    """
+    :raises DataError: there is not one document with a JSON list of texts.
+    """
+    try:
+        [document] = docs
+        texts = json.loads(document.text or '')
+    except (ValueError, RecursionError):
+        texts = None
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise DataError('send one document, whose text is a JSON list of texts')
+    if len(texts) > MAX_DOCUMENTS:
+        raise DataError(f'{len(texts)} texts in one message: send at most {MAX_DOCUMENTS} at once')
+    return texts
 
 
 def _strip(document: Document) -> None:

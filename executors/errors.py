@@ -37,6 +37,7 @@ STATUS = {
     'RunInProgressError': 409,
     'RunFailedError': 409,
 }
+HEADERS = {401: {'WWW-Authenticate': 'Bearer'}, 429: {'Retry-After': '1'}, 503: {'Retry-After': '1'}}
 MISSING = ('NotFoundError', 'ArtifactNotFoundError')
 UNREACHABLE = {
     grpc.StatusCode.UNAVAILABLE: 503,
@@ -54,7 +55,7 @@ def raise_for_status(status: jina_pb2.StatusProto, missing: int = 400) -> None:
     if status.code == jina_pb2.StatusProto.ERROR:
         name = status.exception.name
         code = missing if name in MISSING else STATUS.get(name, 500)
-        raise HTTPException(code, message_of(status), {'WWW-Authenticate': 'Bearer'} if code == 401 else None)
+        raise HTTPException(code, message_of(status), HEADERS.get(code))
 
 
 def message_of(status: jina_pb2.StatusProto) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 
 from finetuner.excepts import EngineError
 from finetuner.inference.engine import InferenceEngine
+from finetuner.inference.meter import Batch, Meter
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Job:
     order: list[int] = field(init=False)
     taken: int = 0
     missing: int = field(init=False)
+    since: float = field(default_factory=time.monotonic)
     future: Future[np.ndarray] = field(default_factory=Future)
 
     def __post_init__(self) -> None:
@@ -82,10 +84,12 @@ class Batcher:
     """Runs a model in a thread of its own for any number of callers.
 
     :param max_cost: of one batch: tokens of texts, otherwise items.
+    :param meter: is told of every batch.
     """
 
-    def __init__(self, engine: InferenceEngine, max_cost: int):
+    def __init__(self, engine: InferenceEngine, max_cost: int, meter: Meter | None = None):
         self._engine = engine
+        self._meter = meter or Meter()
         self._max_cost = max_cost
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
@@ -159,28 +163,36 @@ class Batcher:
             self._start()  # for those that wait
 
     def _take(self) -> list[Piece]:
-        """The next batch. First each job gets an equal share of it, then the first in line what is left."""
+        """The next batch. First each job gets an equal share of it, or one item, and then the first in line what is
+        left."""
         self._jobs = deque(job for job in self._jobs if job.waiting and job.is_wanted())
         room = self._max_cost
         share = max(1, room // max(1, len(self._jobs)))
         taken: dict[Job, list[int]] = {}
         for limit in (share, self._max_cost):
             for job in self._jobs:
-                rows, cost = self._next(job, min(limit, room), not taken)
+                is_first = not job.taken
+                rows, cost = self._next(job, min(limit, room), room if taken else None)
                 if rows:
+                    if is_first:
+                        self._meter.waited(time.monotonic() - job.since)
                     taken.setdefault(job, []).extend(rows)
                     room -= cost
         # the first in line moves to the end, so that of more jobs than fit into a batch each has its turn
         self._jobs.rotate(-1)
         return list(taken.items())
 
-    def _next(self, job: Job, limit: int, at_least_one: bool) -> tuple[list[int], int]:
+    def _next(self, job: Job, limit: int, room: int | None) -> tuple[list[int], int]:
+        """Items of a job within a limit, and their cost.
+
+        :param room: for one item that is beyond the limit; None if it may be of any size.
+        """
         rows: list[int] = []
         spent = 0
         while job.waiting:
             row = job.order[job.taken]
             cost = self._cost(job.features[row])
-            if spent + cost > limit and not (at_least_one and not rows):
+            if spent + cost > limit and (rows or (room is not None and cost > room)):
                 break
             rows.append(row)
             spent += cost
@@ -194,9 +206,12 @@ class Batcher:
         """Embed a batch. If that fails, each job's share is tried alone: the others are none the worse."""
         features = [job.features[row] for job, rows in pieces for row in rows]
         embeddings = np.empty((len(features), self._engine.dim), np.float32)
+        computed = 0
         try:
             for batch in self._engine.split(features, self._engine.batch_size):
-                embeddings[batch] = self._engine.embed([features[row] for row in batch])
+                items = [features[row] for row in batch]
+                embeddings[batch] = self._engine.embed(items)
+                computed += self._engine.computed(items)
         except Exception as error:
             if len(pieces) == 1:
                 self._failures += 1
@@ -207,6 +222,8 @@ class Batcher:
                 self._run([piece])
             return
         self._failures = 0
+        used = sum(map(self._cost, features))
+        self._meter.batch(Batch(len(features), len(pieces), used, computed, self._max_cost))
         start = 0
         for job, rows in pieces:
             job.put(rows, embeddings[start : start + len(rows)])

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # texts that are tokenized, and sorted among each other, at once: enough for even batches, little memory
 _WINDOW = 8192
+# a batch of texts ends before its tokens with padding are so many times those without, once it has that many
+_PADDED, _LEAST = 1.1, 256
 _DOWNLOADS = 8  # files that are fetched at the same time
 
 # the fields of a document that may hold its content, the first that is set counts
@@ -73,14 +75,31 @@ class InferenceEngine(ABC):
         """
         return self.run(self.preprocessor.collate(features))
 
+    def computed(self, features: Sequence[np.ndarray]) -> int:
+        """The tokens, or items, that the model computes for one batch of prepared items, padding included."""
+        return len(features) * max(map(len, features)) if self.modality == 'text' else len(features)
+
     def split(self, features: Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
         """The positions, int64 [B], of one batch after the other, so that little is padded.
 
         The longest come first: if memory does not suffice, it shows at once.
         """
         order = np.array(sorted(range(len(features)), key=lambda row: -len(features[row])), np.int64)
-        for first in range(0, len(order), batch_size):
-            yield order[first : first + batch_size]
+        first = used = 0
+        for last, row in enumerate(order):
+            length, count = len(features[row]), last - first
+            longest = len(features[order[first]])
+            is_padded = (
+                self.modality == 'text'
+                and count * longest >= _LEAST
+                and (count + 1) * longest > _PADDED * (used + length)
+            )
+            if count == batch_size or is_padded:
+                yield order[first:last]
+                first, used = last, 0
+            used += length
+        if len(order):
+            yield order[first:]
 
     def encode_texts(
         self,

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from finetuner.excepts import BusyError, DataError, EngineError, ParameterError
 from finetuner.inference.batcher import Batcher
 from finetuner.inference.engine import InferenceEngine
+from finetuner.inference.meter import ANSWERED, FAILED, GIVEN_UP, REFUSED, Meter
 
 if TYPE_CHECKING:
     from finetuner.data.links import Links
@@ -28,23 +30,39 @@ PREPARERS = 4
 """Requests whose items are prepared at the same time; tokenizers and decoders leave the interpreter to others."""
 AHEAD = 2
 """Windows of one request that are with the model or wait for it; the next one is prepared when the first is done."""
+LONG = 512
+"""Tokens of the longest text that a model is warmed up with."""
 BATCH = 5.0
 """Seconds that the batch which is being computed at the end may take."""
 TEXTS_IN_WINDOW, OTHERS_IN_WINDOW = 1024, 32
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The answer to a request.
+
+    :param embeddings: float32 [N, dim].
+    :param tokens: of its texts, special ones included; 0 of other contents.
+    """
+
+    embeddings: np.ndarray
+    tokens: int
 
 
 class ModelServer:
     """Serves one model to any number of requests at once.
 
     :param max_items: that may be under way; a request that finds no room is refused. One that is alone may be larger.
+    :param meter: is told of every request and batch.
     """
 
-    def __init__(self, engine: InferenceEngine, max_items: int = MAX_ITEMS):
+    def __init__(self, engine: InferenceEngine, max_items: int = MAX_ITEMS, meter: Meter | None = None):
         self.engine = engine
         self._max_items = max_items
+        self._meter = meter or Meter()
         is_text = engine.modality == 'text'
         self._window = TEXTS_IN_WINDOW if is_text else OTHERS_IN_WINDOW
-        self._batcher = Batcher(engine, MAX_TOKENS if is_text else engine.batch_size)
+        self._batcher = Batcher(engine, MAX_TOKENS if is_text else engine.batch_size, meter)
         self._pool = ThreadPoolExecutor(PREPARERS, thread_name_prefix='prepare')
         self._lock = threading.Lock()
         self._items = 0
@@ -53,6 +71,25 @@ class ModelServer:
     def items(self) -> int:
         """Items of all requests that are under way."""
         return self._items
+
+    @property
+    def waiting(self) -> int:
+        """Those of them that are prepared and wait for the model."""
+        return self._batcher.waiting
+
+    def warm_up(self) -> None:
+        """Compute the least batch and a large one, before anyone waits for the first. Of texts and images: of other
+        contents nobody knows how large they are.
+        """
+        samples: list[Any] = []
+        if self.engine.modality == 'text':
+            samples = ['a', ' '.join(['a'] * min(self.engine.max_length or LONG, LONG))]
+        elif self.engine.modality == 'image':
+            samples = [np.zeros((32, 32, 3), np.uint8)] * 2
+        for features in self.engine.features(samples, 0, None, lambda position: f'sample {position}'):
+            count = MAX_TOKENS // LONG if features.ndim == 1 else self.engine.batch_size
+            self._batcher.submit([features]).result()
+            self._batcher.submit([features] * count).result()
 
     def check(self) -> None:
         """:raises EngineError: the model does not answer any more."""
@@ -67,16 +104,23 @@ class ModelServer:
         """
         with self._lock:
             if self._items and self._items + count > self._max_items:
+                self._meter.request(count, 0.0, REFUSED)
                 raise BusyError(
                     f'{self._items} documents are under way and no more than {self._max_items} may be: try again in a '
                     f'moment, or with fewer than {count}'
                 )
             self._items += count
+        began, outcome = time.monotonic(), FAILED
         try:
             yield
+            outcome = ANSWERED
+        except asyncio.CancelledError:
+            outcome = GIVEN_UP
+            raise
         finally:
             with self._lock:
                 self._items -= count
+            self._meter.request(count, time.monotonic() - began, outcome)
 
     async def embed(
         self,
@@ -85,7 +129,7 @@ class ModelServer:
         name: Callable[[int], str],
         timeout: float | None = None,
         failed: dict[int, str] | None = None,
-    ) -> np.ndarray:
+    ) -> Embedded:
         """Embed items that were admitted. Cancelled, they leave the queue.
 
         :param links: opens paths and URLs.
@@ -93,7 +137,6 @@ class ModelServer:
         :param timeout: seconds after which nobody waits for them.
         :param failed: takes what is wrong with items that cannot be read, by position; their embeddings are NaN. None
             has the first of them fail the request.
-        :return: float32 [N, dim].
         :raises DataError: an item is not what the model takes, or cannot be read.
         :raises TimeoutError: they had to wait for too long.
         :raises EngineError: the model cannot answer.
@@ -102,6 +145,7 @@ class ModelServer:
         loop = asyncio.get_running_loop()
         embeddings = np.full((len(contents), self.engine.dim), np.nan, np.float32)
         pending: deque[tuple[list[int], asyncio.Future[np.ndarray]]] = deque()
+        tokens = 0
 
         async def collect() -> None:
             rows, answer = pending[0]
@@ -115,6 +159,8 @@ class ModelServer:
                 left = None if deadline is None else deadline - time.monotonic()
                 answer = asyncio.wrap_future(self._batcher.submit(list(features.values()), left))
                 pending.append((list(features), answer))
+                if self.engine.modality == 'text':
+                    tokens += sum(map(len, features.values()))
                 if len(pending) == AHEAD:
                     await collect()
             while pending:
@@ -122,7 +168,7 @@ class ModelServer:
         finally:
             for _, answer in pending:
                 answer.cancel()
-        return embeddings
+        return Embedded(embeddings, tokens)
 
     def _prepare(
         self,

@@ -76,6 +76,9 @@ class TorchInferenceEngine(InferenceEngine):
             tokens = torch.from_numpy(np.concatenate(features).astype(np.int64)).to(self.device, non_blocking=True)
             return self.encoder.packed(tokens, lengths).cpu().numpy()
 
+    def computed(self, features: Sequence[np.ndarray]) -> int:
+        return sum(map(len, features)) if self.packs else super().computed(features)
+
     def split(self, features: Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
         if not self.packs:
             yield from super().split(features, batch_size)

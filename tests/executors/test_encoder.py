@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
 
 import numpy as np
 import pytest
@@ -151,4 +152,51 @@ def test_requests_at_the_same_time_are_computed_together(tiny_model):
     assert [document.text for document in answers] == words
     assert sum(sizes) == 100 and len(sizes) < 50
     np.testing.assert_allclose([a.embedding for a in answers], engine.encode_texts(words), atol=1e-6)
+    executor.close()
+
+
+def test_ids_may_repeat_and_the_order_is_kept(tiny_model):
+    executor = FinetunerExecutor(str(tiny_model))
+    words = ['my card', 'lost', 'a much longer text than the others', '', 'lost']
+    found = answer(executor, [Document(id='same', text=text) for text in words])
+    assert [document.text for document in found] == words and {document.id for document in found} == {'same'}
+    np.testing.assert_allclose(found.embeddings, executor.served.model.engine.encode_texts(words), atol=1e-6)
+    executor.close()
+
+
+def test_parameters_that_differ_leave_nothing_behind(tiny_model):
+    executor = FinetunerExecutor(str(tiny_model))
+
+    def state():
+        model = executor.served.model
+        return threading.active_count(), model.items, model.waiting, len(model._batcher._jobs)
+
+    answer(executor, [Document(text='a')])
+    asyncio.run(_many(executor))
+    before = state()
+    asyncio.run(_many(executor))
+    assert state() == before
+    executor.close()
+
+
+async def _many(executor):
+    calls = [
+        executor.encode(DocumentArray([Document(text='a')]), {'timeout': 60 + number / 7, 'limit': number})
+        for number in range(500)
+    ]
+    await asyncio.gather(*calls)
+
+
+def test_one_bad_request_of_twelve_fails_alone(model_directory, picture):
+    executor = FinetunerExecutor(str(model_directory))
+    good = picture.read_bytes()
+
+    async def ask_all():
+        blobs = [good[:50] if number == 5 else good for number in range(12)]
+        calls = [executor.encode(DocumentArray([Document(blob=blob)]), {}) for blob in blobs]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    answers = asyncio.run(ask_all())
+    assert isinstance(answers.pop(5), DataError)
+    np.testing.assert_allclose([found[0].embedding for found in answers], [answers[0][0].embedding] * 11, atol=1e-6)
     executor.close()

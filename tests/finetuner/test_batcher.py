@@ -11,6 +11,7 @@ import pytest
 from finetuner.excepts import EngineError
 from finetuner.inference.batcher import Batcher
 from finetuner.inference.engine import InferenceEngine
+from finetuner.inference.meter import Meter
 
 
 class Tokens:
@@ -191,3 +192,37 @@ def test_a_model_that_fails_again_and_again_is_not_well(engine, batcher):
     assert not batcher.is_well
     batcher.submit(items(1)).result(1)
     assert batcher.is_well
+
+
+class PaddingEngine(SlowEngine):
+    """Pads every batch of 32 to its longest item, as onnxruntime needs it."""
+
+    def __init__(self):
+        super().__init__()
+        self.batch_size = 32
+
+    def embed(self, features):
+        return np.zeros((len(features), 1), np.float32)
+
+
+class Counts(Meter):
+    def __init__(self):
+        self.batches = []
+
+    def batch(self, batch):
+        self.batches.append(batch)
+
+
+def test_little_is_padded():
+    """Of texts as people write them, from 64 callers at once."""
+    lengths = np.random.default_rng(0).lognormal(np.log(27), 0.8, 4096).clip(4, 256).astype(int)
+    counts, engine = Counts(), PaddingEngine()
+    batcher = Batcher(engine, 4096, counts)
+    with batcher._changed:  # so that all wait
+        futures = [batcher.submit(items(*lengths[start::64])) for start in range(64)]
+    for future in futures:
+        future.result(10)
+    batcher.close()
+    used, computed = (sum(getattr(batch, name) for batch in counts.batches) for name in ('used', 'computed'))
+    assert used == lengths.sum()
+    assert computed / used <= 1.15

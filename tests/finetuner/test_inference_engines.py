@@ -81,7 +81,7 @@ def test_batches_hold_texts_of_similar_length(engine, monkeypatch):
     if getattr(engine, 'packs', False):  # nothing is padded: as many texts as have so many tokens
         assert all(sum(batch) <= 4096 for batch in batches) and len(batches) <= 4
         return
-    assert [len(batch) for batch in batches] == [32] * 20
+    assert all(len(batch) <= 32 for batch in batches) and len(batches) <= 26
     # in the order of the request it would be over 40 %
     assert 1 - sum(map(sum, batches)) / sum(len(batch) * max(batch) for batch in batches) < 0.05
 

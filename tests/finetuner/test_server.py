@@ -39,7 +39,7 @@ def name(position):
 
 async def ask(server, texts, **options):
     with server.admitted(len(texts)):
-        return await server.embed(texts, None, name, **options)
+        return (await server.embed(texts, None, name, **options)).embeddings
 
 
 def test_many_requests_at_once_get_their_own_answers(server, engine, texts):
