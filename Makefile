@@ -83,6 +83,11 @@ bench: .venv/.installed-dev  ## every benchmark, each against a named peer; hour
 	@$(BIN)/python benchmarks/clothing.py --data $(DATA)/clothing --weights $(WEIGHTS)
 	@$(BIN)/python benchmarks/grocery.py --data $(DATA)/grocery
 	@$(BIN)/python benchmarks/larger_than_memory.py
+	@$(BIN)/python benchmarks/serving.py
+
+.PHONY: bench-serving
+bench-serving: .venv/.installed-dev  ## texts per second and latency of serving, against sentence-transformers and the bare model
+	@$(BIN)/python benchmarks/serving.py $(BENCH_OPTIONS)
 
 .PHONY: drill
 drill: .venv/.installed-dev  ## ten minutes of work while everything is killed at random, on SQLite and on PostgreSQL

@@ -1,36 +1,48 @@
 """FinetunerExecutor: gives documents their embeddings, with a fine-tuned or a pretrained model."""
 
+import asyncio
+import json
 import logging
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from wsgiref.simple_server import WSGIServer
 
+import numpy as np
+from docarray import DocList
 from jina import Executor, requests
 
 from executors.artifacts import Found, Store, find_artifact
 from executors.drain import drain_at_shutdown
-from executors.endpoints import unknown_endpoint
+from executors.endpoints import describe_parameters, unknown_endpoint
 from executors.following import Follower
 from executors.lifetime import end_with_parent
+from executors.metrics import EncoderMetrics, metrics_port, serve_metrics
 from executors.opening import open_registry
-from executors.parameters import EncodeParameters
+from executors.parameters import EncodeParameters, EncodeTextsParameters, Parameters, shorten
 from executors.sources import allowed_links, allowed_roots, allowed_schemes
-from finetuner.documents import DocumentArray
-from finetuner.excepts import ArtifactError, ArtifactNotFoundError, ParameterError
-from finetuner.inference import InferenceEngine, load_engine
+from finetuner.documents import MAX_DOCUMENTS, Content, Document, DocumentArray
+from finetuner.excepts import ArtifactError, ArtifactNotFoundError, DataError, ParameterError
+from finetuner.inference import load_engine
+from finetuner.inference.engine import name_document
 from finetuner.inference.remote import without_secrets
+from finetuner.inference.server import ModelServer, shape_embeddings
 
 DEFAULT_MODEL = 'all-minilm-l6-v2'
-ARTIFACT_TAG = 'finetuner_artifact'
+ARTIFACT_TAG, ERROR_TAG = 'finetuner_artifact', 'finetuner_error'
+DRAIN = 15.0
+"""Seconds that requests have to end when the model is replaced."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """A loaded model, and the id of its artifact."""
+    """A model that answers, and the id of its artifact."""
 
-    engine: InferenceEngine
+    model: ModelServer
     artifact_id: str
 
 
@@ -93,6 +105,8 @@ class FinetunerExecutor(Executor):
         self.links = allowed_links(allowed_roots(encode_roots, 'FINETUNER_ENCODE_ROOTS'), ['file', *schemes])
         if not refuse_unknown:
             del self.requests['/default']
+        describe_parameters(self, 'encode', EncodeParameters)
+        describe_parameters(self, 'encode_texts', EncodeTextsParameters)
         if require_token is None:
             require_token = os.environ.get('FINETUNER_REQUIRE_TOKEN', '').lower() in ('1', 'true', 'yes', 'on')
         if artifact is None:
@@ -102,6 +116,9 @@ class FinetunerExecutor(Executor):
             artifact = DEFAULT_MODEL
         if not isinstance(artifact, str):
             raise ParameterError(f'artifact is {artifact!r}, not a text: Jina reads digits as a number')
+        self._switching = threading.Lock()
+        self._metrics = EncoderMetrics()
+        self.served: Served | None = None
         self._load_engine = partial(
             load_engine,
             select_model=select_model,
@@ -114,6 +131,7 @@ class FinetunerExecutor(Executor):
             inter_op_num_threads=inter_op_num_threads,
         )
         try:
+            self._scraped = self._tell_metrics()
             self.registry = open_registry(self.logger) if require_token else None
             found, store = find_artifact(artifact, token, self.logger)
             self.served = self._load(found) if found is not None else None
@@ -125,13 +143,15 @@ class FinetunerExecutor(Executor):
         if self.served is None:
             self.logger.warning(f'nothing is promoted as {artifact} yet: waiting for it')
         else:
-            engine = self.served.engine
+            engine = self.served.model.engine
             self.logger.info(f'serving {self._asked_for} with {type(engine).__name__}, {engine.dim} dimensions')
         self._follower = self._follow(artifact, store) if store is not None else None
 
     def _load(self, found: Found) -> Served:
         try:
-            return Served(self._load_engine(found.source), found.id)
+            model = ModelServer(self._load_engine(found.source), meter=self._metrics)
+            model.warm_up()
+            return Served(model, found.id)
         except Exception as error:
             if found.refusal is None:
                 raise
@@ -139,38 +159,127 @@ class FinetunerExecutor(Executor):
 
     def _follow(self, alias: str, store: Store) -> Follower:
         def switch(artifact_id: str) -> None:
-            self.served = self._load(Found(store.file_of(artifact_id), artifact_id))
+            loaded = self._load(Found(store.file_of(artifact_id), artifact_id))
+            with self._switching:
+                before, self.served = self.served, loaded
+            if before is not None:
+                before.model.close(DRAIN)
             self.logger.info(f'serving {alias} as it was promoted: the artifact {artifact_id}')
 
         current = None if self.served is None else self.served.artifact_id
         return Follower(alias, store, current, switch, self.logger)
 
+    def _tell_metrics(self) -> WSGIServer | None:
+        self._metrics.watch(self._state)
+        port = metrics_port(str(getattr(self.runtime_args, 'name', '')))
+        return serve_metrics(self._metrics.registry, port) if port else None
+
+    def _state(self) -> tuple[int, int, str] | None:
+        served = self.served
+        return None if served is None else (served.model.items, served.model.waiting, served.artifact_id)
+
     def close(self) -> None:
+        if self._scraped is not None:
+            self._scraped.shutdown()
+            self._scraped.server_close()
         if self._follower is not None:
             self._follower.close()
+        if self.served is not None:
+            # the server has let requests end, and those that are left wait for the very thread that this runs in
+            self.served.model.close()
         if self.registry is not None:
             self.registry.close()
 
     @requests(on='/encode')
-    def encode(self, docs: DocumentArray, parameters: EncodeParameters, **kwargs: Any) -> DocumentArray:
-        """The same documents with embeddings."""
-        if self.registry is not None:
-            self.registry.authenticate(parameters.secret)
-        served = self.served  # one model for the whole request, whatever is promoted meanwhile
-        if served is None:
-            raise ArtifactNotFoundError(
-                f'nothing is promoted as {self._asked_for} yet: finetuner promote RUN {self._asked_for}'
-            )
-        served.engine.encode(docs, links=self.links)
-        if parameters.return_artifact:
-            for document in docs:
+    async def encode(self, docs: DocumentArray, parameters: dict[str, Any], **kwargs: Any) -> DocumentArray:
+        """The same documents with embeddings. Requests that come at the same time are computed together.
+
+        :param parameters: the fields of `EncodeParameters`.
+        """
+        asked = EncodeParameters(**parameters)
+        async with self._admitted(asked, len(docs)) as served:
+            failed = await self._embed(served.model, docs, asked)
+        for position, document in enumerate(docs):
+            if position in failed:
+                document.tags = {**(document.tags or {}), ERROR_TAG: failed[position]}
+            if asked.return_artifact:
                 document.tags = {**(document.tags or {}), ARTIFACT_TAG: served.artifact_id}
+            if not asked.return_content:
+                _strip(document)
         self.logger.debug(f'embedded {len(docs)} documents')
         return docs
+
+    @requests(on='/encode_texts')
+    async def encode_texts(self, docs: DocumentArray, parameters: dict[str, Any], **kwargs: Any) -> DocumentArray:
+        """The embeddings of many texts as one array: next to nothing is done for each of them.
+
+        :param docs: one document, whose `text` is a JSON list of texts.
+        :param parameters: the fields of `EncodeTextsParameters`.
+        :return: one document. Its `blob` is the array [N, D], row by row, in little-endian numbers; its tags are
+            `count` (N), `dim` (D), `dtype`, `tokens` (of all texts, special ones included) and `model`, the id of the
+            artifact.
+        """
+        asked = EncodeTextsParameters(**parameters)
+        texts = await asyncio.to_thread(_read_texts, docs)
+        async with self._admitted(asked, len(texts)) as served:
+            if asked.model not in (None, served.artifact_id, self._asked_for):
+                raise ArtifactNotFoundError(f'there is no model {shorten(asked.model)}: this is {served.artifact_id!r}')
+            if served.model.engine.modality != 'text':
+                raise DataError(f'this model does not take texts: its modality is {served.model.engine.modality}')
+            answer = await served.model.embed(texts, None, lambda row: f'text {row}', asked.timeout)
+        embeddings = shape_embeddings(answer.embeddings, asked.truncate_dim, asked.normalize)
+        tags = {
+            'count': len(embeddings),
+            'dim': embeddings.shape[1],
+            'dtype': asked.dtype,
+            'tokens': answer.tokens,
+            'model': served.artifact_id,
+        }
+        blob = embeddings.astype(np.dtype(asked.dtype).newbyteorder('<'), copy=False).tobytes()
+        return DocumentArray([Document(blob=blob, tags=tags)])
+
+    @asynccontextmanager
+    async def _admitted(self, asked: Parameters, count: int) -> AsyncIterator[Served]:
+        """The model that answers a request: one for all of it, whatever is promoted meanwhile."""
+        if self.registry is not None:
+            await asyncio.to_thread(self.registry.authenticate, asked.secret)
+        with ExitStack() as under_way:
+            with self._switching:
+                served = self.served
+                if served is None:
+                    raise ArtifactNotFoundError(
+                        f'nothing is promoted as {self._asked_for} yet: finetuner promote RUN {self._asked_for}'
+                    )
+                under_way.enter_context(served.model.admitted(count))
+            yield served
+
+    async def _embed(self, model: ModelServer, docs: DocumentArray, parameters: EncodeParameters) -> dict[int, str]:
+        """Set the embeddings, and return what is wrong with the documents that have none, by position."""
+        failed: dict[int, str] = {}
+        contents = model.engine.contents(docs, failed if parameters.on_error == 'tag' else None)
+        good = [position for position in range(len(docs)) if position not in failed]
+        errors: dict[int, str] = {}
+        answer = await model.embed(
+            [contents[position] for position in good],
+            self.links,
+            lambda row: name_document(good[row], docs[good[row]]),
+            parameters.timeout,
+            errors if parameters.on_error == 'tag' else None,
+        )
+        failed |= {good[row]: error for row, error in errors.items()}
+        embeddings = shape_embeddings(answer.embeddings, parameters.truncate_dim, parameters.normalize)
+        for row, position in enumerate(good):
+            docs[position].embedding = None if position in failed else embeddings[row]
+        return failed
 
     @requests
     def unknown(self, docs: DocumentArray, **kwargs: Any) -> DocumentArray:
         raise unknown_endpoint(self)
+
+    def _dry_run_func(self, *args: Any, **kwargs: Any) -> None:
+        """What is asked for the health of the service."""
+        if self.served is not None:
+            self.served.model.check()
 
     def _set_level(self, name: str) -> None:
         level = logging.getLevelNamesMapping().get(str(name).upper())
@@ -179,3 +288,27 @@ class FinetunerExecutor(Executor):
         self.logger.logger.setLevel(level)
         self.logger.debug_enabled = level <= logging.DEBUG
         logging.getLogger('finetuner').setLevel(level)
+
+
+def _read_texts(docs: DocumentArray) -> list[str]:
+    """
+    :raises DataError: there is not one document with a JSON list of texts.
+    """
+    try:
+        [document] = docs
+        texts = json.loads(document.text or '')
+    except (ValueError, RecursionError):
+        texts = None
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise DataError('send one document, whose text is a JSON list of texts')
+    if len(texts) > MAX_DOCUMENTS:
+        raise DataError(f'{len(texts)} texts in one message: send at most {MAX_DOCUMENTS} at once')
+    return texts
+
+
+def _strip(document: Document) -> None:
+    """Leave out what was sent to be encoded, but for texts: the sender has it, and it may be large."""
+    document.blob = document.tensor = None
+    document.chunks = DocList[Content]()
+    if document.uri and document.uri.startswith('data:'):
+        document.uri = None

@@ -31,10 +31,14 @@ STATUS = {
     'ValueError': 400,
     'TooManyStreams': 429,
     'UnavailableError': 503,
+    'BusyError': 429,
+    'EngineError': 503,
+    'TimeoutError': 504,
     'RunPreparingError': 409,
     'RunInProgressError': 409,
     'RunFailedError': 409,
 }
+HEADERS = {401: {'WWW-Authenticate': 'Bearer'}, 429: {'Retry-After': '1'}, 503: {'Retry-After': '1'}}
 MISSING = ('NotFoundError', 'ArtifactNotFoundError')
 UNREACHABLE = {
     grpc.StatusCode.UNAVAILABLE: 503,
@@ -52,7 +56,7 @@ def raise_for_status(status: jina_pb2.StatusProto, missing: int = 400) -> None:
     if status.code == jina_pb2.StatusProto.ERROR:
         name = status.exception.name
         code = missing if name in MISSING else STATUS.get(name, 500)
-        raise HTTPException(code, message_of(status), {'WWW-Authenticate': 'Bearer'} if code == 401 else None)
+        raise HTTPException(code, message_of(status), HEADERS.get(code))
 
 
 def message_of(status: jina_pb2.StatusProto) -> str:

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
 
-from executors import protobuf
+from executors import openai, protobuf
 from executors.parameters import LogParameters
 from finetuner.documents import Content, Document
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from executors.gateway import RoutingRequestHandler
 
 BEARER = 'bearer'
-OPEN = ('/encode',)
+OPEN = ('/encode', '/encode_texts')
 """Endpoints that need a token only where the operator wants it."""
 STREAMED = {'/logstream': LogParameters}
 """Jina knows no parameters of an endpoint that streams: they travel in its document's tags."""
@@ -140,13 +140,14 @@ def install(app: FastAPI) -> None:
 def _complete(schema: dict[str, Any]) -> dict[str, Any]:
     components = schema.setdefault('components', {})
     schemas = components.setdefault('schemas', {})
-    schemas |= {'Error': Error.model_json_schema(), **_document_schemas()}
+    schemas |= {'Error': Error.model_json_schema(), **_document_schemas(), **_openai_schemas()}
     for name in ('HTTPValidationError', 'ValidationError'):  # FastAPI's own form of a 422
         schemas.pop(name, None)
     components['securitySchemes'] = {
         BEARER: {'type': 'http', 'scheme': 'bearer', 'description': 'The token of an account: `finetuner.get_token()`.'}
     }
-    for operations in schema['paths'].values():
+    for path, operations in schema['paths'].items():
+        is_openai = path.startswith(openai.PREFIX)
         for method, operation in operations.items():
             responses = operation['responses']
             needed = {} if operation.get('security') in (None, []) else {401: UNAUTHORIZED}
@@ -156,14 +157,15 @@ def _complete(schema: dict[str, Any]) -> dict[str, Any]:
             for code in sorted({*ERRORS, *needed, *bodies, *own}):
                 given = responses.get(str(code), {}).get('description')
                 is_own = given and given != 'Validation Error'  # FastAPI's
-                responses[str(code)] = _error(given if is_own else described[code], code)
+                form = 'OpenAIError' if is_openai else 'Error'
+                responses[str(code)] = _error(given if is_own else described[code], code, form)
     return schema
 
 
-def _error(description: str, code: int) -> dict[str, Any]:
+def _error(description: str, code: int, form: str) -> dict[str, Any]:
     response: dict[str, Any] = {
         'description': description,
-        'content': {'application/json': {'schema': {'$ref': '#/components/schemas/Error'}}},
+        'content': {'application/json': {'schema': {'$ref': f'#/components/schemas/{form}'}}},
     }
     if code == 429:
         response['headers'] = {'Retry-After': {'schema': {'type': 'integer'}, 'description': 'Seconds to wait.'}}
@@ -191,6 +193,11 @@ def _parameters(handler: RoutingRequestHandler, endpoint: str) -> dict[str, Any]
 
 def _document() -> dict[str, Any]:
     return {'$ref': '#/components/schemas/Document'}
+
+
+def _openai_schemas() -> dict[str, Any]:
+    schema = openai.OpenAIError.model_json_schema(ref_template='#/components/schemas/{model}')
+    return {**schema.pop('$defs'), 'OpenAIError': schema}
 
 
 def _document_schemas() -> dict[str, Any]:

@@ -306,6 +306,27 @@ class EncodeParameters(Parameters):
 
     model_config = ConfigDict(extra='ignore')
 
+    return_content: bool = Field(
+        default=False, description='Answer with blobs, tensors, chunks and data: URIs, too; else without them.'
+    )
+    on_error: Literal['raise', 'tag'] = Field(
+        default='raise',
+        description='What a document that cannot be read does: it fails the request, or gets the tag finetuner_error '
+        'and no embedding.',
+    )
+    truncate_dim: int | None = Field(default=None, ge=1, description='Keep so many of the first dimensions.')
+    normalize: bool = Field(default=False, description='Scale the embeddings, after that, to L2 norm 1.')
+    timeout: float | None = Field(default=None, gt=0, description='Seconds that the request may wait for the model.')
     return_artifact: bool = Field(
         default=False, description="Put the id of the artifact that answered into each document's tags."
     )
+
+
+class EncodeTextsParameters(Parameters):
+    """`/encode_texts`: a token where the executor needs one. The document's `text` is a JSON list of texts."""
+
+    model: str | None = Field(default=None, description='The model that is to answer; an error if it is another.')
+    dtype: Literal['float32', 'float16'] = Field(default='float32', description='Of the numbers in the answer.')
+    truncate_dim: int | None = Field(default=None, ge=1, description='Keep so many of the first dimensions.')
+    normalize: bool = Field(default=False, description='Scale the embeddings, after that, to L2 norm 1.')
+    timeout: float | None = Field(default=None, gt=0, description='Seconds that the request may wait for the model.')

@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from executors import api, calls, errors, openapi, probes, protobuf
 from executors.limits import BodyLimits, RateLimits, TrailingSlashes
+from executors.openai import OpenAIErrors
 from executors.parameters import describe
 from executors.rate import Buckets
 from executors.strict_json import load_json
@@ -63,6 +64,7 @@ def build_app(
     app.add_middleware(TrailingSlashes, prefix='/api/')
     app.add_middleware(BodyLimits)
     app.add_middleware(RateLimits, buckets=buckets)
+    app.add_middleware(OpenAIErrors)
     origins = ['*'] if cors else _allowed_origins()
     if origins:  # outermost, so that a page can read the errors of the others, too
         app.add_middleware(

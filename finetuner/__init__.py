@@ -30,6 +30,7 @@ from finetuner.models import describe_models, list_model_options, list_models
 from finetuner.run import Run
 
 if TYPE_CHECKING:
+    from finetuner.client.encode_client import EncodeClient
     from finetuner.documents import Content, Document, DocumentArray
     from finetuner.inference import build_model, encode, get_model
 
@@ -39,6 +40,7 @@ _LAZY = {
     'Content': 'finetuner.documents',
     'Document': 'finetuner.documents',
     'DocumentArray': 'finetuner.documents',
+    'EncodeClient': 'finetuner.client.encode_client',
     'build_model': 'finetuner.inference',
     'encode': 'finetuner.inference',
     'get_model': 'finetuner.inference',
@@ -49,6 +51,7 @@ __all__ = [
     'Content',
     'Document',
     'DocumentArray',
+    'EncodeClient',
     'Experiment',
     'Finetuner',
     'Run',

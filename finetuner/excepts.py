@@ -57,6 +57,14 @@ class ArtifactNotFoundError(ArtifactError):
     """There is no artifact of this id that the caller may read."""
 
 
+class BusyError(Exception):
+    """The service has as much to do as it can hold: try again in a moment."""
+
+
+class EngineError(RuntimeError):
+    """The model cannot answer: it is shut down, or its thread has died."""
+
+
 class SelectModelRequired(ValueError):
     """The artifact holds several models and `select_model` does not say which to load."""
 

@@ -1,6 +1,7 @@
 """`/api/v1`: experiments, runs, data sets, artifacts and accounts as REST has them, in the terms of Jina's Finetuner.
 
-Every route is a thin translation to an endpoint of the executors; nothing here knows the registry.
+`/v1/embeddings` beside it is what OpenAI's clients ask for. Every route is a thin translation to an endpoint of the
+executors; nothing here knows the registry.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Collection
 
 from fastapi import APIRouter, FastAPI
 
-from executors.api import account, aliases, artifacts, datasets, experiments, logs, runs
+from executors.api import account, aliases, artifacts, datasets, embeddings, experiments, logs, runs
 from executors.api.request import StrictRoute
 
 # the routers, and the endpoint without which there is nothing to translate to
@@ -36,3 +37,5 @@ def add_routes(app: FastAPI, endpoints: Collection[str]) -> None:
             api.include_router(router)
     api.include_router(account.ping)
     app.include_router(api)
+    if embeddings.ENDPOINT in endpoints:
+        app.include_router(embeddings.router)

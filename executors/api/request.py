@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request, Security
 from fastapi.exceptions import HTTPException
@@ -56,15 +56,19 @@ class Paging(Body):
 
 
 class StrictRequest(Request):
+    limit = MAX_JSON
+
     async def json(self) -> Any:
         raw = await self.body()
-        if len(raw) > MAX_JSON:
-            raise HTTPException(413, f'the body is larger than {MAX_JSON} bytes')
+        if len(raw) > self.limit:
+            raise HTTPException(413, f'the body is larger than {self.limit} bytes')
         return await asyncio.to_thread(load_json, raw)
 
 
 class StrictRoute(APIRoute):
     """A route whose body is JSON to the letter, and says so."""
+
+    request_class: ClassVar[type[StrictRequest]] = StrictRequest
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -74,7 +78,7 @@ class StrictRoute(APIRoute):
             if self.body_field is not None and kind != 'application/json' and not kind.endswith('+json'):
                 detail = f'the body is of the type {kind or "that is not told"}: send Content-Type: application/json'
                 raise HTTPException(415, detail[:300])
-            return await handle(StrictRequest(request.scope, request.receive))
+            return await handle(self.request_class(request.scope, request.receive))
 
         return strict
 

@@ -148,6 +148,18 @@ def current_session(token: str | None = None) -> Session:
     return Session(host, token)
 
 
+def find_service(host: str | None = None, token: str | None = None) -> tuple[str, str | None]:
+    """A service, and the token that it knows us by if we have one, for what may need none.
+
+    :param host: default that of the last login, `FINETUNER_HOST` or `grpc://localhost:51000`.
+    :param token: to be used in place of the one of the login, the environment or the credentials file.
+    """
+    if _current is not None and host in (None, _current.host):
+        return _current.host, token or _current.token
+    host = host or settings.host()
+    return host, token or settings.load_token(host)
+
+
 def get_token() -> str:
     """The token that calls are made with, for `uses_with={'artifact': ..., 'token': finetuner.get_token()}`.
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # texts that are tokenized, and sorted among each other, at once: enough for even batches, little memory
 _WINDOW = 8192
+# a batch of texts ends before its tokens with padding are so many times those without, once it has that many
+_PADDED, _LEAST = 1.1, 256
 _DOWNLOADS = 8  # files that are fetched at the same time
 
 # the fields of a document that may hold its content, the first that is set counts
@@ -64,6 +66,40 @@ class InferenceEngine(ABC):
         :param inputs: what the preprocessor's `collate` gives.
         :return: float32 [B, dim].
         """
+
+    def embed(self, features: Sequence[np.ndarray]) -> np.ndarray:
+        """Embed one batch of prepared items.
+
+        :param features: of the items, as :meth:`features` gives them.
+        :return: float32 [B, dim], in their order.
+        """
+        return self.run(self.preprocessor.collate(features))
+
+    def computed(self, features: Sequence[np.ndarray]) -> int:
+        """The tokens, or items, that the model computes for one batch of prepared items, padding included."""
+        return len(features) * max(map(len, features)) if self.modality == 'text' else len(features)
+
+    def split(self, features: Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
+        """The positions, int64 [B], of one batch after the other, so that little is padded.
+
+        The longest come first: if memory does not suffice, it shows at once.
+        """
+        order = np.array(sorted(range(len(features)), key=lambda row: -len(features[row])), np.int64)
+        first = used = 0
+        for last, row in enumerate(order):
+            length, count = len(features[row]), last - first
+            longest = len(features[order[first]])
+            is_padded = (
+                self.modality == 'text'
+                and count * longest >= _LEAST
+                and (count + 1) * longest > _PADDED * (used + length)
+            )
+            if count == batch_size or is_padded:
+                yield order[first:last]
+                first, used = last, 0
+            used += length
+        if len(order):
+            yield order[first:]
 
     def encode_texts(
         self,
@@ -113,10 +149,11 @@ class InferenceEngine(ABC):
             raise DataError('expected a list of texts, got a single one: put it into a list')
         size = self.batch_size if batch_size is None else check_batch_size(batch_size)
         embeddings = np.empty((len(contents), self.dim), np.float32)
-        for positions, inputs in self._batches(contents, size, links, name):
-            embeddings[positions] = self.run(inputs)
-            if progress:
-                progress(len(positions))
+        for start, features in self._windows(contents, size, links, name):
+            for rows in self.split(features, size):
+                embeddings[start + rows] = self.embed([features[row] for row in rows])
+                if progress:
+                    progress(len(rows))
         return embeddings
 
     def encode(
@@ -138,47 +175,68 @@ class InferenceEngine(ABC):
         """
 
         def name(position: int) -> str:
-            return f'document {position} (id {documents[position].id!r})'
+            return name_document(position, documents[position])
 
-        contents = [self._content(document, position, name) for position, document in enumerate(documents)]
-        embeddings = self.encode_contents(contents, batch_size, progress, links, name)
+        embeddings = self.encode_contents(self.contents(documents), batch_size, progress, links, name)
         for document, embedding in zip(documents, embeddings, strict=True):
             document.embedding = embedding
         return documents
 
-    def _content(self, document: Content, position: int, name: Callable[[int], str]) -> Any:
+    def contents(self, documents: Sequence[Content], failed: dict[int, str] | None = None) -> list[Any]:
+        """What of each document is to be encoded, as :meth:`encode` chooses it.
+
+        :param failed: takes what is wrong with documents that have nothing to encode, by position; theirs is None.
+        :raises DataError: one has nothing to encode, and `failed` is None.
+        """
+        found: list[Any] = []
+        for position, document in enumerate(documents):
+            try:
+                found.append(self._content(document, position))
+            except DataError as error:
+                if failed is None:
+                    raise
+                failed[position] = str(error)
+                found.append(None)
+        return found
+
+    def check(self, contents: Sequence[Any], name: Callable[[int], str]) -> None:
+        """:raises DataError: one of the texts is none. Contents of other kinds are looked at when they are read."""
+        if self.modality == 'text':
+            for position, text in enumerate(contents):
+                if fault := _find_fault(text):
+                    raise DataError(f'{name(position)} {fault}')
+
+    def _content(self, document: Content, position: int) -> Any:
         fields = _FIELDS[self.modality]
         for field in fields:
             content = getattr(document, field)
             if content is not None:
                 return np.asarray(content) if field == 'tensor' else content
         among = f': set {", ".join(fields[:-1])} or {fields[-1]}' if len(fields) > 1 else ''
-        raise DataError(f'{name(position)} has no {self.modality} to encode{among}')
+        raise DataError(f'{name_document(position, document)} has no {self.modality} to encode{among}')
 
-    def _batches(
+    def _windows(
         self, contents: Sequence[Any], size: int, links: Links | None, name: Callable[[int], str]
-    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """Positions, int64 [B], and inputs of one batch after the other."""
-        if self.modality == 'text':
-            for position, text in enumerate(contents):
-                if fault := _find_fault(text):
-                    raise DataError(f'{name(position)} {fault}')
+    ) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """The position of the first item and the features of as many items as are prepared at once, one after the
+        other."""
+        self.check(contents, name)
         window = max(_WINDOW, size) if self.modality == 'text' else size
         starts = range(0, len(contents), window)
 
         def prepare(start: int) -> list[np.ndarray]:
-            return self._features(contents[start : start + window], start, links, name)
+            return self.features(contents[start : start + window], start, links, name)
 
-        for start, features in zip(starts, _one_ahead(prepare, starts), strict=True):
-            # the longest first: if memory does not suffice, it shows at once
-            order = sorted(range(len(features)), key=lambda row: -len(features[row]))
-            for first in range(0, len(order), size):
-                rows = order[first : first + size]
-                yield start + np.array(rows), self.preprocessor.collate([features[row] for row in rows])
+        return zip(starts, _one_ahead(prepare, starts), strict=True)
 
-    def _features(
+    def features(
         self, contents: Sequence[Any], start: int, links: Links | None, name: Callable[[int], str]
     ) -> list[np.ndarray]:
+        """Prepare items for the model.
+
+        :param start: the position of the first.
+        :raises DataError: an item cannot be read.
+        """
         if self.modality in ('image', 'mesh'):
             contents = self._opened(contents, start, links, name)
         try:
@@ -215,6 +273,11 @@ class InferenceEngine(ABC):
             for row, content in zip(uris, list(pool.map(read, uris)), strict=True):
                 opened[row] = content
         return opened
+
+
+def name_document(position: int, document: Content) -> str:
+    """What a document is called in an error."""
+    return f'document {position} (id {document.id!r})'
 
 
 def _one_ahead(prepare: Callable[[int], Result], starts: Sequence[int]) -> Iterator[Result]:

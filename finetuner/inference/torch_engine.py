@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,10 @@ import torch
 from finetuner.inference.backbones import load_encoder
 from finetuner.inference.encoder import Encoder
 from finetuner.inference.engine import InferenceEngine
+from finetuner.inference.text_encoder import TextEncoder
+
+# tokens of a batch of texts without padding: enough for large products, little memory
+_PACKED_TOKENS = {'cpu': 4096, 'cuda': 32768}
 
 
 class TorchInferenceEngine(InferenceEngine):
@@ -55,6 +61,36 @@ class TorchInferenceEngine(InferenceEngine):
                 name: torch.from_numpy(inputs[name]).to(self.device, non_blocking=True) for name in self._input_names
             }
             return self.encoder(**tensors).cpu().numpy()
+
+    @cached_property
+    def packs(self) -> bool:
+        """Whether texts are computed without padding; then a batch is as many as have so and so many tokens."""
+        return isinstance(self.encoder, TextEncoder) and self.encoder.can_pack
+
+    def embed(self, features: Sequence[np.ndarray]) -> np.ndarray:
+        if not self.packs:
+            return super().embed(features)
+        assert isinstance(self.encoder, TextEncoder)
+        lengths = torch.tensor([len(row) for row in features])
+        with torch.inference_mode():
+            tokens = torch.from_numpy(np.concatenate(features).astype(np.int64)).to(self.device, non_blocking=True)
+            return self.encoder.packed(tokens, lengths).cpu().numpy()
+
+    def computed(self, features: Sequence[np.ndarray]) -> int:
+        return sum(map(len, features)) if self.packs else super().computed(features)
+
+    def split(self, features: Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
+        if not self.packs:
+            yield from super().split(features, batch_size)
+            return
+        order = np.array(sorted(range(len(features)), key=lambda row: -len(features[row])), np.int64)
+        ends = np.cumsum([len(features[row]) for row in order])
+        first = 0
+        while first < len(order):
+            room = _PACKED_TOKENS[self.device.type] + (ends[first - 1] if first else 0)
+            last = max(first + 1, int(np.searchsorted(ends, room, 'right')))
+            yield order[first:last]
+            first = last
 
 
 def _device(device: str, device_id: int) -> torch.device:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import threading
 
 import numpy as np
 import pytest
@@ -10,9 +12,8 @@ import torch
 from PIL import Image
 
 from executors.encoder import FinetunerExecutor
-from executors.parameters import EncodeParameters
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import DataError
+from finetuner.excepts import DataError, ParameterError
 from finetuner.inference.image_encoder import ImageEncoder
 
 
@@ -34,7 +35,7 @@ def picture(tmp_path):
 
 def encode(executor, **content):
     documents = DocumentArray([Document(id='a', **content)])
-    return executor.encode(docs=documents, parameters=EncodeParameters())[0].embedding
+    return asyncio.run(executor.encode(docs=documents, parameters={}))[0].embedding
 
 
 def test_images_come_with_the_request(model_directory, picture):
@@ -81,3 +82,121 @@ def test_urls_of_an_allowed_scheme_are_fetched(model_directory, monkeypatch):
     monkeypatch.setenv('FINETUNER_ENCODE_SCHEMES', 'http')
     with pytest.raises(DataError, match='Connection refused'):
         encode(FinetunerExecutor(str(model_directory)), uri='http://localhost:1/a.png')
+
+
+def answer(executor, documents, **parameters):
+    return asyncio.run(executor.encode(docs=DocumentArray(documents), parameters=parameters))
+
+
+def test_a_document_that_cannot_be_read_can_fail_alone(model_directory, picture):
+    executor = FinetunerExecutor(str(model_directory))
+    good = picture.read_bytes()
+    documents = [Document(blob=good), Document(blob=good[:50]), Document(text='no image'), Document(blob=good)]
+    with pytest.raises(DataError, match='document 2 .* has no image to encode'):
+        answer(executor, documents)
+    with pytest.raises(DataError, match='document 1 .* cannot be decoded'):
+        answer(executor, documents[:2])
+    first, second, third, last = answer(executor, documents, on_error='tag')
+    np.testing.assert_array_equal(first.embedding, last.embedding)
+    assert second.embedding is None and 'document 1 ' in second.tags['finetuner_error']
+    assert third.embedding is None and 'has no image to encode' in third.tags['finetuner_error']
+    assert first.tags == last.tags == {}
+
+
+def test_what_was_sent_comes_back_when_it_is_asked_for(model_directory, picture):
+    executor = FinetunerExecutor(str(model_directory))
+    blob = picture.read_bytes()
+    document = {'id': 'a', 'blob': blob, 'text': 'kept', 'tags': {'kept': 1}}
+    [bare] = answer(executor, [Document(**document)])
+    assert (bare.id, bare.text, bare.tags, bare.blob) == ('a', 'kept', {'kept': 1}, None)
+    [whole] = answer(executor, [Document(**document)], return_content=True)
+    assert whole.blob == blob
+    content = base64.b64encode(blob).decode()
+    [linked] = answer(executor, [Document(uri=f'data:image/png;base64,{content}')])
+    assert linked.uri is None and linked.embedding is not None
+
+
+def test_embeddings_are_cut_and_normalized(model_directory, picture):
+    executor = FinetunerExecutor(str(model_directory))
+    documents = [Document(blob=picture.read_bytes())]
+    whole = answer(executor, documents)[0].embedding
+    short = answer(executor, [Document(blob=picture.read_bytes())], truncate_dim=4, normalize=True)[0].embedding
+    np.testing.assert_allclose(short, whole[:4] / np.linalg.norm(whole[:4]), rtol=1e-6)
+    with pytest.raises(ParameterError, match="'truncate_dim' is 9999: the model has"):
+        answer(executor, [Document(blob=picture.read_bytes())], truncate_dim=9999)
+
+
+def test_requests_at_the_same_time_are_computed_together(tiny_model):
+    executor = FinetunerExecutor(str(tiny_model))
+    engine = executor.served.model.engine
+    sizes, run = [], engine.embed
+
+    def embed(features):
+        sizes.append(len(features))
+        return run(features)
+
+    engine.embed = embed
+    words = ['card', 'lost', 'my', 'where', 'the'] * 20
+
+    async def ask(text):
+        # as Jina calls it
+        answered = await executor.__acall__(
+            '/encode', docs=DocumentArray([Document(text=text)]), parameters={}, tracing_context=None
+        )
+        return answered[0]
+
+    async def ask_all():
+        return await asyncio.gather(*map(ask, words))
+
+    answers = asyncio.run(ask_all())
+    assert [document.text for document in answers] == words
+    assert sum(sizes) == 100 and len(sizes) < 50
+    np.testing.assert_allclose([a.embedding for a in answers], engine.encode_texts(words), atol=1e-6)
+    executor.close()
+
+
+def test_ids_may_repeat_and_the_order_is_kept(tiny_model):
+    executor = FinetunerExecutor(str(tiny_model))
+    words = ['my card', 'lost', 'a much longer text than the others', '', 'lost']
+    found = answer(executor, [Document(id='same', text=text) for text in words])
+    assert [document.text for document in found] == words and {document.id for document in found} == {'same'}
+    np.testing.assert_allclose(found.embeddings, executor.served.model.engine.encode_texts(words), atol=1e-6)
+    executor.close()
+
+
+def test_parameters_that_differ_leave_nothing_behind(tiny_model):
+    executor = FinetunerExecutor(str(tiny_model))
+
+    def state():
+        model = executor.served.model
+        return threading.active_count(), model.items, model.waiting, len(model._batcher._jobs)
+
+    answer(executor, [Document(text='a')])
+    asyncio.run(_many(executor))
+    before = state()
+    asyncio.run(_many(executor))
+    assert state() == before
+    executor.close()
+
+
+async def _many(executor):
+    calls = [
+        executor.encode(DocumentArray([Document(text='a')]), {'timeout': 60 + number / 7, 'limit': number})
+        for number in range(500)
+    ]
+    await asyncio.gather(*calls)
+
+
+def test_one_bad_request_of_twelve_fails_alone(model_directory, picture):
+    executor = FinetunerExecutor(str(model_directory))
+    good = picture.read_bytes()
+
+    async def ask_all():
+        blobs = [good[:50] if number == 5 else good for number in range(12)]
+        calls = [executor.encode(DocumentArray([Document(blob=blob)]), {}) for blob in blobs]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    answers = asyncio.run(ask_all())
+    assert isinstance(answers.pop(5), DataError)
+    np.testing.assert_allclose([found[0].embedding for found in answers], [answers[0][0].embedding] * 11, atol=1e-6)
+    executor.close()

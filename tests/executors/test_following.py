@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 
@@ -10,7 +11,6 @@ import pytest
 
 from executors import following
 from executors.encoder import ARTIFACT_TAG, FinetunerExecutor
-from executors.parameters import EncodeParameters
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import ArtifactError, ArtifactNotFoundError
 from finetuner.inference import load_engine
@@ -83,7 +83,7 @@ def start(registry):
 
 def ask(executor):
     documents = DocumentArray([Document(text=text) for text in TEXTS])
-    return executor.encode(docs=documents, parameters=EncodeParameters(return_artifact=True))
+    return asyncio.run(executor.encode(docs=documents, parameters={'return_artifact': True}))
 
 
 def who_answers(executor):

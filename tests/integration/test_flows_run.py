@@ -9,7 +9,6 @@ import pytest
 import requests
 
 from executors.encoder import FinetunerExecutor
-from executors.parameters import EncodeParameters
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import ArtifactError, ParameterError, RegistryError, RunFailedError
 
@@ -181,7 +180,7 @@ def test_an_executor_elsewhere_serves_what_a_reference_means(service, finished_r
     monkeypatch.setenv('FINETUNER_HOST', f'grpc://localhost:{service.port}')
     executor = FinetunerExecutor(reference, token=service.token)
     try:
-        answered = executor.encode(docs=DocumentArray([Document(text='fig')]), parameters=EncodeParameters())
+        answered = executor.encode(docs=DocumentArray([Document(text='fig')]), parameters={})
         assert executor.served.artifact_id == finished_run['artifact_id']
         assert answered[0].embedding is not None
     finally:

@@ -122,7 +122,7 @@ def test_the_flow_for_serving_needs_nothing_and_can_demand_tokens(start_service)
             service.call('/encode', [Document(text='x')], token=token)
         response = service.post('/encode', [{'text': 'x'}], token=token)
         assert response.status_code == 401
-    assert service.post('/fit').json()['detail'] == "unknown endpoint '/fit': this service has /encode"
+    assert service.post('/fit').json()['detail'] == "unknown endpoint '/fit': this service has /encode, /encode_texts"
 
 
 @pytest.mark.slow

@@ -44,7 +44,8 @@ def test_every_operation_has_a_name_of_its_own_and_all_its_answers(schema):
         assert {'400', '422', '429', '500', '503'} <= set(responses), (method, path)
         for code, response in responses.items():
             if code >= '400':
-                assert response['content']['application/json']['schema'] == {'$ref': '#/components/schemas/Error'}
+                form = 'OpenAIError' if path.startswith('/v1/') else 'Error'
+                assert response['content']['application/json']['schema'] == {'$ref': f'#/components/schemas/{form}'}
         if path.startswith('/api/v1') and path != '/api/v1/ping':
             assert operation['security'] == [{'bearer': []}], (method, path)
             assert '401' in responses
