@@ -1,4 +1,5 @@
-"""`/api/v1`: experiments, runs, data sets, artifacts and accounts as REST has them, in the terms of Jina's Finetuner.
+"""`/api/v1`: experiments, runs, data sets, artifacts and accounts as REST has them, in the terms of Jina's Finetuner,
+and clicks in those of Embedding Studio.
 
 Every route is a thin translation to an endpoint of the executors; nothing here knows the registry.
 """
@@ -9,7 +10,7 @@ from collections.abc import Collection
 
 from fastapi import APIRouter, FastAPI
 
-from executors.api import account, aliases, artifacts, datasets, experiments, logs, runs
+from executors.api import account, aliases, artifacts, clickstream, datasets, experiments, logs, runs
 from executors.api.request import StrictRoute
 
 # the routers, and the endpoint without which there is nothing to translate to
@@ -25,6 +26,7 @@ ROUTERS = {
     '/artifact': artifacts.downloads,
     '/artifacts': artifacts.router,
     '/aliases': aliases.router,
+    '/register_session': clickstream.router,
 }
 
 
