@@ -1,5 +1,5 @@
 """`/api/v1`: experiments, runs, data sets, artifacts and accounts as REST has them, in the terms of Jina's Finetuner,
-and clicks in those of Embedding Studio.
+and clicks and what is learned from them in those of Embedding Studio.
 
 Every route is a thin translation to an endpoint of the executors; nothing here knows the registry.
 """
@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from fastapi import APIRouter, FastAPI
 
-from executors.api import account, aliases, artifacts, clickstream, datasets, experiments, logs, runs
+from executors.api import account, aliases, artifacts, clickstream, datasets, experiments, logs, runs, tuning
 from executors.api.request import StrictRoute
 
 # the routers, and the endpoint without which there is nothing to translate to
@@ -27,6 +27,7 @@ ROUTERS = {
     '/artifacts': artifacts.router,
     '/aliases': aliases.router,
     '/register_session': clickstream.router,
+    '/tuning_tasks': tuning.router,
 }
 
 
