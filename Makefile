@@ -46,6 +46,10 @@ setup: .venv/.installed  ## make .venv with everything pinned
 demo: .venv/.installed  ## fine-tune on the example data, serve the result, encode: about five minutes on two cores
 	@$(BIN)/python examples/demo.py
 
+.PHONY: demo-clicks
+demo-clicks: .venv/.installed  ## a simulated shop learns from clicks, three times, and not from random ones: ten minutes
+	@$(BIN)/python -m examples.demo_clicks
+
 .PHONY: lint
 lint: .venv/.installed-dev  ## ruff and mypy
 	@$(BIN)/ruff check $(LINTED)

@@ -20,6 +20,8 @@ from registry import (
     Usage,
 )
 from registry.click_records import ClickBatch, ClickSession
+from registry.records import TuningTask
+from registry.tuning_tasks import EXPERIMENT
 
 Item = TypeVar('Item')
 
@@ -140,6 +142,26 @@ def describe_promotion(promotion: Promotion) -> dict[str, Any]:
         'experiment_name': promotion.experiment_name,
         'run_name': promotion.run_name,
         'created_at': promotion.created_at.isoformat(),
+    }
+
+
+def describe_task(task: TuningTask) -> dict[str, Any]:
+    """All about a fine-tuning task."""
+    return {
+        'id': task.id,
+        'fine_tuning_method': task.method,
+        'status': task.status,
+        'details': task.details,
+        'batch_id': task.batch_id,
+        'idempotency_key': task.idempotency_key,
+        'metadata': task.metadata,
+        'created_at': task.created_at.isoformat(),
+        'updated_at': task.updated_at.isoformat(),
+        'experiment_name': EXPERIMENT,
+        'run_name': task.run_name,
+        'artifact_id': task.artifact_id,
+        'progress': task.progress,
+        'metrics': task.metrics,
     }
 
 

@@ -8,8 +8,10 @@ from typing import Any
 from jina import Executor, requests
 
 from executors.answers import answer, answer_page, describe_batch, describe_session
+from executors.drain import drain_at_shutdown
 from executors.endpoints import unknown_endpoint
 from executors.lifetime import end_with_parent
+from executors.opening import open_registry
 from executors.parameters import (
     BatchesParameters,
     BatchParameters,
@@ -22,7 +24,6 @@ from executors.parameters import (
 )
 from finetuner.documents import DocumentArray
 from finetuner.excepts import ParameterError
-from registry import Registry
 
 RETENTION = 'FINETUNER_CLICK_DAYS'
 INTERVAL = 3600.0
@@ -38,11 +39,12 @@ class ClickstreamExecutor(Executor):
     def __init__(self, retention_days: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         end_with_parent()
+        drain_at_shutdown()
         if retention_days is None and (days := os.environ.get(RETENTION)):
             retention_days = float(days)
         if retention_days is not None and not retention_days > 0:
             raise ValueError(f'retention_days is {retention_days:g}: give a number above 0 ({RETENTION})')
-        self.registry = Registry.open()
+        self.registry = open_registry(self.logger)
         self._ending = threading.Event()
         self._expiry: threading.Thread | None = None
         if retention_days is not None:

@@ -281,7 +281,7 @@ class BatchParameters(Parameters):
 class BatchesParameters(Parameters):
     """`/batches`: one page of batches."""
 
-    page: int = Field(default=1, ge=1)
+    page: int = Field(default=1, ge=1, le=INT32)
     size: int = Field(default=50, ge=1, le=100)
 
 
@@ -289,7 +289,7 @@ class BatchSessionsParameters(Parameters):
     """`/batch_sessions`: the sessions of a batch after a number."""
 
     batch_id: str
-    after_number: int = Field(default=0, ge=0)
+    after_number: int = Field(default=0, ge=0, le=INT53)
     limit: int = Field(default=10, ge=1, le=1000)
     events_limit: int = Field(default=100, ge=1, le=1000)
 
@@ -299,6 +299,29 @@ class DeleteSessionsParameters(Parameters):
 
     user_id: str | None = None
     older_than_days: float | None = Field(default=None, ge=0, le=36_500)
+
+
+class NewTuningTaskParameters(Parameters):
+    """`/create_tuning_task`: the same `idempotency_key` gives the same task."""
+
+    fine_tuning_method: str
+    batch_id: str | None = Field(default=None, description='Default the batch that collects when the task begins.')
+    metadata: dict[str, Any] | None = None
+    idempotency_key: str | None = None
+
+
+class TuningTaskParameters(Parameters):
+    """A fine-tuning task by its id."""
+
+    task_id: str
+
+
+class TuningTasksParameters(Parameters):
+    """`/tuning_tasks`: some tasks, the oldest first."""
+
+    skip: int = Field(default=0, ge=0, le=INT32)
+    limit: int = Field(default=100, ge=1, le=1000)
+    status: Literal['pending', 'processing', 'done', 'canceled', 'error'] | None = None
 
 
 class EncodeParameters(Parameters):

@@ -15,6 +15,7 @@ from executors.answers import (
     describe_experiment,
     describe_promotion,
     describe_run,
+    describe_task,
     describe_token,
 )
 from executors.drain import drain_at_shutdown
@@ -34,12 +35,15 @@ from executors.parameters import (
     FitParameters,
     HistoryParameters,
     LogParameters,
+    NewTuningTaskParameters,
     PageParameters,
     PromoteParameters,
     RevokeTokenParameters,
     RunParameters,
     RunsParameters,
     TokenParameters,
+    TuningTaskParameters,
+    TuningTasksParameters,
 )
 from executors.supervisor import Supervisor
 from executors.tracking import check_trackers
@@ -58,6 +62,7 @@ from registry.names import check_name
 from registry.records import CANCELLED, CREATED, FAILED, FINISHED, STARTED
 from training.check import Role, check_data
 from training.config import FitConfig
+from training.methods import load_method
 from training.secrets import keep_secrets
 
 DEFAULTS = {name: field.default for name, field in FitConfig.model_fields.items() if not field.is_required()}
@@ -336,6 +341,53 @@ class TrainerExecutor(Executor):
         """Delete an alias with its history, and return what it named."""
         account = self.registry.authenticate(parameters.secret)
         return answer(**describe_promotion(self.registry.delete_alias(account.id, parameters.alias)))
+
+    @requests(on='/create_tuning_task')
+    def create_tuning_task(
+        self, docs: DocumentArray, parameters: NewTuningTaskParameters, **kwargs: Any
+    ) -> DocumentArray:
+        """Have a method learn from a batch of clicks, and return the task. The same key again gives the same task."""
+        account = self.registry.authenticate(parameters.secret)
+        method = load_method(parameters.fine_tuning_method)
+        config = {'model': method.model, 'loss': method.loss, 'device': method.fit.get('device', 'cuda')}
+        task, _ = self.registry.tuning.create_task(
+            account.id,
+            method.name,
+            config,
+            batch_id=parameters.batch_id,
+            metadata=parameters.metadata,
+            idempotency_key=parameters.idempotency_key,
+        )
+        self.supervisor.wake()
+        return answer(**describe_task(task))
+
+    @requests(on='/tuning_task')
+    def tuning_task(self, docs: DocumentArray, parameters: TuningTaskParameters, **kwargs: Any) -> DocumentArray:
+        account = self.registry.authenticate(parameters.secret)
+        return answer(**describe_task(self.registry.tuning.get_task(account.id, parameters.task_id)))
+
+    @requests(on='/tuning_tasks')
+    def tuning_tasks(self, docs: DocumentArray, parameters: TuningTasksParameters, **kwargs: Any) -> DocumentArray:
+        """Some tasks, the oldest first."""
+        account = self.registry.authenticate(parameters.secret)
+        found = self.registry.tuning.list_tasks(account.id, parameters.skip, parameters.limit, parameters.status)
+        return answer(items=[describe_task(task) for task in found])
+
+    @requests(on='/cancel_tuning_task')
+    def cancel_tuning_task(self, docs: DocumentArray, parameters: TuningTaskParameters, **kwargs: Any) -> DocumentArray:
+        """End a task, whatever its status, and return it. What was promoted stays so."""
+        account = self.registry.authenticate(parameters.secret)
+        return answer(**describe_task(self.registry.tuning.cancel_task(account.id, parameters.task_id)))
+
+    @requests(on='/restart_tuning_task')
+    def restart_tuning_task(
+        self, docs: DocumentArray, parameters: TuningTaskParameters, **kwargs: Any
+    ) -> DocumentArray:
+        """Have a task that has ended worked on again, and return it. One that waits or is at work goes on."""
+        account = self.registry.authenticate(parameters.secret)
+        task = self.registry.tuning.restart_task(account.id, parameters.task_id)
+        self.supervisor.wake()
+        return answer(**describe_task(task))
 
     @requests(on='/create_token')
     def create_token(self, docs: DocumentArray, parameters: CreateTokenParameters, **kwargs: Any) -> DocumentArray:

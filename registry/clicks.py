@@ -16,6 +16,8 @@ from registry.plain import clean, plain
 from registry.records import Page
 
 MAX_PAGE_SIZE = 1000
+MAX_KEY = 255
+"""Characters of an id of a client."""
 MAX_QUERY = 10_000
 """Characters of a search query."""
 MAX_RESULTS = 1000
@@ -166,9 +168,9 @@ def check_key(name: str, value: str) -> str:
 
     :raises RegistryError: it is empty, longer than 255 characters, or not text throughout.
     """
-    if not isinstance(value, str) or not 1 <= len(value) <= 255 or clean(value) != value:
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_KEY or clean(value) != value:
         shown = repr(value) if len(repr(value)) <= 80 else f'{repr(value)[:80]}…'
-        raise RegistryError(f'{name} is {shown}: give 1 to 255 characters')
+        raise RegistryError(f'{name} is {shown}: give 1 to {MAX_KEY} characters')
     return value
 
 

@@ -284,3 +284,26 @@ class ClickEventRow(Base):
     object_id: Mapped[str]
     event_type: Mapped[str]
     meta: Mapped[dict[str, Any] | None]
+
+
+class TuningTaskRow(Base):
+    """What a client asked to have learned from clicks. Its run carries it, and goes with it."""
+
+    __tablename__ = 'tuning_tasks'
+    __table_args__ = (
+        UniqueConstraint('account_id', 'idempotency_key'),
+        UniqueConstraint('run_id'),
+        Index(None, 'account_id', 'created_at'),
+    )
+
+    account_id: Mapped[str] = mapped_column(ForeignKey('accounts.id'))
+    method: Mapped[str]
+    batch_id: Mapped[str | None] = mapped_column(ForeignKey('click_batches.id'))
+    idempotency_key: Mapped[str | None]
+    meta: Mapped[dict[str, Any] | None]
+    run_id: Mapped[str] = mapped_column(ForeignKey('runs.id', ondelete='CASCADE'))
+    is_canceled: Mapped[bool] = mapped_column(default=False)  # also after its run has finished
+    restarts: Mapped[int] = mapped_column(default=0)  # after its run had finished: each is a run of its own
+    updated_at: Mapped[datetime] = mapped_column(default=now)
+
+    run: Mapped[RunRow] = relationship(lazy='joined', innerjoin=True)

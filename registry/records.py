@@ -253,3 +253,34 @@ class CheckpointRecord:
     size: int
     sha256: str
     key: str
+
+
+@dataclass(frozen=True, slots=True)
+class TuningTask:
+    """A fine-tuning by clicks that a client asked for.
+
+    :param method: the name of the fine-tuning method.
+    :param status: 'pending', 'processing', 'done', 'error' or 'canceled'.
+    :param batch_id: the clicks that it learns from; None as long as it waits for those that collect.
+    :param metadata: of the client.
+    :param run_id: of the run that carries it now.
+    :param details: a sentence about that run.
+    :param artifact_id: the best model; None unless the run has finished.
+    :param metrics: what the run has found out about that model; None unless it has finished.
+    """
+
+    id: str
+    account_id: str
+    method: str
+    status: str
+    batch_id: str | None
+    idempotency_key: str | None
+    metadata: dict[str, Any] | None
+    created_at: datetime
+    updated_at: datetime
+    run_id: str
+    run_name: str
+    details: str
+    artifact_id: str | None
+    progress: dict[str, Any]
+    metrics: dict[str, Any] | None

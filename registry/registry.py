@@ -56,6 +56,7 @@ from registry.records import (
 from registry.shards import write_shard
 from registry.snapshots import hold, restore, snapshot
 from registry.staging import Staging, exclusive
+from registry.tuning import Tuning
 
 if TYPE_CHECKING:
     from finetuner.documents import Document
@@ -84,6 +85,7 @@ class Registry:
         self.database = database
         self.objects = objects
         self.clicks = Clicks(database)
+        self.tuning = Tuning(database)
         self._staging = staging
 
     @classmethod
@@ -436,10 +438,14 @@ class Registry:
         metrics: dict[str, Any],
         examples: dict[str, Any],
         lease: str | None = None,
+        details: str = 'Run finished',
+        alias: str | None = None,
     ) -> None:
         """Store the artifact and end the run as FINISHED: both or neither. Its checkpoint is deleted.
 
         :param artifact_path: copied, and left where it is.
+        :param details: one sentence.
+        :param alias: is to name the artifact from then on, in the same moment.
         :raises RegistryError: the run is not STARTED, or another's.
         """
         run = self.get_run_by_id(run_id)
@@ -453,7 +459,12 @@ class Registry:
             sha256, size = copy_hashed(artifact_path, staged.path)
             self.objects.put(staged.path, staged.key)
             with self.database.write() as session:
-                runs.finish_run(session, run_id, metrics, examples, sha256, size, staged.key, lease)
+                if alias is not None:  # the account first: whoever deletes runs locks it before them
+                    accounts.lock_account(session, run.account_id)
+                runs.finish_run(session, run_id, metrics, examples, sha256, size, staged.key, lease, details)
+                if alias is not None:
+                    artifact = artifacts.get_artifact(session, run.account_id, run.artifact_id)
+                    promotions.promote(session, run.account_id, alias, artifact)
                 for key in checkpoints.delete_checkpoints(session, [run_id]):
                     stages.enter_context(self._staging.stage(key))
 

@@ -167,12 +167,13 @@ def finish_run(
     size: int,
     key: str,
     lease: str | None = None,
+    details: str = 'Run finished',
 ) -> None:
     """STARTED → FINISHED, with its artifact.
 
     :raises RegistryError: the run is not STARTED (any more), or another's.
     """
-    values = {'details': 'Run finished', 'metrics': metrics, 'examples': examples, 'finished_at': now(), 'lease': None}
+    values = {'details': clean(details), 'metrics': metrics, 'examples': examples, 'finished_at': now(), 'lease': None}
     finished = _step(session, run_id, [STARTED], lease, status=FINISHED, **values)
     row = get_run_row(session, run_id)
     if not finished:

@@ -20,6 +20,7 @@ from registry import Registry, RunRecord
 from registry.names import new_id
 from registry.queue import SCHEDULING
 from registry.records import FINISHED
+from registry.tuning_tasks import TASK
 from training.errors import is_passing, passing_reason, persistently, reason
 from training.heartbeat import Heartbeat
 from training.interruption import Interruption
@@ -47,7 +48,7 @@ def main(run_id: str, lease: str | None = None) -> int:
     is_first = os.environ.get('RANK', '0') == '0'
     level = logging.INFO if is_first else logging.WARNING
     logging.basicConfig(level=level, format='%(asctime)s %(message)s', datefmt='%H:%M:%S', stream=sys.stdout)
-    for noisy in ('alembic', 'httpx', 'botocore', 'aiobotocore'):
+    for noisy in ('alembic', 'httpx', 'botocore', 'aiobotocore', 'mlflow'):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     interruption = Interruption().install()  # scratch files are removed, and a checkpoint is whole
     try:
@@ -92,11 +93,18 @@ def main(run_id: str, lease: str | None = None) -> int:
 def work(
     registry: Registry, run: RunRecord, heartbeat: Heartbeat, interruption: Interruption, is_first: bool = True
 ) -> None:
-    """Fine-tune as the run's config says, on the data sets as they were when it was created.
+    """Fine-tune as the run's config says, on the data sets as they were when it was created; or do the task that it
+    carries.
 
     What an earlier worker of the run left as a checkpoint, here or in the object store, is where this one begins.
     """
     logger.info('Preparing the run %s', run.name)
+    seconds = float(os.environ.get('FINETUNER_CHECKPOINT_SECONDS') or CHECKPOINT_SECONDS)
+    if (task_id := run.config.get(TASK)) is not None:
+        from training.iterations.carrying import carry
+
+        carry(registry, run, task_id, heartbeat, interruption, seconds)
+        return
     from registry.shards import DatasetReader
     from training.callbacks.training_checkpoint import Recovery
     from training.pipeline import run_fit
@@ -120,7 +128,6 @@ def work(
             fetch_checkpoint(registry, run.id, directory)
             sharer = helpers.enter_context(CheckpointSharer(registry, run.id, heartbeat.lease, directory))
             saved = {'saved': sharer.offer}
-        seconds = float(os.environ.get('FINETUNER_CHECKPOINT_SECONDS') or CHECKPOINT_SECONDS)
         recovery = Recovery(seconds, measured=lambda footprint: footprint.write(directory), **saved)
         result = run_fit(
             config,

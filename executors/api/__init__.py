@@ -1,4 +1,5 @@
-"""`/api/v1`: experiments, runs, data sets, artifacts and accounts as REST has them, in the terms of Jina's Finetuner.
+"""`/api/v1`: experiments, runs, data sets, artifacts and accounts as REST has them, in the terms of Jina's Finetuner,
+and clicks and what is learned from them in those of Embedding Studio.
 
 `/v1/embeddings` beside it is what OpenAI's clients ask for. Every route is a thin translation to an endpoint of the
 executors; nothing here knows the registry.
@@ -10,7 +11,7 @@ from collections.abc import Collection
 
 from fastapi import APIRouter, FastAPI
 
-from executors.api import account, aliases, artifacts, datasets, embeddings, experiments, logs, runs
+from executors.api import account, aliases, artifacts, clickstream, datasets, embeddings, experiments, logs, runs, tuning
 from executors.api.request import StrictRoute
 
 # the routers, and the endpoint without which there is nothing to translate to
@@ -26,6 +27,8 @@ ROUTERS = {
     '/artifact': artifacts.downloads,
     '/artifacts': artifacts.router,
     '/aliases': aliases.router,
+    '/register_session': clickstream.router,
+    '/tuning_tasks': tuning.router,
 }
 
 

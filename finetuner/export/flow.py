@@ -14,6 +14,7 @@ import yaml
 
 CLASSES = {
     'DatasetExecutor': ('dataset', 'executors.dataset.DatasetExecutor'),
+    'ClickstreamExecutor': ('clicks', 'executors.clicks.ClickstreamExecutor'),
     'TrainerExecutor': ('trainer', 'executors.trainer.TrainerExecutor'),
     'FinetunerExecutor': ('encoder', 'executors.encoder.FinetunerExecutor'),
 }
@@ -34,7 +35,7 @@ VARIABLE = re.compile(r'\$\{\{\s*(?:ENV\.)?(\w+)\s*\}\}')
 class FlowExecutor:
     """One executor of a Flow.
 
-    :param role: 'dataset', 'trainer' or 'encoder'.
+    :param role: 'dataset', 'clicks', 'trainer' or 'encoder'.
     :param uses: its class, with the module.
     """
 

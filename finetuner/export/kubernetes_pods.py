@@ -38,6 +38,7 @@ from finetuner.export.parts import SECRETS as SECRETS_FOLDER
 RESOURCES = {
     'gateway': ({'cpu': '250m', 'memory': '512Mi'}, {'memory': '2Gi'}),
     'dataset': ({'cpu': '250m', 'memory': '1Gi'}, {'memory': '4Gi'}),
+    'clicks': ({'cpu': '250m', 'memory': '1Gi'}, {'memory': '2Gi'}),
     'trainer': ({'cpu': '2', 'memory': '4Gi'}, {'memory': '16Gi'}),
     'encoder': ({'cpu': '1', 'memory': '1Gi'}, {'memory': '4Gi'}),
 }

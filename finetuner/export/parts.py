@@ -209,10 +209,10 @@ def _has_shared_objects(flow: FlowFile, options: Options) -> bool:
 
 
 def _volumes(role: str, flow: FlowFile, options: Options) -> tuple[Volume, ...]:
-    if not flow.roles() & {'dataset', 'trainer'} and options.database == 'sqlite':
+    if not flow.roles() & {'dataset', 'clicks', 'trainer'} and options.database == 'sqlite':
         return (Volume('home', HOME, SCRATCH),)  # no state but a cache, and the hash of the token
     if options.database == 'sqlite':
         return (Volume('home', HOME, SHARED),)
     # notes of objects on their way, and checkpoints, must be found again by the process that comes after
-    home = Volume('home', HOME, SCRATCH if role == 'encoder' else OWN)
+    home = Volume('home', HOME, SCRATCH if role in ('encoder', 'clicks') else OWN)
     return (home, Volume('objects', OBJECTS, SHARED)) if _has_shared_objects(flow, options) else (home,)

@@ -38,8 +38,8 @@ def test_ports_follow_the_environment_each_time(name, monkeypatch):
     [
         ('encode.yml', ['encoder']),
         ('train.yml', ['dataset', 'trainer']),
-        ('finetuner.yml', ['dataset', 'trainer', 'encoder']),
-        ('manifests.yml', ['dataset', 'trainer', 'encoder']),
+        ('finetuner.yml', ['dataset', 'clicks', 'trainer', 'encoder']),
+        ('manifests.yml', ['dataset', 'clicks', 'trainer', 'encoder']),
     ],
 )
 def test_executors(name, executors):

@@ -2,10 +2,12 @@
 
 import asyncio
 import inspect
+import re
 
 import pytest
 from sqlalchemy import select
 
+from executors.clicks import ClickstreamExecutor
 from executors.dataset import DatasetExecutor
 from executors.encoder import FinetunerExecutor
 from executors.trainer import TrainerExecutor
@@ -53,18 +55,42 @@ TABLE = {
     '/delete_dataset': [({'name': 'intents'}, RegistryError)],
     '/usage': [({}, {'account': 'other', 'runs': {'waiting': 0, 'at_work': 0, 'total': 0}})],
     '/whoami': [({}, {'account': 'other'})],
+    '/mark_irrelevant': [({'session_id': 'visit'}, RegistryError)],
+    '/click_session': [({'session_id': 'visit'}, RegistryError)],
+    '/batch': [({'batch_id': 'BATCH'}, RegistryError)],
+    '/batches': [({}, NOTHING)],
+    '/batch_sessions': [({'batch_id': 'BATCH'}, {'sessions': [], 'last_number': None})],
+    '/delete_sessions': [({'user_id': 'ann'}, {'deleted': 0}), ({'older_than_days': 0}, {'deleted': 0})],
+    '/release_batch': [({'release_id': 'released'}, RegistryError)],
+    '/tuning_task': [({'task_id': 'TASK'}, RegistryError)],
+    '/tuning_tasks': [({}, {'items': []})],
+    '/cancel_tuning_task': [({'task_id': 'TASK'}, RegistryError)],
+    '/restart_tuning_task': [({'task_id': 'TASK'}, RegistryError)],
     # these make something for the account that calls, also where another has one of the name: last, they change tables
     '/tokens': [({}, {'total': 1})],
     '/create_token': [({'name': 'laptop'}, {'name': 'laptop'})],
     '/create_experiment': [({'name': 'support'}, {'description': '', 'runs': 0})],
     '/ingest': [({'name': 'intents', 'part': 0}, {'rows': 1})],
+    '/register_session': [({'session_id': 'visit', 'search_query': 'q', 'search_results': []}, {'is_new': True})],
+    '/register_events': [({'session_id': 'visit', 'events': [{'event_id': 'e', 'object_id': 'a'}]}, {'added': 1})],
+    '/create_tuning_task': [
+        ({'fine_tuning_method': 'text-to-text', 'batch_id': 'BATCH'}, RegistryError),
+        ({'fine_tuning_method': 'text-to-text', 'idempotency_key': 'key'}, {'status': 'pending'}),
+    ],
 }
-MAKING = {'/create_token', '/create_experiment', '/ingest'}
+MAKING = {
+    '/create_token',
+    '/create_experiment',
+    '/ingest',
+    '/register_session',
+    '/register_events',
+    '/create_tuning_task',
+}
 
 
 @pytest.fixture
 def executors():
-    made = [DatasetExecutor(), TrainerExecutor()]
+    made = [DatasetExecutor(), TrainerExecutor(), ClickstreamExecutor()]
     made[1].supervisor.close()
     yield made
     for executor in made:
@@ -110,7 +136,16 @@ def names(registry, tmp_path):
     (tmp_path / 'a.zip').write_bytes(b'zip')
     registry.finish_run(run.id, tmp_path / 'a.zip', {}, {})
     registry.promote(account, 'support@production', run.artifact_id)
-    return {'ID': run.artifact_id, 'TOKEN': registry.list_tokens(account).items[0].id}
+    registry.clicks.register_session(account, 'visit', 'shoes', [{'object_id': 'a'}], user_id='ann')
+    registry.clicks.register_events(account, 'visit', [{'event_id': 'e', 'object_id': 'a'}])
+    batch = registry.clicks.release_batch(account, 'released')
+    task, _ = registry.tuning.create_task(account, 'shop', {}, batch_id=batch.id, idempotency_key='key')
+    return {
+        'ID': run.artifact_id,
+        'TOKEN': registry.list_tokens(account).items[0].id,
+        'BATCH': batch.id,
+        'TASK': task.id,
+    }
 
 
 @pytest.fixture
@@ -126,7 +161,7 @@ def dump(registry):
 def test_every_endpoint_is_in_the_table(executors):
     found = {
         name
-        for executor in (DatasetExecutor, TrainerExecutor, FinetunerExecutor)
+        for executor in (DatasetExecutor, ClickstreamExecutor, TrainerExecutor, FinetunerExecutor)
         for name in executor.requests_by_class[executor.__name__]
         if name.startswith('/') and name != '/default'
     }
@@ -148,7 +183,7 @@ def test_nothing_of_another_account_is_seen_or_changed(registry, call, names, du
             else:
                 with pytest.raises(expected) as raised:
                     call(endpoint, token=token, **parameters)
-                assert 'There is no ' in str(raised.value), endpoint
+                assert re.search('^There is no | not found$', str(raised.value)), endpoint
                 assert 'similar' not in str(raised.value) and 'there are:' not in str(raised.value), endpoint
             after = dump()
             assert all(rows <= after[table] for table, rows in before.items()), endpoint
@@ -203,7 +238,7 @@ def test_data_sets_usage_and_aliases_are_told(registry, call, names):
     assert usage['datasets'] == {'count': 1, 'bytes': listed['size']}
     assert (usage['artifacts'], usage['checkpoints']) == ({'count': 1, 'bytes': 3}, {'count': 0, 'bytes': 0})
     assert (usage['runs'], usage['max_bytes'], usage['max_runs']) == (
-        {'waiting': 0, 'at_work': 0, 'total': 1},
+        {'waiting': 1, 'at_work': 0, 'total': 2},
         None,
         None,
     )

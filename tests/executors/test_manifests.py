@@ -6,6 +6,7 @@ import pytest
 import yaml
 from jina import Executor
 
+from executors.clicks import ClickstreamExecutor
 from executors.dataset import DatasetExecutor
 from executors.encoder import FinetunerExecutor
 from executors.trainer import TrainerExecutor
@@ -18,6 +19,7 @@ MANIFESTS = ROOT / 'executors' / 'manifests'
     ('path', 'cls'),
     [
         (MANIFESTS / 'dataset.yml', DatasetExecutor),
+        (MANIFESTS / 'clicks.yml', ClickstreamExecutor),
         (MANIFESTS / 'trainer.yml', TrainerExecutor),
         (MANIFESTS / 'encoder.yml', FinetunerExecutor),
         (ROOT / 'config.yml', FinetunerExecutor),
@@ -38,5 +40,5 @@ def test_manifest(path, cls, tmp_path, monkeypatch):
 
 
 def test_there_are_no_others():
-    assert {path.stem for path in MANIFESTS.iterdir()} == {'dataset', 'trainer', 'encoder'}
+    assert {path.stem for path in MANIFESTS.iterdir()} == {'dataset', 'clicks', 'trainer', 'encoder'}
     assert yaml.safe_load((ROOT / 'config.yml').read_text()) == yaml.safe_load((MANIFESTS / 'encoder.yml').read_text())

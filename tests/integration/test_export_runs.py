@@ -75,7 +75,7 @@ def composed(tmp_path_factory, tiny_model):
 
 
 def test_ingest_fit_and_encode_through_the_gateway(composed, tiny_model):
-    assert set(composed.services) == {'gateway', 'dataset', 'trainer', 'encoder'}
+    assert set(composed.services) == {'gateway', 'dataset', 'clicks', 'trainer', 'encoder'}
     composed.ingest_fruits()
     composed.fit(tiny_model, 'exported', eval_data='fruits')
     run = composed.wait_for('exported', 'FINISHED', 'FAILED')
@@ -123,7 +123,7 @@ def test_all_end_in_order(composed, tiny_model):
     composed.fit(tiny_model, 'cut-off', epochs=2000)
     composed.wait_for('cut-off', 'STARTED')
     start = time.monotonic()
-    for name in ('gateway', 'encoder', 'dataset', 'trainer'):
+    for name in ('gateway', 'encoder', 'dataset', 'clicks', 'trainer'):
         assert composed.stop_one(f'{name}-0') == 0, composed.log_of(f'{name}-0')
     assert time.monotonic() - start < 60
     assert composed.running == {}

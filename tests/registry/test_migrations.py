@@ -137,6 +137,49 @@ def test_all_that_was_there_is_there_in_the_newest_version(old, tmp_path):
             {'id': 'c', 'run_id': 'r5', 'name': 'last', 'size': 7, 'sha256': 'ff', 'key': 'kc', 'created_at': TIME}
         ],
     )
+    at(
+        '0006',
+        click_batches=[
+            {
+                'id': 'b',
+                'account_id': 'a',
+                'status': 'released',
+                'last_number': 1,
+                'release_id': 'r',
+                'created_at': TIME,
+            }
+        ],
+        click_sessions=[
+            {
+                'id': 's',
+                'account_id': 'a',
+                'batch_id': 'b',
+                'number': 1,
+                'session_id': 'visit',
+                'search_query': 'ö',
+                'search_results': [{'object_id': 'x'}],
+                'is_irrelevant': False,
+                'created_at': TIME,
+            }
+        ],
+    )
+    at(
+        '0007',
+        tuning_tasks=[
+            {
+                'id': 't7',
+                'account_id': 'a',
+                'method': 'm',
+                'batch_id': 'b',
+                'meta': {'who': 'ü'},
+                'run_id': 'r1',
+                'is_canceled': False,
+                'restarts': 0,
+                'updated_at': TIME,
+                'created_at': TIME,
+            }
+        ],
+    )
     url = database.engine.url
     with Registry.open(tmp_path / 'home', url) as registry:
         account = registry.get_account()
@@ -171,6 +214,10 @@ def test_all_that_was_there_is_there_in_the_newest_version(old, tmp_path):
             rows = session.execute(text('SELECT id, priority, attempts, lease FROM runs ORDER BY id')).all()
             assert rows == [('r1', 0, 0, None), ('r2', 0, 0, None), ('r3', 0, 0, None), ('r5', 3, 1, 'l')]
             assert bytes(session.scalar(text('SELECT data FROM log_pieces'))) == b'\0line'
+        [visit] = registry.clicks.batch_sessions('a', 'b').sessions
+        assert (visit.session_id, visit.search_query, visit.created_at) == ('visit', 'ö', TIME)
+        task = registry.tuning.get_task('a', 't7')
+        assert (task.status, task.batch_id, task.run_name, task.metadata) == ('done', 'b', 'run-1', {'who': 'ü'})
 
 
 def test_constraints_hold_after_the_migrations(old):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import time
 from typing import Any
 
-from finetuner import settings
 from training.callbacks.logger import Logger
+from training.mlflow_store import open_client
 from training.state import TrainingState
 
 MAX_VALUE = 500  # what every kind of store takes
@@ -27,12 +25,9 @@ class MLFlowLogger(Logger):
         self.experiment, self.tracking_uri = experiment, tracking_uri
 
     def open(self, state: TrainingState, config: dict[str, Any]) -> None:
-        os.environ.setdefault('MLFLOW_DISABLE_TELEMETRY', 'true')
-        from mlflow import MlflowClient
+        self._client = open_client(self.tracking_uri)
         from mlflow.entities import Param
 
-        logging.getLogger('mlflow').setLevel(logging.WARNING)
-        self._client = MlflowClient(self.tracking_uri or os.environ.get('MLFLOW_TRACKING_URI') or _local_store())
         if self.run_id is not None:
             self._client.update_run(self.run_id, 'RUNNING')
             return
@@ -53,9 +48,3 @@ class MLFlowLogger(Logger):
 
     def close(self, failed: bool) -> None:
         self._client.set_terminated(str(self.run_id), 'FAILED' if failed else 'FINISHED')
-
-
-def _local_store() -> str:
-    home = settings.home().expanduser().absolute()
-    home.mkdir(parents=True, exist_ok=True)
-    return f'sqlite:///{home / "mlflow.db"}'

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from finetuner.excepts import ParameterError
+from registry.names import check_alias
 from training.clicks.options import ClickOptions
 from training.config import FitConfig
 from training.losses import objective_shape
@@ -69,6 +70,8 @@ class Method(BaseModel):
     :param clicks: how they become training data.
     :param metric: of held-out sessions, by which models are compared.
     :param fit: further arguments of `finetuner.fit`.
+    :param alias: names the best model, 'name@stage'; default the method's own name, with '-' for spaces, and
+        '@production'.
     """
 
     model_config = ConfigDict(extra='forbid', protected_namespaces=())
@@ -85,6 +88,7 @@ class Method(BaseModel):
     metric: str = 'ndcg_at_10'
     fit: dict[str, Any] = Field(default_factory=dict)
     search: Search = Field(default_factory=Search)
+    alias: str | None = None
 
     @model_validator(mode='after')
     def _usable(self) -> Method:
@@ -95,6 +99,7 @@ class Method(BaseModel):
         for path in self.search.space:
             _check_argument('search.space', path)
         objective_shape(self.loss, self.loss_options)
+        check_alias(self.promoted_alias)
         for chosen in self._corners():
             self.config(chosen, train_data='clicks')
         return self
@@ -122,6 +127,11 @@ class Method(BaseModel):
             argument, _, option = path.partition('.')
             values[argument] = {**(values.get(argument) or {}), option: value} if option else value
         return FitConfig.from_arguments(**values)
+
+    @property
+    def promoted_alias(self) -> str:
+        """What names the best model."""
+        return self.alias or f'{self.name.replace(" ", "-")}@production'
 
     def _corners(self) -> Iterator[dict[str, Any]]:
         """A choice in the middle of nowhere, and one for every value at an end of the space."""

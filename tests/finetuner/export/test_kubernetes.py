@@ -152,6 +152,7 @@ def test_many_machines_with_postgres_and_s3(export):
     assert {component: one['spec']['replicas'] for component, one in found.items()} == {
         'gateway': 1,
         'dataset': 1,
+        'clicks': 1,
         'trainer': 2,
         'encoder': 3,
         'postgres': 1,
@@ -176,9 +177,11 @@ def test_replicas_are_found_by_a_name_that_means_all_of_them(export):
 def test_executors_are_reached_by_the_gateway_alone(export):
     written = export('kubernetes', '--database', 'postgres')
     policies = {one['metadata']['name']: one['spec'] for one in written.manifests() if one['kind'] == 'NetworkPolicy'}
-    assert policies.keys() == {f'finetuner-{name}' for name in ('gateway', 'dataset', 'trainer', 'encoder', 'postgres')}
+    assert policies.keys() == {
+        f'finetuner-{name}' for name in ('gateway', 'dataset', 'clicks', 'trainer', 'encoder', 'postgres')
+    }
     gateway = workloads(written)['gateway']['spec']['template']['metadata']['labels']
-    for name in ('dataset', 'trainer', 'encoder'):
+    for name in ('dataset', 'clicks', 'trainer', 'encoder'):
         (rule,) = policies[f'finetuner-{name}']['ingress']
         (source,) = rule['from']
         assert source['podSelector']['matchLabels'].items() <= gateway.items()
@@ -189,7 +192,7 @@ def test_executors_are_reached_by_the_gateway_alone(export):
         for component, one in workloads(written).items()
         if clients.items() <= one['spec']['template']['metadata']['labels'].items()
     }
-    assert allowed == {'dataset', 'trainer', 'encoder'}
+    assert allowed == {'dataset', 'clicks', 'trainer', 'encoder'}
 
 
 def test_what_an_earlier_export_had_goes_and_what_is_not_ours_stays(export, tmp_path):

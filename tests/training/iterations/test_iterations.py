@@ -1,0 +1,223 @@
+"""From a task and a batch of clicks to a model in the registry, as the worker of a run does it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from mlflow import MlflowClient
+
+from finetuner.excepts import DataError, NotFoundError
+from finetuner.inference import load_engine
+from registry import Registry
+from registry.names import new_id
+from training.heartbeat import Heartbeat
+from training.interruption import Interruption
+from training.iterations.carrying import carry
+from training.iterations.tracking import Tracker
+
+ALIAS = 'Default-Fine-Tuning-Method@production'
+METHOD = {
+    'name': 'Default Fine Tuning Method',
+    'items': {'loader': 'inline', 'fields': ['text']},
+    'clicks': {'negative_downsampling': 0.5},
+    'loss': 'MultipleNegativeRankingLoss',
+    'fit': {'epochs': 3, 'batch_size': 64, 'device': 'cpu'},
+    'search': {'evaluations': 2, 'space': {'learning_rate': {'low': 1e-3, 'high': 4e-3, 'log': True}}},
+}
+
+
+class Shopkeeper:
+    """A registry of its own, whose tasks are worked on in this process.
+
+    :param home: of the registry, MLflow included.
+    """
+
+    def __init__(self, home):
+        self.home = home
+        self.registry = Registry.open(home)
+        self.account = self.registry.get_account().id
+
+    def ask(self, **options):
+        return self.registry.tuning.create_task(self.account, METHOD['name'], {'device': 'cpu'}, **options)[0]
+
+    def work(self, task, report=None):
+        """Carry a task; what ends it is raised."""
+        lease = new_id()
+        assert self.registry.start_run(task.run_id, 'host:1', lease)
+        heartbeat = Heartbeat(self.registry, task.run_id, lease, 'host:1')
+        heartbeat.report = report or heartbeat.report
+        try:
+            carry(self.registry, self.registry.get_run_by_id(task.run_id), task.id, heartbeat, Interruption(), 60.0)
+        except BaseException:
+            self.registry.retry_run(task.run_id, lease, 'lost', max_retries=9, delay=0, counts=False)
+            raise
+        return self.registry.tuning.get_task(self.account, task.id)
+
+    @property
+    def mlflow(self):
+        return MlflowClient(f'sqlite:///{self.home / "mlflow.db"}')
+
+    def models(self):
+        """The files of models that MLflow keeps, but initial ones."""
+        found = (self.home / 'mlflow').rglob('*.zip')
+        return [path for path in found if path.name != 'initial_model.zip']
+
+
+@pytest.fixture(scope='module')
+def keeper(tmp_path_factory, shop_model, click):
+    """Someone who has sold for a while, and has asked for a task that is done."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp('keeper')
+    (folder / 'methods').mkdir()
+    (folder / 'methods' / 'shop.yml').write_text(yaml.safe_dump({**METHOD, 'model': str(shop_model)}))
+    made = Shopkeeper(folder / 'home')
+    click(made.registry, made.account, 1200)
+    yield made
+    made.registry.close()
+
+
+@pytest.fixture(autouse=True)
+def in_the_home_of(keeper, monkeypatch):
+    monkeypatch.setenv('FINETUNER_HOME', str(keeper.home))
+    monkeypatch.setenv('FINETUNER_METHODS', str(keeper.home.parent / 'methods'))
+
+
+@pytest.fixture(scope='module')
+def first(keeper):
+    """The first task, whose worker is lost in its second training, and which another one goes on with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('FINETUNER_HOME', str(keeper.home))
+        patch.setenv('FINETUNER_METHODS', str(keeper.home.parent / 'methods'))
+        task = keeper.ask(metadata={'who': 'ann'})
+
+        def lose(progress):
+            if progress.stage.startswith('Training 2 of 2: Training') and progress.epoch == 2:
+                raise SystemExit(143)
+
+        with pytest.raises(SystemExit):
+            keeper.work(task, lose)
+        assert len(keeper.models()) == 1
+        return keeper.work(task)
+
+
+def test_a_task_ends_with_a_better_model(keeper, first):
+    assert first.status == 'done' and first.details.startswith(f'Promoted to {ALIAS}: ndcg_at_10 of ')
+    assert first.metrics['promoted'] is True and first.metrics['trainings'] == 2
+    found = first.metrics['comparison']['ndcg_at_10']
+    assert found['difference'][1] > 0 and found['p_value'] < 0.05
+    assert first.metrics['after']['ndcg_at_10'] == found['after'][0] > first.metrics['before']['ndcg_at_10']
+    assert first.metrics['after'].keys() == {'ndcg_at_10', 'reciprocal_rank', 'recall_at_10'}
+    assert {'test_not_irrelevant_dist_shift', 'test_irrelevant_dist_shift'} <= first.metrics.keys()
+    assert 1e-3 <= first.metrics['parameters']['learning_rate'] <= 4e-3
+    json.dumps(first.metrics)
+
+
+def test_the_batch_that_collected_was_released_when_the_work_began(keeper, first):
+    batch = keeper.registry.clicks.get_batch(keeper.account, first.batch_id)
+    assert (batch.status, batch.release_id, batch.sessions) == ('released', first.id, 1200)
+
+
+def test_the_names_in_mlflow_are_those_of_embedding_studio(keeper, first):
+    experiment = keeper.mlflow.get_experiment_by_name(f'iteration / {METHOD["name"]} / {first.batch_id}')
+    runs = keeper.mlflow.search_runs([experiment.experiment_id])
+    assert len(runs) == 2, 'the one that was broken off went on in its run'
+    for run in runs:
+        assert run.info.status == 'FINISHED' and len(run.info.run_name) == 64
+        assert run.data.params['plugin_name'] == METHOD['name'] and run.data.params['batch_id'] == first.batch_id
+        steps = [point.step for point in keeper.mlflow.get_metric_history(run.info.run_id, 'test_ndcg_at_10')]
+        assert sorted(set(steps)) == [1, 2, 3], 'an epoch before a checkpoint may be there twice'
+    assert {'test_not_irrelevant_dist_shift', 'test_irrelevant_dist_shift', 'train_loss'} <= runs[0].data.metrics.keys()
+    initial = keeper.mlflow.get_experiment_by_name('iteration / initial')
+    [run] = keeper.mlflow.search_runs([initial.experiment_id])
+    assert run.info.run_name == 'initial_model'
+
+
+def test_one_model_is_kept_and_the_registry_has_it(keeper, first):
+    [kept] = keeper.models()
+    artifact = keeper.registry.get_artifact(keeper.account, first.artifact_id)
+    assert artifact.aliases == (ALIAS,) and artifact.size == kept.stat().st_size
+    assert keeper.registry.artifact_file(artifact).read_bytes() == kept.read_bytes()
+    folder = keeper.registry.run_directory(first.run_id)
+    assert list(folder.iterdir()) == [], 'what was needed on the way is gone'
+
+
+def test_the_model_is_opened_without_this_program(keeper, first, tmp_path):
+    artifact = keeper.registry.get_artifact(keeper.account, first.artifact_id)
+    path = keeper.registry.artifact_file(artifact)
+    ours = load_engine(path).encode_texts(['fleece blanket', 'stay dry, red'])
+    script = """
+import sys, zipfile, json
+sys.modules['finetuner'] = sys.modules['training'] = sys.modules['registry'] = None
+with zipfile.ZipFile(sys.argv[1]) as file:
+    file.extractall('.')
+from pathlib import Path
+from sentence_transformers import SentenceTransformer
+[folder] = Path('.').glob('*/models/model')
+print(json.dumps(SentenceTransformer(str(folder), device='cpu').encode(['fleece blanket', 'stay dry, red']).tolist()))
+"""
+    done = subprocess.run(
+        [sys.executable, '-I', '-c', script, str(path)], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={**os.environ, 'HF_HUB_OFFLINE': '1'},
+    )  # fmt: skip
+    assert np.allclose(json.loads(done.stdout.splitlines()[-1]), ours, atol=1e-5)
+
+
+def test_clicks_that_say_nothing_promote_nothing_and_leave_all_as_it_was(keeper, first, click):
+    click(keeper.registry, keeper.account, 300, seed=9, at_random=True)
+    before = keeper.registry.get_promotion(keeper.account, ALIAS)
+    task = keeper.work(keeper.ask())
+    assert task.status == 'done' and task.metrics['promoted'] is False
+    assert task.details.startswith('Not promoted: ')
+    assert keeper.registry.get_promotion(keeper.account, ALIAS) == before
+    assert keeper.registry.get_artifact(keeper.account, task.artifact_id).aliases == ()
+    assert keeper.mlflow.get_experiment_by_name(f'iteration / {METHOD["name"]} / {first.batch_id}')
+
+
+@pytest.mark.slow
+def test_the_next_iteration_goes_on_from_the_best_of_the_last(keeper, first, click, caplog):
+    click(keeper.registry, keeper.account, 1500, seed=5)
+    with caplog.at_level(logging.INFO):
+        task = keeper.work(keeper.ask())
+    assert task.status == 'done', task.details
+    learned = f"Training 1 of 2: {{'learning_rate': {first.metrics['parameters']['learning_rate']}}}"
+    assert learned in caplog.messages, 'it begins with what was best'
+    initial = keeper.mlflow.get_experiment_by_name('iteration / initial')
+    assert len(keeper.mlflow.search_runs([initial.experiment_id])) == 1, 'nothing is kept a second time'
+    names = {experiment.name for experiment in keeper.mlflow.search_experiments()}
+    former = f'iteration / {METHOD["name"]} / {first.batch_id}'
+    assert (former in names) is not task.metrics['promoted'], 'it goes when another has taken its place'
+
+
+def test_too_few_sessions_are_told(keeper, click):
+    other = keeper.registry.create_account('other').id
+    with pytest.raises(NotFoundError, match='There is no collecting batch'):
+        keeper.work(keeper.registry.tuning.create_task(other, METHOD['name'], {})[0])
+    click(keeper.registry, other, 1, seed=3)
+    with pytest.raises(DataError, match='at least 2 are needed to split'):
+        keeper.work(keeper.registry.tuning.create_task(other, METHOD['name'], {})[0])
+
+
+def test_a_training_that_fails_is_told_and_leaves_the_last_iteration(keeper, first, click, monkeypatch):
+    click(keeper.registry, keeper.account, 60, seed=4)
+
+    def fail(*arguments, **options):
+        raise ValueError('the loss is not a number')
+
+    monkeypatch.setattr('training.iterations.iteration.run_fit', fail)
+    task = keeper.ask()
+    with pytest.raises(ValueError, match='the loss is not a number'):
+        keeper.work(task)
+    start = keeper.registry.get_promotion(keeper.account, ALIAS).artifact_id
+    batch_id = keeper.registry.tuning.get_task_by_id(task.id).batch_id
+    iteration = Tracker().begin(keeper.account, METHOD['name'], batch_id, f'{task.run_id} {start}')
+    runs = keeper.mlflow.search_runs([iteration.id])
+    assert [run.info.status for run in runs] == ['FAILED', 'FAILED']
+    assert Tracker().last(keeper.account, METHOD['name'], iteration.id) is not None

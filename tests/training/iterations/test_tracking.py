@@ -1,0 +1,145 @@
+"""Iterations as MLflow has them, in the store that is there without a server."""
+
+import pytest
+from mlflow import MlflowClient
+
+from finetuner import settings
+from training.iterations.parameters import name_of
+from training.iterations.tracking import FINISHED, PROMOTED, PRUNED, REFUSED, Tracker
+from training.methods.method import Search
+
+SPACE = Search.model_validate({'space': {'learning_rate': {'low': 1e-6, 'high': 1e-3}, 'freeze': [0, 2]}}).space
+FIRST, SECOND, THIRD = ({'learning_rate': rate, 'freeze': 2} for rate in (1e-5, 2e-5, 3e-5))
+
+
+@pytest.fixture(scope='module')
+def template(tmp_path_factory):
+    """A new store: making its tables takes longer than all that is done with it."""
+    path = tmp_path_factory.mktemp('mlflow') / 'mlflow.db'
+    MlflowClient(f'sqlite:///{path}').search_experiments()
+    return path.read_bytes()
+
+
+@pytest.fixture
+def tracker(template):
+    home = settings.home()
+    home.mkdir(parents=True)
+    (home / 'mlflow.db').write_bytes(template)
+    return Tracker()
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / 'model.zip'
+    path.write_bytes(b'weights')
+    return path
+
+
+def kept_files():
+    return sorted(path.relative_to(settings.home() / 'mlflow').as_posix() for path in
+                  (settings.home() / 'mlflow').rglob('*') if path.is_file())  # fmt: skip
+
+
+def learn(iteration, values, quality, path=None, outcome=FINISHED):
+    run_id = iteration.start(values)
+    iteration.log(run_id, {'test_ndcg_at_10': quality / 2}, 1)
+    iteration.log(run_id, {'test_ndcg_at_10': quality}, 2)
+    if path is not None:
+        iteration.keep_model(run_id, path)
+    iteration.end(run_id, outcome, quality)
+    return run_id
+
+
+def test_an_iteration_is_an_experiment_and_a_training_a_run(tracker):
+    iteration = tracker.begin('account', 'Default Fine Tuning Method', 'batch', 'owner')
+    run_id = learn(iteration, FIRST, 0.6)
+    found = tracker.client.get_experiment_by_name('iteration / Default Fine Tuning Method / batch')
+    assert found.experiment_id == iteration.id
+    run = tracker.client.get_run(run_id)
+    assert (run.info.run_name, run.info.status) == (name_of(FIRST), 'FINISHED')
+    assert run.data.params == {
+        'batch_id': 'batch', 'plugin_name': 'Default Fine Tuning Method', 'learning_rate': '1e-05', 'freeze': '2',
+    }  # fmt: skip
+    history = tracker.client.get_metric_history(run_id, 'test_ndcg_at_10')
+    assert [(point.step, point.value) for point in history] == [(1, 0.3), (2, 0.6)]
+
+
+def test_the_initial_model_is_kept_once_for_each_method(tracker, model):
+    made = []
+
+    def make(folder):
+        made.append(folder)
+        return model
+
+    assert [tracker.keep_initial(name, "a 'path'/model", make) for name in ('a', 'a', 'b', 'a')] == [True, False, True,
+                                                                                                    False]  # fmt: skip
+    assert tracker.keep_initial('a', 'another', make)
+    experiment = tracker.client.get_experiment_by_name('iteration / initial')
+    runs = tracker.client.search_runs([experiment.experiment_id])
+    assert [run.info.run_name for run in runs] == ['initial_model'] * 3 and len(made) == len(kept_files()) == 3
+
+
+def test_one_model_of_an_iteration_is_kept_and_the_others_are_gone(tracker, model, tmp_path):
+    iteration = tracker.begin('account', 'm', 'batch', 'owner')
+    first = learn(iteration, FIRST, 0.5, model)
+    learn(iteration, SECOND, 0.4)
+    assert [training.has_model for training in iteration.trainings()] == [True, False]
+    model.write_bytes(b'better')
+    third = learn(iteration, THIRD, 0.7, model)
+    assert [training.has_model for training in iteration.trainings()] == [False, False, True]
+    [kept] = kept_files()
+    assert third in kept and first not in kept
+    assert iteration.fetch_model(third, tmp_path / 'fetched').read_bytes() == b'better'
+    assert tracker.client.list_artifacts(first) == []
+
+
+def test_the_best_parameters_come_back_with_their_types(tracker):
+    iteration = tracker.begin('account', 'm', 'batch', 'owner')
+    learn(iteration, FIRST, 0.5)
+    learn(iteration, SECOND, 0.7)
+    learn(iteration, THIRD, 0.6, outcome=PRUNED)
+    iteration.start({'learning_rate': 9e-5, 'freeze': 0})
+    assert iteration.top(SPACE, 2) == [SECOND, THIRD] and iteration.top(SPACE, 9) == [SECOND, THIRD, FIRST]
+    narrow = Search.model_validate({'space': {'learning_rate': {'low': 1e-6, 'high': 15e-6}, 'freeze': [2]}}).space
+    assert iteration.top(narrow, 9) == [FIRST]
+
+
+def test_a_training_that_was_broken_off_goes_on_in_its_run(tracker):
+    iteration = tracker.begin('account', 'm', 'batch', 'owner')
+    run_id = iteration.start(FIRST)
+    iteration.break_off(run_id, 'KILLED')
+    again = tracker.begin('account', 'm', 'batch', 'owner')
+    assert again.id == iteration.id and again.trainings()[0].outcome is None
+    assert again.start(FIRST) == run_id
+    assert tracker.client.get_run(run_id).info.status == 'RUNNING'
+
+
+def test_another_owner_begins_anew(tracker, model):
+    iteration = tracker.begin('account', 'm', 'batch', 'owner')
+    learn(iteration, FIRST, 0.5, model)
+    for owner in ('second', 'third'):
+        again = tracker.begin('account', 'm', 'batch', owner)
+        assert again.id != iteration.id and again.trainings() == [] and kept_files() == []
+        learn(again, FIRST, 0.5, model)
+        iteration = again
+
+
+def test_the_last_iteration_is_the_latest_whose_model_was_promoted(tracker, model):
+    assert tracker.last('account', 'm', 'none') is None
+    found = []
+    for batch, state in (('1', PROMOTED), ('2', REFUSED), ('3', None)):
+        iteration = tracker.begin('account', 'm', batch, f'owner {batch}')
+        learn(iteration, FIRST, 0.5, model)
+        if state:
+            iteration.conclude(state)
+        found.append(iteration)
+    assert tracker.last('account', 'm', found[2].id).id == found[0].id
+    assert tracker.last('account', 'm', found[0].id) is None
+    assert tracker.last('account', 'other', 'none') is tracker.last('other', 'm', 'none') is None
+    new = tracker.begin('account', 'm', '4', 'owner 4')
+    tracker.begin('other', 'm', '5', 'owner 5').conclude(PROMOTED)
+    new.conclude(PROMOTED)
+    tracker.remove_others('account', 'm', new.id)
+    names = {experiment.name for experiment in tracker.client.search_experiments()}
+    assert names == {'Default', 'iteration / m / 3', 'iteration / m / 4', 'iteration / m / 5'}, 'one may go on'
+    assert len(kept_files()) == 1

@@ -1,0 +1,100 @@
+"""A fine-tuning task, carried by a run of the registry from its claim to its end."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+
+from finetuner.excepts import NotFoundError, RegistryError
+from registry import Registry, RunRecord
+from registry.records import FINISHED, TuningTask
+from training.callbacks.training_checkpoint import Recovery
+from training.errors import persistently
+from training.heartbeat import Heartbeat
+from training.interruption import Interruption
+from training.iterations.iteration import TRIALS, Outcome, Start, Work, conclude, iterate
+from training.iterations.material import ITEMS
+from training.methods import load_method
+from training.run_folder import remove_training
+
+logger = logging.getLogger(__name__)
+
+
+def carry(
+    registry: Registry,
+    run: RunRecord,
+    task_id: str,
+    heartbeat: Heartbeat,
+    interruption: Interruption,
+    checkpoint_seconds: float,
+) -> None:
+    """Do what a task asks for, and store what came of it.
+
+    :param checkpoint_seconds: between two checkpoints at least.
+    :raises ValueError: it cannot be done; the message says why.
+    """
+    task = registry.tuning.get_task_by_id(task_id)
+    method = load_method(task.method)
+    batch_id = _batch(registry, task)
+    folder = registry.run_directory(run.id)
+    alias = method.promoted_alias
+    start = find_start(registry, task.account_id, alias)
+    owner = f'{run.id} {start.artifact_id or "pretrained"}'
+    work = Work(
+        registry=registry,
+        account_id=task.account_id,
+        owner=owner,
+        name=run.name,
+        folder=folder,
+        report=heartbeat.report,
+        recovery=Recovery(checkpoint_seconds, measured=lambda footprint: footprint.write(folder)),
+        interruption=interruption,
+    )
+    outcome = iterate(work, method, batch_id, start)
+    if outcome.is_promoted and find_start(registry, task.account_id, alias).artifact_id != start.artifact_id:
+        sentence = f'{alias} was given another model meanwhile, which this one was not compared with'
+        outcome = dataclasses.replace(
+            outcome, is_promoted=False, sentence=sentence, metrics={**outcome.metrics, 'promoted': False}
+        )
+    details = f'Promoted to {alias}: {outcome.sentence}' if outcome.is_promoted else f'Not promoted: {outcome.sentence}'
+    logger.info('%s', details)
+    _finish(registry, run, outcome, heartbeat.lease, details, alias if outcome.is_promoted else None)
+    try:
+        conclude(outcome, task.account_id, method.name, batch_id, owner)
+    except Exception:  # what matters is stored
+        logger.exception('MLflow could not be told of the end of the iteration')
+    for name in (TRIALS, ITEMS, 'best'):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in folder.glob('clicks.*'):
+        path.unlink(missing_ok=True)
+    remove_training(folder)
+
+
+def find_start(registry: Registry, account_id: str, alias: str) -> Start:
+    """The model that the alias names now; the pretrained one of the method if it names none."""
+    try:
+        promotion = registry.get_promotion(account_id, alias)
+    except NotFoundError:
+        return Start()
+    artifact = registry.get_artifact(account_id, promotion.artifact_id)
+    return Start(artifact.id, registry.artifact_file(artifact))
+
+
+def _batch(registry: Registry, task: TuningTask) -> str:
+    """What the task learns from. If it names nothing, the batch that collects is released now: clicks that came while
+    the task waited are in it."""
+    if task.batch_id is not None:
+        return task.batch_id
+    batch = registry.clicks.release_batch(task.account_id, task.idempotency_key or task.id)
+    registry.tuning.set_batch(task.id, batch.id)
+    return batch.id
+
+
+def _finish(registry: Registry, run: RunRecord, outcome: Outcome, lease: str, details: str, alias: str | None) -> None:
+    try:
+        persistently(lambda: registry.finish_run(run.id, outcome.artifact, outcome.metrics, {}, lease, details, alias))
+    except RegistryError:
+        # perhaps it was stored, and the answer was lost
+        if registry.get_run_by_id(run.id).status != FINISHED:
+            raise

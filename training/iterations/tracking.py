@@ -1,0 +1,253 @@
+"""What is known of iterations, in MLflow: an experiment is an iteration, a run of it a training with some parameters.
+
+An experiment has the tags `account`, `method`, `owner` (the run of the registry that carries it) and `state`. Of all
+trainings of an iteration one has a model: the best so far.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.iterations import parameters
+from training.iterations.parameters import Parameters
+from training.methods.method import Space
+from training.mlflow_store import local_artifacts, open_client
+
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment, Run
+
+logger = logging.getLogger(__name__)
+
+INITIAL, INITIAL_RUN = 'iteration / initial', 'initial_model'
+MODEL = 'model'
+"""The folder of a training's artifacts that its model is in."""
+HAS_MODEL, QUALITY = 'model_uploaded', 'quality'
+OPEN, PROMOTED, REFUSED = 'open', 'promoted', 'refused'
+"""States of an iteration."""
+FINISHED, PRUNED, ENDED = 'finished', 'pruned', ('finished', 'pruned')
+"""Outcomes of a training, in its tag `outcome`."""
+AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training of an iteration.
+
+    :param run_id: of MLflow.
+    :param name: of its parameters.
+    :param texts: its parameters, as MLflow has them.
+    :param outcome: 'finished', 'pruned', or None if it has not come to its end.
+    :param quality: the main metric over the sessions by which trainings are compared; None if there is none yet.
+    """
+
+    run_id: str
+    name: str
+    texts: dict[str, str]
+    outcome: str | None
+    quality: float | None
+    has_model: bool
+
+
+class Tracker:
+    """
+    :param uri: of MLflow, default `MLFLOW_TRACKING_URI`, or else a database in `FINETUNER_HOME`.
+    """
+
+    def __init__(self, uri: str | None = None):
+        self.client = open_client(uri)
+        self._uri = self.client.tracking_uri
+        folder = local_artifacts() if uri is None else None
+        self._artifacts = None if folder is None else folder.as_uri()
+
+    def keep_initial(self, method: str, model: str, make: Callable[[Path], Path]) -> bool:
+        """Keep the model that a method starts from, once. Whether it was new.
+
+        :param model: what the method calls it.
+        :param make: writes it into a folder, and returns the file.
+        """
+        experiment = self._experiment(INITIAL, {})
+        query = f"tags.method = '{method}' and tags.model = '{_quoted(model)}' and metrics.{HAS_MODEL} = 1"
+        if self.client.search_runs([experiment], query, max_results=1):
+            return False
+        tags = {'method': method, 'model': _quoted(model)}
+        run = self.client.create_run(experiment, run_name=INITIAL_RUN, tags=tags)
+        self.client.log_param(run.info.run_id, 'plugin_name', method)
+        with tempfile.TemporaryDirectory() as folder:
+            self._upload(run.info.run_id, make(Path(folder)))
+        self.client.set_terminated(run.info.run_id)
+        return True
+
+    def begin(self, account_id: str, method: str, batch_id: str, owner: str) -> Iteration:
+        """The iteration of a method on a batch. One that the same owner has begun goes on; that of another, which has
+        ended, makes room."""
+        name = f'iteration / {method} / {batch_id}'
+        found = self.client.get_experiment_by_name(name)
+        if found is not None and (found.tags.get('owner') != owner or found.lifecycle_stage != 'active'):
+            self._remove(found)
+        tags = {'account': account_id, 'method': method, 'batch': batch_id, 'owner': owner, 'state': OPEN}
+        return Iteration(self, self._experiment(name, tags), name, method, batch_id)
+
+    def last(self, account_id: str, method: str, other_than: str) -> Iteration | None:
+        """The latest iteration of a method whose model was promoted.
+
+        :param other_than: the id of an experiment that is not meant.
+        """
+        query = f"tags.account = '{account_id}' and tags.method = '{method}' and tags.state = '{PROMOTED}'"
+        found = self.client.search_experiments(filter_string=query, order_by=['creation_time DESC'], max_results=2)
+        for experiment in found:
+            if experiment.experiment_id != other_than:
+                batch = experiment.tags.get('batch', '')
+                return Iteration(self, experiment.experiment_id, experiment.name, method, batch)
+        return None
+
+    def remove_others(self, account_id: str, method: str, kept: str) -> None:
+        """Remove all iterations of a method but one, with their models, and but those that may go on."""
+        query = f"tags.account = '{account_id}' and tags.method = '{method}' and tags.state != '{OPEN}'"
+        for experiment in self.client.search_experiments(filter_string=query, max_results=AT_ONCE):
+            if experiment.experiment_id != kept:
+                self._remove(experiment)
+
+    def _experiment(self, name: str, tags: Mapping[str, str]) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self.client.create_experiment(name, self._artifacts, dict(tags)))
+        except MlflowException:  # another process has made it at once
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+    def _remove(self, experiment: Experiment) -> None:
+        """Remove the models of an iteration, and the iteration from all lists. Its name is free then."""
+        if experiment.lifecycle_stage == 'active':
+            for run in self._runs(experiment.experiment_id):
+                self._delete_model(run)
+        else:  # it has to be there to be renamed
+            self.client.restore_experiment(experiment.experiment_id)
+        self.client.rename_experiment(experiment.experiment_id, f'{experiment.name} / {experiment.experiment_id}')
+        self.client.delete_experiment(experiment.experiment_id)
+
+    def _runs(self, experiment_id: str) -> list[Run]:
+        found, token = [], None
+        while True:
+            page = self.client.search_runs([experiment_id], max_results=AT_ONCE, page_token=token)
+            found += list(page)
+            if not (token := page.token):
+                return found
+
+    def _upload(self, run_id: str, path: Path) -> None:
+        self.client.log_artifact(run_id, str(path), MODEL)
+        self.client.log_metric(run_id, HAS_MODEL, 1.0)
+
+    def _delete_model(self, run: Run) -> None:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        if not run.data.metrics.get(HAS_MODEL):
+            return
+        get_artifact_repository(run.info.artifact_uri, tracking_uri=self._uri).delete_artifacts(MODEL)
+        self.client.log_metric(run.info.run_id, HAS_MODEL, 0.0)
+        self.client.log_metric(run.info.run_id, 'model_deleted', 1.0)
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """An experiment of MLflow. All that it does is also there for a worker that comes after a lost one.
+
+    :param id: of the experiment.
+    """
+
+    tracker: Tracker
+    id: str
+    name: str
+    method: str
+    batch_id: str
+
+    def trainings(self) -> list[Training]:
+        """All of them, the oldest first."""
+        runs = sorted(self.tracker._runs(self.id), key=lambda run: (run.info.start_time, run.info.run_id))
+        return [_training(run) for run in runs]
+
+    def top(self, space: Space, count: int) -> list[Parameters]:
+        """The parameters of the best trainings, with their types, as far as the space allows them still."""
+        known = [training for training in self.trainings() if training.quality is not None and training.outcome]
+        known.sort(key=lambda training: -(training.quality or 0.0))
+        found = [parameters.read(space, training.texts) for training in known]
+        return [values for values in found if values is not None][:count]
+
+    def start(self, values: Parameters) -> str:
+        """The id of the run of a training, which is made if there is none of these parameters."""
+        name = parameters.name_of(values)
+        for training in self.trainings():
+            if training.name == name:
+                self.tracker.client.update_run(training.run_id, 'RUNNING')
+                return training.run_id
+        from mlflow.entities import Param
+
+        run_id = str(self.tracker.client.create_run(self.id, run_name=name).info.run_id)
+        texts = {'batch_id': self.batch_id, 'plugin_name': self.method, **parameters.write(values)}
+        self.tracker.client.log_batch(run_id, params=[Param(key, text) for key, text in texts.items()])
+        return run_id
+
+    def log(self, run_id: str, figures: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.tracker.client.log_batch(
+            run_id, metrics=[Metric(name, float(value), now, step) for name, value in figures.items()]
+        )
+
+    def end(self, run_id: str, outcome: str, quality: float) -> None:
+        """A training has come to its end: 'finished' or 'pruned'."""
+        self.tracker.client.log_metric(run_id, QUALITY, quality)
+        self.tracker.client.set_tag(run_id, 'outcome', outcome)
+        self.tracker.client.set_terminated(run_id, 'FINISHED' if outcome == FINISHED else 'KILLED')
+
+    def break_off(self, run_id: str, status: str) -> None:
+        """A training has not come to its end: 'FAILED' or 'KILLED'. Whatever goes wrong here is not what matters."""
+        with suppress(Exception):
+            self.tracker.client.set_terminated(run_id, status)
+
+    def keep_model(self, run_id: str, path: Path) -> None:
+        """Make a model the one of the iteration; the one before is deleted."""
+        self.tracker._upload(run_id, path)
+        for run in self.tracker._runs(self.id):
+            if run.info.run_id != run_id:
+                self.tracker._delete_model(run)
+
+    def fetch_model(self, run_id: str, folder: Path) -> Path:
+        """The file of a training's model, copied into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = Path(self.tracker.client.download_artifacts(run_id, MODEL, str(folder)))
+        return next(path.iterdir())
+
+    def conclude(self, state: str) -> None:
+        """'promoted' or 'refused'."""
+        self.tracker.client.set_experiment_tag(self.id, 'state', state)
+
+
+def _training(run: Run) -> Training:
+    metrics: dict[str, Any] = run.data.metrics
+    return Training(
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        texts=dict(run.data.params),
+        outcome=run.data.tags.get('outcome'),
+        quality=metrics.get(QUALITY),
+        has_model=bool(metrics.get(HAS_MODEL)),
+    )
+
+
+def _quoted(text: str) -> str:
+    """A model may be a path: what would end the text of a filter is left out of it."""
+    return text.replace("'", '')

@@ -1,0 +1,77 @@
+"""Measuring a training by held-out sessions at the end of every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from training.callbacks.base import Callback
+from training.clicks.comparing import Embedded
+from training.clicks.ranking import distance_shifts, ranking_metrics, session_scores
+from training.iterations.embedding import embed_by_encoders
+from training.iterations.material import Material
+from training.state import TrainingState
+
+PREFIX = 'test_'
+"""Of the figures of held-out sessions."""
+
+
+class Pruned(Exception):
+    """The training is not worth to be gone on with."""
+
+
+class Watch(Callback):
+    """Puts the ranking metrics of the sessions by which trainings are compared into the figures of every epoch.
+
+    :param modality: of the items.
+    :param before: what the model that the iteration starts from makes of these sessions.
+    :param metric: the main one.
+    :param report: is told the figures of an epoch, and its number.
+    :param is_hopeless: is asked, given the main metric and the epoch, whether to end it here.
+    :param max_weight: of a click.
+    """
+
+    def __init__(
+        self,
+        material: Material,
+        modality: str,
+        before: Embedded,
+        metric: str,
+        max_weight: float,
+        report: Callable[[dict[str, float], int], None],
+        is_hopeless: Callable[[float, int], bool],
+    ):
+        self._material, self._modality, self._metric = material, modality, metric
+        self._report, self._is_hopeless = report, is_hopeless
+        judged = material.validation
+        self._before = session_scores(judged.sessions, before.queries, before.items)
+        self._clicked = [number for number, entry in enumerate(judged.sessions) if entry.clicks.any()]
+        self._gains = judged.gains(max_weight)
+        self.best: float | None = None
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        figures = self._measure(state)
+        state.metrics |= figures
+        losses = {'train_loss': state.metrics['train_loss']} if 'train_loss' in state.metrics else {}
+        self._report(figures | losses, state.epoch)
+        value = figures[PREFIX + self._metric]
+        self.best = value if self.best is None else max(self.best, value)
+        if self._is_hopeless(value, state.epoch):
+            raise Pruned(f'{self._metric} is {value:.4f} after epoch {state.epoch}')
+
+    def state_dict(self) -> dict[str, Any]:
+        return {'best': self.best}
+
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        self.best = values['best']
+
+    def _measure(self, state: TrainingState) -> dict[str, float]:
+        judged, items = self._material.validation, self._material.items
+        embedded = embed_by_encoders(state.task.by_name, self._modality, judged, items)
+        scores = session_scores(judged.sessions, embedded.queries, embedded.items)
+        metrics = ranking_metrics(
+            [scores[number] for number in self._clicked], [self._gains[number] for number in self._clicked]
+        )
+        found = {name: float(values.mean()) for name, values in metrics.items()}
+        found |= distance_shifts(judged.sessions, self._before, scores)
+        return {PREFIX + name: value for name, value in found.items()}

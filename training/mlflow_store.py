@@ -1,0 +1,37 @@
+"""Where MLflow keeps what is told to it: a server by its URL, or else a database in the home of this program."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetuner import settings
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+VARIABLE = 'MLFLOW_TRACKING_URI'
+
+
+def open_client(uri: str | None = None) -> MlflowClient:
+    """
+    :param uri: default `MLFLOW_TRACKING_URI`, or else a database in `FINETUNER_HOME`.
+    """
+    os.environ.setdefault('MLFLOW_DISABLE_TELEMETRY', 'true')
+    from mlflow import MlflowClient
+
+    logging.getLogger('mlflow').setLevel(logging.WARNING)
+    return MlflowClient(uri or os.environ.get(VARIABLE) or f'sqlite:///{_home() / "mlflow.db"}')
+
+
+def local_artifacts() -> Path | None:
+    """The folder for files where there is no server that has one; None where there is."""
+    return None if os.environ.get(VARIABLE) else _home() / 'mlflow'
+
+
+def _home() -> Path:
+    home = settings.home().expanduser().absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    return home
