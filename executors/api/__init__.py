@@ -11,7 +11,18 @@ from collections.abc import Collection
 
 from fastapi import APIRouter, FastAPI
 
-from executors.api import account, aliases, artifacts, clickstream, datasets, embeddings, experiments, logs, runs, tuning
+from executors.api import (
+    account,
+    aliases,
+    artifacts,
+    clickstream,
+    datasets,
+    embeddings,
+    experiments,
+    logs,
+    runs,
+    tuning,
+)
 from executors.api.request import StrictRoute
 
 # the routers, and the endpoint without which there is nothing to translate to

@@ -204,8 +204,9 @@ class _Builder:
                 return {'tensor': as_tensor(value)}
             return self._file(value, kind)
         except DataError as error:
-            is_text = isinstance(value, str) and _kind_of_value(value) == 'text'
-            hint = f'. The model reads {_PLURALS[kind]}: each cell of this column is to name a file' if is_text and kind in _PLURALS else ''
+            hint = ''
+            if kind in _PLURALS and isinstance(value, str) and _kind_of_value(value) == 'text':
+                hint = f'. The model reads {_PLURALS[kind]}: each cell of this column is to name a file'
             raise DataError(f'{place()}: {error}{hint}') from error
 
     def _file(self, value: Any, kind: str) -> dict[str, Any]:
