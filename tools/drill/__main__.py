@@ -43,7 +43,7 @@ def main(
     minutes: Annotated[float, typer.Option(help='Of killing.')] = 10.0,
     database: Annotated[str, typer.Option(help='sqlite or postgres.')] = 'sqlite',
     accounts: Annotated[int, typer.Option(min=1)] = 3,
-    pause: Annotated[float, typer.Option(help='Seconds between two kills, on average.')] = 8.0,
+    pause: Annotated[float, typer.Option(help='Seconds between two kills, on average.')] = 12.0,
     seed: int = 0,
 ) -> None:
     """Kill everything at random while it works, and see whether anything is lost."""

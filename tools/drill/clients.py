@@ -20,7 +20,7 @@ FRUITS = ('apple', 'fig', 'pear', 'plum', 'quince', 'cherry')
 WORDS = ('pie', 'juice', 'tree', 'jam', 'cake', 'salad', 'tart', 'seed')
 PROBES = [f'{fruit} {word}' for fruit in FRUITS for word in ('sauce', 'flower')]
 AT_ONCE = 2  # runs of an account that wait or are at work
-PATIENCE = 180.0  # seconds for which a call is repeated
+PATIENCE = 600.0  # seconds for which a call is repeated: what the drill asks is whether anything is lost
 
 Answer = TypeVar('Answer')
 
