@@ -110,7 +110,7 @@ class _Lingering:
 
     async def send(self, message: Message) -> None:
         if message['type'] == 'http.response.start':
-            self.is_closing = (b'connection', b'close') in message['headers']
+            self.is_closing = (b'connection', b'close') in message.get('headers', ())
         elif self.is_closing and not self.body.is_complete and not message.get('more_body', False):
             await self._send({**message, 'more_body': True})
             await self.body.discard()

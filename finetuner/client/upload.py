@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from finetuner.client.names import dataset_name
 from finetuner.data import CSVOptions, read_data
 from finetuner.data.reading import is_data_path
-from finetuner.excepts import DataError, NotFoundError, QuotaError, RegistryError
+from finetuner.excepts import DataError, FinetunerServerError, NotFoundError, QuotaError, RegistryError
 
 if TYPE_CHECKING:
     from finetuner.client.session import Session
     from finetuner.documents import Document
 
     Data = str | Path | TextIO | Iterable[Document]
+
+logger = logging.getLogger(__name__)
 
 PART_ROWS = 10_000
 PART_BYTES = 8 << 20  # on the wire
@@ -61,8 +63,6 @@ class Uploader:
             options = self._csv_options or CSVOptions()
             is_whole = options.size is None and options.sampling_rate is None
             total = len(data) if is_whole and isinstance(data, Sized) and not isinstance(data, str) else None
-            if not self._is_there(name):
-                self._made.append(name)
             self._send(self._documents(data, kind), name, kind, total)
             self._kept.append(data)
             self._names[key] = name
@@ -71,8 +71,12 @@ class Uploader:
     def discard(self) -> None:
         """Delete what was sent, for no run will read it. Data sets that were there before stay."""
         for name in self._made:
-            with suppress(NotFoundError):  # nothing of it had arrived
+            try:
                 self._session.request('/delete_dataset', name=name)
+            except NotFoundError:  # nothing of it had arrived
+                pass
+            except (FinetunerServerError, RegistryError) as error:
+                logger.warning('%s, which no run reads, stays in the service: %s', name, error)
         self._made.clear()
 
     def _is_there(self, name: str) -> bool:
@@ -96,6 +100,8 @@ class Uploader:
         with make_progress(MofNCompleteColumn(), TimeElapsedColumn()) as progress:
             task = progress.add_task(f'Uploading the {kind} data', total=total)
             for number, (count, message) in enumerate(_parts(documents, kind)):
+                if not number and not self._is_there(name):
+                    self._made.append(name)
                 try:
                     rows = int(self._session.request('/ingest', message, name=name, part=number).tags['rows'])
                 except QuotaError:

@@ -12,6 +12,7 @@ import pytest
 from finetuner import settings
 from finetuner.cli import app
 from finetuner.client import session
+from finetuner.documents import Document
 from finetuner.excepts import RegistryError
 from finetuner.run import Run
 
@@ -288,11 +289,12 @@ def test_unknown_options_are_told_by_typer(finetuner):
 @pytest.fixture
 def encoder(service):
     def encode(parameters, documents):
-        for document in documents:
-            document.embedding = np.array([len(document.text), 1], dtype=np.float32)
-        return documents
+        [document] = documents
+        rows = np.array([[len(text), 1] for text in json.loads(document.text)], '<f4')
+        tags = {'count': len(rows), 'dim': 2, 'dtype': 'float32', 'tokens': 0, 'model': 'm'}
+        return [Document(blob=rows.tobytes(), tags=tags)]
 
-    service.endpoints['/encode'] = encode
+    service.endpoints['/encode_texts'] = encode
 
 
 def test_encode_previews(encoder, finetuner):
