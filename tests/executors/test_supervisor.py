@@ -108,6 +108,7 @@ def test_a_worker_that_is_killed_is_followed_by_another_and_at_last_the_run_has_
     assert list((registry.home / 'attempts').iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_checkpoint_after_a_kill_and_ends_as_if_nothing_had_been(
     registry, supervise, submit, monkeypatch
 ):

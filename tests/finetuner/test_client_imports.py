@@ -58,13 +58,13 @@ print(*[name for name in {HEAVY} if name in sys.modules])
     assert python(code).strip() == ''
 
 
-@pytest.mark.parametrize('package', ['finetuner', 'registry', 'training'])
-def test_only_the_executors_need_jina(package):
+def test_only_the_executors_need_jina():
     python(f"""{WITHOUT_JINA}
 import importlib, pkgutil
-import {package}
-for module in pkgutil.walk_packages({package}.__path__, '{package}.'):
-    if not module.name.endswith('__main__') and '.migrations' not in module.name:
-        importlib.import_module(module.name)
+import finetuner, registry, training
+for package in (finetuner, registry, training):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):
+        if not module.name.endswith('__main__') and '.migrations' not in module.name:
+            importlib.import_module(module.name)
 assert 'jina' not in sys.modules
 """)

@@ -425,6 +425,7 @@ def test_loading_a_folder_of_models(tmp_path):
     assert list(load_encoders(tmp_path / 'models')) == ['model']
 
 
+@pytest.mark.slow
 def test_texts_need_neither_torchvision_nor_timm_nor_pillow(tiny_model):
     program = f"""
 import sys
