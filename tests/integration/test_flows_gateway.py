@@ -50,7 +50,7 @@ GUARDED = {
     '/alias': {'alias': 'a@b'},
     '/delete_alias': {'alias': 'a@b'},
 }
-ALL = ', '.join(sorted([*GUARDED, '/encode', '/logstream']))
+ALL = ', '.join(sorted([*GUARDED, '/encode', '/encode_texts', '/logstream']))
 
 
 @pytest.mark.parametrize(('endpoint', 'parameters'), GUARDED.items())
@@ -199,7 +199,7 @@ def test_json_carries_every_field_of_a_document(service):
             {'id': 'second', 'blob': base64.b64encode(b'\xff\x00').decode()},
         ],
     }
-    (answer,) = service.post('/encode', [document], token=None).json()['data']
+    (answer,) = service.post('/encode', [document], token=None, return_content=True).json()['data']
     assert len(answer.pop('embedding')) == 32
     empty = dict.fromkeys(('text', 'uri', 'blob', 'tensor', 'modality', 'embedding')) | {'tags': {}}
     document['chunks'] = [empty | chunk for chunk in document['chunks']]
@@ -269,7 +269,7 @@ def test_a_broken_message_does_not_break_the_service(service):
 
 def test_the_interface_describes_itself(service):
     schema = requests.get(f'http://127.0.0.1:{service.http_port}/openapi.json', timeout=60).json()
-    beside = {'/', '/dry_run', '/health/live', '/health/ready'}
+    beside = {'/', '/dry_run', '/health/live', '/health/ready', '/v1/embeddings'}
     assert {path for path in schema['paths'] if not path.startswith('/api/v1/')} == {*ALL.split(', '), *beside}
     assert requests.get(f'http://127.0.0.1:{service.http_port}/docs', timeout=60).status_code == 200
     assert requests.get(f'http://127.0.0.1:{service.http_port}/', timeout=60).status_code == 200
