@@ -56,6 +56,4 @@ class MLFlowLogger(Logger):
 
 
 def _local_store() -> str:
-    home = settings.home().expanduser().absolute()
-    home.mkdir(parents=True, exist_ok=True)
-    return f'sqlite:///{home / "mlflow.db"}'
+    return f'sqlite:///{settings.made_home() / "mlflow.db"}'
