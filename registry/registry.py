@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, select
+from sqlalchemy import URL, make_url, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -31,7 +31,7 @@ from registry import (
     runs,
 )
 from registry.clicks import Clicks
-from registry.database import Database
+from registry.database import Database, has_registry
 from registry.models import ArtifactRow, CheckpointRow, ShardRow
 from registry.names import check_alias, check_id, check_name, new_id
 from registry.objects import ObjectStore, copy_hashed, file_digest
@@ -71,9 +71,12 @@ def open_places(
     """The folder, the database and the object store of a registry, as :meth:`Registry.open` finds them."""
     home = (Path(home) if home else settings.home()).expanduser().absolute()
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    default = URL.create('sqlite', database=str(home / 'registry.db'))
-    database = Database(database_url or settings.secret('FINETUNER_DATABASE_URL') or default)
+    database = Database(database_url or _database_url(home))
     return home, database, ObjectStore(objects_url or os.environ.get('FINETUNER_OBJECTS_URL') or str(home / 'objects'))
+
+
+def _database_url(home: Path) -> str | URL:
+    return settings.secret('FINETUNER_DATABASE_URL') or URL.create('sqlite', database=str(home / 'registry.db'))
 
 
 class Registry:
@@ -106,6 +109,22 @@ class Registry:
             staging = Staging(home / 'staging', objects, lambda key: _is_referenced(database, key))
             staging.recover()
         return cls(home, database, objects, staging)
+
+    @classmethod
+    def open_existing(cls) -> Registry:
+        """Open the registry that the environment names, if there is one: nothing is made where there is none.
+
+        :raises RegistryError: there is none, or what :meth:`open` raises.
+        :raises UnavailableError: the database cannot be reached.
+        """
+        home = settings.home()
+        url = _database_url(home)
+        if not has_registry(url):
+            raise RegistryError(
+                f'There is no registry in the database {make_url(url)} (home: {home}): FINETUNER_HOME and '
+                'FINETUNER_DATABASE_URL must be those of the service, which makes it at its first start'
+            )
+        return cls.open()
 
     def close(self) -> None:
         self._staging.close()

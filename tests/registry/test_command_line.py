@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 
 import registry as registry_package
 from finetuner import settings
+from finetuner.excepts import RegistryError
+from registry import Registry
 from registry.__main__ import app
 
 
@@ -77,6 +79,42 @@ def test_long_lists_have_pages(registry):
     first, second = run('accounts'), run('accounts', '--page', '2')
     assert 'page 1 of 2' in first.stderr
     assert (len(first.stdout.splitlines()), len(second.stdout.splitlines())) == (50, 11)
+
+
+CHANGES = [
+    ('token',),
+    ('account', 'support'),
+    ('quota', 'local'),
+    ('revoke', 'x'),
+]
+LOOKS = [('tokens',), ('accounts',), ('usage',), ('backup', 'backup')]
+
+
+@pytest.mark.parametrize('arguments', [*CHANGES, *LOOKS])
+def test_no_registry_is_made_where_there_is_none(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob('*'))
+    result = run(*arguments)
+    assert isinstance(result.exception, RegistryError)
+    for told in (str(tmp_path / 'home' / 'registry.db'), 'FINETUNER_HOME and FINETUNER_DATABASE_URL must be those of'):
+        assert told in str(result.exception)
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_a_database_without_a_registry_is_told(empty_database, monkeypatch):
+    monkeypatch.setenv('FINETUNER_DATABASE_URL', empty_database)
+    with pytest.raises(RegistryError, match='There is no registry in the database'):
+        Registry.open_existing()
+    Registry.open().close()
+    Registry.open_existing().close()
+
+
+def test_what_was_changed_is_told_beside_the_output(registry):
+    place = f'Registry: {registry.database.engine.url}\n'
+    assert run('token').stderr == place
+    assert run('account', 'support').stderr == place
+    assert run('quota', 'support', '--runs', '1').stderr == place
+    assert run('accounts').stderr == ''
 
 
 def problem(*arguments):
