@@ -14,7 +14,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from finetuner.excepts import UnavailableError
+from finetuner.excepts import RunInProgressError, UnavailableError
 from finetuner.settings import credentials_path, save_token
 from registry.backup import restore_backup, write_backup
 from registry.database import Database
@@ -94,6 +94,27 @@ def account(name: Name) -> None:
         registry.create_account(name)
         _tell_place(registry.database)
     typer.echo(f'The account {name!r} is made. `python -m registry token --account {name}` prints a token for it')
+
+
+@app.command(name='delete-account')
+def delete_account(
+    name: Name, yes: Annotated[bool, typer.Option('--yes', '-y', help='Do not ask.')] = False
+) -> None:
+    """Delete an account with its tokens, data sets, runs, artifacts, aliases and clicks, for good.
+
+    Runs that are at work are to be cancelled first.
+    """
+    with Registry.open_existing() as registry:
+        found = registry.get_account(name)
+        used = registry.usage(found.id)
+        kinds = {'data sets': used.datasets, 'artifacts': used.artifacts, 'checkpoints': used.checkpoints}
+        stored = [f'{kind.count} {what} ({_show_bytes(kind.bytes)})' for what, kind in kinds.items()]
+        has = ', '.join([*stored, f'{used.runs} runs'])
+        if not yes:
+            typer.confirm(f'Delete the account {name!r} of {registry.database.engine.url} with {has}, for good?', abort=True)
+        registry.delete_account(found.id)
+        _tell_place(registry.database)
+    typer.echo(f'The account {name!r} is deleted, with {has}')
 
 
 @app.command()
@@ -184,6 +205,6 @@ def _keep(token: str) -> Path:
 if __name__ == '__main__':
     try:
         app()
-    except (UnavailableError, ValueError, OSError) as error:
+    except (UnavailableError, RunInProgressError, ValueError, OSError) as error:
         typer.secho(str(error), err=True, fg='red')
         raise SystemExit(1) from None

@@ -28,6 +28,7 @@ from registry import (
     promotions,
     queue,
     quotas,
+    removal,
     runs,
 )
 from registry.clicks import Clicks
@@ -162,6 +163,17 @@ class Registry:
         """
         with self.database.read() as session:
             return accounts.find_account(session, name)
+
+    def delete_account(self, account_id: str) -> None:
+        """Delete an account with its tokens, data sets, experiments, runs, artifacts, aliases and clicks, for good.
+
+        For who runs the service. What its runs have left in the folders of other machines stays there.
+
+        :raises RegistryError: there is no such account, it is the one of the first start, or an alias of another
+            account names a public artifact of it; then nothing is deleted.
+        :raises RunInProgressError: one of its runs is at work; then nothing is deleted.
+        """
+        self._delete(account_id, lambda session: removal.delete_account(session, account_id))
 
     def list_accounts(self, page: int = 1, size: int = 50) -> Page[Account]:
         """One page of all accounts, by name. For who runs the service: no owner is checked.

@@ -81,11 +81,24 @@ def test_long_lists_have_pages(registry):
     assert (len(first.stdout.splitlines()), len(second.stdout.splitlines())) == (50, 11)
 
 
+def test_an_account_is_deleted_when_that_is_confirmed(registry, documents):
+    support = registry.create_account('support')
+    registry.append_documents(support.id, 'intents', documents(10))
+    asked = CliRunner().invoke(app, ['delete-account', 'support'], input='n\n')
+    assert asked.exit_code == 1 and str(registry.database.engine.url) in asked.output
+    assert re.search(r"Delete the account 'support' .* with 1 data sets \([45]\.\d+?KB\), 0 artifacts", asked.output)
+    assert registry.list_datasets(support.id).total == 1
+    assert run('delete-account', 'support').exit_code == 1, 'nobody is there who could be asked'
+    assert run('delete-account', 'support', '--yes').stdout.startswith("The account 'support' is deleted, with 1 data")
+    assert [found.name for found in registry.list_accounts().items] == ['local']
+
+
 CHANGES = [
     ('token',),
     ('account', 'support'),
     ('quota', 'local'),
     ('revoke', 'x'),
+    ('delete-account', 'local', '--yes'),
 ]
 LOOKS = [('tokens',), ('accounts',), ('usage',), ('backup', 'backup')]
 
