@@ -111,7 +111,8 @@ def delete_account(
         stored = [f'{kind.count} {what} ({_show_bytes(kind.bytes)})' for what, kind in kinds.items()]
         has = ', '.join([*stored, f'{used.runs} runs'])
         if not yes:
-            typer.confirm(f'Delete the account {name!r} of {registry.database.engine.url} with {has}, for good?', abort=True)
+            place = registry.database.engine.url
+            typer.confirm(f'Delete the account {name!r} of {place} with {has}, for good?', abort=True)
         registry.delete_account(found.id)
         _tell_place(registry.database)
     typer.echo(f'The account {name!r} is deleted, with {has}')
