@@ -340,8 +340,8 @@ class Registry:
     ) -> tuple[RunRecord, bool]:
         """Make a run, and its experiment if there is none; or find the run of this name and this `config`.
 
-        :param config: JSON. `'public': True` lets anyone who knows the artifact's id read it. How a run is worked on
-            (:data:`registry.queue.SCHEDULING`) does not make it another.
+        :param config: JSON. `'public': True` lets any account that knows the artifact's id read it. How a run is
+            worked on (:data:`registry.queue.SCHEDULING`) does not make it another.
         :param datasets: names of the data sets that the run reads; it sees them as they are now.
         :param prepare: is called with the run before anyone else sees it, or if it was there, before this returns. If
             it raises, no run is made.
