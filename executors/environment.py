@@ -6,7 +6,7 @@ substitution and expands `with` once more afterwards, so variables that are set 
 What the variables say is checked here, before anything is started: a sentence is better than the stack of a gateway.
 
 `jina flow` dies of a SIGTERM at once and leaves its executors behind. Here the signal raises SystemExit instead, and
-`with flow:` closes them.
+`with flow:` closes them. What `finetuner serve` has started gets that signal when it is gone.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import threading
 import traceback
 from types import FrameType
 
+from executors.lifetime import end_with
 from executors.rate import Buckets, max_body
 from executors.tls import read_certificate
+from finetuner.service import PARENT
 
 DEFAULT_PORT = '51000'
 DEFAULT_HTTP_PORT = '51001'
@@ -66,3 +68,5 @@ os.environ.setdefault('FINETUNER_LISTEN', DEFAULT_LISTEN)
 
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
     signal.signal(signal.SIGTERM, Leave())
+if parent := os.environ.pop(PARENT, None):  # taken out: what the Flow starts has the Flow as its parent
+    end_with(int(parent))

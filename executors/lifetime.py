@@ -1,4 +1,5 @@
-"""Executors and gateway end with the Flow that started them, even if it was killed and could not end them."""
+"""Executors and gateway end with the Flow that started them, and a Flow with `finetuner serve`, even if what started
+them was killed and could not end them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,12 @@ INTERVAL = 1.0
 def end_with_parent() -> None:
     """From now on, send this process a SIGTERM once its parent is gone. Does nothing where no Flow started it."""
     if multiprocessing.parent_process() is not None and os.getppid() != 1:
-        threading.Thread(target=_watch, args=(os.getppid(),), name='lifetime', daemon=True).start()
+        end_with(os.getppid())
+
+
+def end_with(parent: int) -> None:
+    """From now on, send this process a SIGTERM once the process `parent`, which started it, is gone."""
+    threading.Thread(target=_watch, args=(parent,), name='lifetime', daemon=True).start()
 
 
 def _watch(parent: int) -> None:

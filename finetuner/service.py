@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import signal
@@ -24,6 +25,8 @@ from finetuner.console import console, progress_console
 from finetuner.inference.remote import without_secrets
 
 PATIENCE = 30.0  # seconds that the service may take to end before it is killed
+PARENT = 'FINETUNER_SERVE_PID'
+"""The variable by which a Flow knows the process with which it is to end, even if that one is killed."""
 
 
 def run_service(artifact: str | None, port: int, http_port: int, home: Path | None) -> int:
@@ -72,7 +75,7 @@ def _run(command: list[str], environment: dict[str, str], announce: Callable[[su
         numbers.append(signal.SIGHUP)
     previous = {number: signal.signal(number, lambda caught, _: signals.append(caught)) for number in numbers}
     try:
-        child = subprocess.Popen(command, env=environment, start_new_session=True)
+        child = subprocess.Popen(command, env={**environment, PARENT: str(os.getpid())}, start_new_session=True)
         threading.Thread(target=announce, args=(child,), daemon=True).start()
         asked: float | None = None
         while True:
@@ -144,9 +147,31 @@ def _require_free(port: int, option: str) -> None:
         try:
             probe.bind(('0.0.0.0', port))
         except OSError as error:
+            taken = f'{_perhaps_ours(port)}, or ' if error.errno == errno.EADDRINUSE else ''
             raise RuntimeError(
-                f'port {port} cannot be used ({error.strerror}): choose another with {option}'
+                f'port {port} cannot be used ({error.strerror}): {taken}choose another with {option}'
             ) from error
+
+
+def _perhaps_ours(port: int) -> str:
+    holder = _listener(port)
+    who = f' (process {holder})' if holder else ''
+    return f'perhaps a service of yours still runs there{who}: end it'
+
+
+def _listener(port: int) -> int | None:
+    """The process that listens on a port, if that can be told."""
+    try:
+        import psutil
+    except ModuleNotFoundError:
+        return None
+    try:
+        for connection in psutil.net_connections('tcp'):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
+                return connection.pid
+    except (psutil.Error, OSError):
+        pass
+    return None
 
 
 def _locate(artifact: str) -> str:

@@ -26,6 +26,13 @@ def home() -> Path:
     return Path(os.environ.get('FINETUNER_HOME') or platformdirs.user_data_path('finetuner')).expanduser().absolute()
 
 
+def made_home() -> Path:
+    """The :func:`home`, made for this user alone if it is not there. One that is there keeps its rights."""
+    folder = home()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
 def config_dir() -> Path:
     """The folder of the credentials file: `FINETUNER_CONFIG_DIR`, or the user's config folder."""
     path = os.environ.get('FINETUNER_CONFIG_DIR') or platformdirs.user_config_path('finetuner')
@@ -166,7 +173,7 @@ def save_host(host: str) -> Path:
 @contextmanager
 def _locked() -> Iterator[None]:
     """Keep other processes from changing the credentials."""
-    config_dir().mkdir(parents=True, exist_ok=True)
+    config_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
     with (config_dir() / '.lock').open('w') as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,7 @@
-"""`python -m registry`: accounts, their tokens and quotas, for who runs the service."""
+"""`python -m registry`: accounts, their tokens and quotas, for who runs the service.
+
+FINETUNER_HOME and FINETUNER_DATABASE_URL must be those of the service.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from finetuner.excepts import UnavailableError
+from finetuner.excepts import RunInProgressError, UnavailableError
 from finetuner.settings import credentials_path, save_token
 from registry.backup import restore_backup, write_backup
+from registry.database import Database
 from registry.first_start import LOCAL_ACCOUNT
 from registry.records import Page
 from registry.registry import Registry, open_places
@@ -33,16 +37,17 @@ def token(
     save: Annotated[bool, typer.Option('--save', help='Write it to the credentials file of this user.')] = False,
 ) -> None:
     """Print a new token. It is shown this once."""
-    with Registry.open() as registry:
+    with Registry.open_existing() as registry:
         expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
         made = registry.create_token(registry.get_account(account).id, name, expires_at)
         typer.echo(f'The token is in {_keep(made)}' if save else made)
+        _tell_place(registry.database)
 
 
 @app.command()
 def tokens(account: AccountOption = LOCAL_ACCOUNT, page: PageOption = 1) -> None:
     """List the tokens of an account: id, name, and what has become of them."""
-    with Registry.open() as registry:
+    with Registry.open_existing() as registry:
         found = registry.list_tokens(registry.get_account(account).id, page)
         for item in found.items:
             state = f'valid until {item.expires_at:%Y-%m-%d %H:%M} UTC' if item.expires_at else 'valid'
@@ -57,41 +62,64 @@ def tokens(account: AccountOption = LOCAL_ACCOUNT, page: PageOption = 1) -> None
 @app.command()
 def revoke(token_id: str, account: AccountOption = LOCAL_ACCOUNT) -> None:
     """Make a token worthless from now on."""
-    with Registry.open() as registry:
+    with Registry.open_existing() as registry:
         registry.revoke_token(registry.get_account(account).id, token_id)
+        _tell_place(registry.database)
 
 
 @app.command()
 def backup(folder: Path) -> None:
     """Copy database and objects into a folder, while the service runs; again, to bring it up to date."""
-    with Registry.open() as registry:
+    with Registry.open_existing() as registry:
         objects, size = write_backup(registry.database, registry.objects, folder)
     typer.echo(f'{folder} has the database and {objects} objects ({size} bytes)')
 
 
 @app.command()
 def restore(folder: Path) -> None:
-    """Put a backup into an empty registry, whatever its database and object store are."""
+    """Put a backup into an empty registry, whatever its database and object store are. It is made if there is none."""
     _, database, store = open_places()
     try:
         objects, size = restore_backup(folder, database, store)
     finally:
         database.close()
     typer.echo(f'Restored the database and {objects} objects ({size} bytes)')
+    _tell_place(database)
 
 
 @app.command()
 def account(name: Name) -> None:
     """Make an account."""
-    with Registry.open() as registry:
+    with Registry.open_existing() as registry:
         registry.create_account(name)
+        _tell_place(registry.database)
     typer.echo(f'The account {name!r} is made. `python -m registry token --account {name}` prints a token for it')
+
+
+@app.command(name='delete-account')
+def delete_account(name: Name, yes: Annotated[bool, typer.Option('--yes', '-y', help='Do not ask.')] = False) -> None:
+    """Delete an account with its tokens, data sets, runs, artifacts, aliases and clicks, for good.
+
+    Runs that are at work are to be cancelled first.
+    """
+    with Registry.open_existing() as registry:
+        found = registry.get_account(name)
+        used = registry.usage(found.id)
+        kinds = {'data sets': used.datasets, 'artifacts': used.artifacts, 'checkpoints': used.checkpoints}
+        stored = [f'{kind.count} {what} ({_show_bytes(kind.bytes)})' for what, kind in kinds.items()]
+        has = ', '.join([*stored, f'{used.runs} runs'])
+        if not yes:
+            place = registry.database.engine.url
+            typer.confirm(f'Delete the account {name!r} of {place} with {has}, for good?', abort=True)
+        registry.delete_account(found.id)
+        _tell_place(registry.database)
+    typer.echo(f'The account {name!r} is deleted, with {has}')
 
 
 @app.command()
 def accounts(page: PageOption = 1) -> None:
     """List the accounts: id, name, and when they were made."""
-    with Registry.open() as registry:
+    with Registry.open_existing() as registry:
         found = registry.list_accounts(page)
     for item in found.items:
         typer.echo(f'{item.id}  {item.name}  {item.created_at:%Y-%m-%d %H:%M} UTC')
@@ -107,11 +135,12 @@ def quota(
     runs: Annotated[str | None, typer.Option(help="At work at the same time, such as 2; 'none' for no limit.")] = None,
 ) -> None:
     """Say what an account may have, and print it. What is not given stays as it is."""
-    with Registry.open() as registry:
+    with Registry.open_existing() as registry:
         found = registry.get_account(name)
         max_bytes = found.max_bytes if size is None else _parse_limit(size, ByteSize, '10GB')
         max_runs = found.max_runs if runs is None else _parse_limit(runs, int, '2')
         made = registry.set_quota(found.id, max_bytes, max_runs)
+        _tell_place(registry.database)
     limit = 'any number of' if made.max_runs is None else made.max_runs
     typer.echo(f'{name}: {_show_bytes(made.max_bytes)}, {limit} runs at work')
 
@@ -119,7 +148,7 @@ def quota(
 @app.command()
 def usage(page: PageOption = 1) -> None:
     """Show what the accounts have, and what they may have."""
-    with Registry.open() as registry:
+    with Registry.open_existing() as registry:
         found = registry.list_accounts(page)
         used = [registry.usage(item.id) for item in found.items]
     table = Table('account', 'data sets', 'artifacts', 'checkpoints', 'quota', 'waiting', 'at work', 'runs', 'at most')
@@ -135,6 +164,12 @@ def usage(page: PageOption = 1) -> None:
         )
     Console().print(table)
     _tell_page(found)
+
+
+
+def _tell_place(database: Database) -> None:
+    """Say beside the output which registry was changed."""
+    typer.echo(f'Registry: {database.engine.url}', err=True)
 
 
 def _tell_page(page: Page[Any]) -> None:
@@ -169,6 +204,6 @@ def _keep(token: str) -> Path:
 if __name__ == '__main__':
     try:
         app()
-    except (UnavailableError, ValueError, OSError) as error:
+    except (UnavailableError, RunInProgressError, ValueError, OSError) as error:
         typer.secho(str(error), err=True, fg='red')
         raise SystemExit(1) from None

@@ -137,8 +137,22 @@ class Database:
         :raises RegistryError: the database was made by a newer version, or cannot be used as this user.
         :raises UnavailableError: it cannot be reached: later it may be.
         """
-        try:
+        with self._connecting():
             self._migrate()
+
+    def has_tables(self) -> bool:
+        """Whether a registry was made in it, by this version or another.
+
+        :raises RegistryError: the database cannot be used as this user.
+        :raises UnavailableError: it cannot be reached: later it may be.
+        """
+        with self._connecting(), self._reading.begin() as connection:
+            return MigrationContext.configure(connection).get_current_revision() is not None
+
+    @contextmanager
+    def _connecting(self) -> Iterator[None]:
+        try:
+            yield
         except (OperationalError, ProgrammingError) as error:
             reason = str(error.orig).strip().partition('\n')[0]
             if not self.is_sqlite and (error.connection_invalidated or _is_away(error)):
@@ -163,6 +177,22 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def has_registry(url: str | URL) -> bool:
+    """Whether there is a registry at the URL. No file is made where there is none.
+
+    :raises RegistryError: it is no such URL, or the database cannot be used as this user.
+    :raises UnavailableError: the database cannot be reached.
+    """
+    parsed = _parse(url)
+    if parsed.get_backend_name() == 'sqlite' and parsed.database and not Path(parsed.database).is_file():
+        return False
+    database = Database(parsed)
+    try:
+        return database.has_tables()
+    finally:
+        database.close()
 
 
 def alembic_config(connection: Connection | None = None) -> Config:

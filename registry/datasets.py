@@ -18,6 +18,8 @@ from registry.shards import ShardInfo
 
 MAX_PART = 2**53  # what still is exact when a client's JSON makes a float of it
 EMPTY = hashlib.sha256().hexdigest()
+UNSYNCHRONISED = {'synchronize_session': False}
+"""For a deletion after which the session has no more use for the rows."""
 
 
 def check_part(part: int | None) -> int | None:
@@ -86,6 +88,16 @@ def delete_dataset(session: Session, account_id: str, name: str) -> tuple[Datase
     session.execute(delete(ShardRow).where(ShardRow.dataset_id == row.id))
     session.execute(delete(DatasetRow).where(DatasetRow.id == row.id))
     return summary, keys
+
+
+def delete_all(session: Session, account_id: str) -> list[str]:
+    """Delete all data sets of an account that has no runs, and return the keys of their objects."""
+    owned = select(DatasetRow.id).where(DatasetRow.account_id == account_id)
+    session.execute(owned.with_for_update())  # so that no shard is added to them
+    keys = list(session.scalars(select(ShardRow.key).where(ShardRow.dataset_id.in_(owned))))
+    session.execute(delete(ShardRow).where(ShardRow.dataset_id.in_(owned)), execution_options=UNSYNCHRONISED)
+    session.execute(delete(DatasetRow).where(DatasetRow.account_id == account_id), execution_options=UNSYNCHRONISED)
+    return keys
 
 
 def replaced_bytes(session: Session, account_id: str, name: str, part: int | None) -> int:

@@ -206,7 +206,7 @@ class ArtifactRecord:
     :param aliases: the aliases that name it now.
     :param size: in bytes.
     :param sha256: of the zip file's bytes.
-    :param public: whether anyone who knows the id may read it.
+    :param public: whether any account that knows the id may read it.
     """
 
     id: str

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, select
+from sqlalchemy import URL, make_url, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -28,10 +28,11 @@ from registry import (
     promotions,
     queue,
     quotas,
+    removal,
     runs,
 )
 from registry.clicks import Clicks
-from registry.database import Database
+from registry.database import Database, has_registry
 from registry.models import ArtifactRow, CheckpointRow, ShardRow
 from registry.names import check_alias, check_id, check_name, new_id
 from registry.objects import ObjectStore, copy_hashed, file_digest
@@ -72,9 +73,12 @@ def open_places(
     """The folder, the database and the object store of a registry, as :meth:`Registry.open` finds them."""
     home = (Path(home) if home else settings.home()).expanduser().absolute()
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    default = URL.create('sqlite', database=str(home / 'registry.db'))
-    database = Database(database_url or settings.secret('FINETUNER_DATABASE_URL') or default)
+    database = Database(database_url or _database_url(home))
     return home, database, ObjectStore(objects_url or os.environ.get('FINETUNER_OBJECTS_URL') or str(home / 'objects'))
+
+
+def _database_url(home: Path) -> str | URL:
+    return settings.secret('FINETUNER_DATABASE_URL') or URL.create('sqlite', database=str(home / 'registry.db'))
 
 
 class Registry:
@@ -108,6 +112,22 @@ class Registry:
             staging = Staging(home / 'staging', objects, lambda key: _is_referenced(database, key))
             staging.recover()
         return cls(home, database, objects, staging)
+
+    @classmethod
+    def open_existing(cls) -> Registry:
+        """Open the registry that the environment names, if there is one: nothing is made where there is none.
+
+        :raises RegistryError: there is none, or what :meth:`open` raises.
+        :raises UnavailableError: the database cannot be reached.
+        """
+        home = settings.home()
+        url = _database_url(home)
+        if not has_registry(url):
+            raise RegistryError(
+                f'There is no registry in the database {make_url(url)} (home: {home}): FINETUNER_HOME and '
+                'FINETUNER_DATABASE_URL must be those of the service, which makes it at its first start'
+            )
+        return cls.open()
 
     def close(self) -> None:
         self._staging.close()
@@ -145,6 +165,17 @@ class Registry:
         """
         with self.database.read() as session:
             return accounts.find_account(session, name)
+
+    def delete_account(self, account_id: str) -> None:
+        """Delete an account with its tokens, data sets, experiments, runs, artifacts, aliases and clicks, for good.
+
+        For who runs the service. What its runs have left in the folders of other machines stays there.
+
+        :raises RegistryError: there is no such account, it is the one of the first start, or an alias of another
+            account names a public artifact of it; then nothing is deleted.
+        :raises RunInProgressError: one of its runs is at work; then nothing is deleted.
+        """
+        self._delete(account_id, lambda session: removal.delete_account(session, account_id))
 
     def list_accounts(self, page: int = 1, size: int = 50) -> Page[Account]:
         """One page of all accounts, by name. For who runs the service: no owner is checked.
@@ -311,8 +342,8 @@ class Registry:
     ) -> tuple[RunRecord, bool]:
         """Make a run, and its experiment if there is none; or find the run of this name and this `config`.
 
-        :param config: JSON. `'public': True` lets anyone who knows the artifact's id read it. How a run is worked on
-            (:data:`registry.queue.SCHEDULING`) does not make it another.
+        :param config: JSON. `'public': True` lets any account that knows the artifact's id read it. How a run is
+            worked on (:data:`registry.queue.SCHEDULING`) does not make it another.
         :param datasets: names of the data sets that the run reads; it sees them as they are now.
         :param prepare: is called with the run before anyone else sees it, or if it was there, before this returns. If
             it raises, no run is made.

@@ -48,6 +48,7 @@ class CacheFolder:
 
     def make_room(self, needed: int) -> bool:
         """Remove what was not used for longest until there is room for so many bytes; False if there cannot be."""
+        settings.made_home()
         self.root.mkdir(parents=True, exist_ok=True)
         if needed > self.limit:
             logger.warning(

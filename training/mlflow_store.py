@@ -23,15 +23,9 @@ def open_client(uri: str | None = None) -> MlflowClient:
     from mlflow import MlflowClient
 
     logging.getLogger('mlflow').setLevel(logging.WARNING)
-    return MlflowClient(uri or os.environ.get(VARIABLE) or f'sqlite:///{_home() / "mlflow.db"}')
+    return MlflowClient(uri or os.environ.get(VARIABLE) or f'sqlite:///{settings.made_home() / "mlflow.db"}')
 
 
 def local_artifacts() -> Path | None:
     """The folder for files where there is no server that has one; None where there is."""
-    return None if os.environ.get(VARIABLE) else _home() / 'mlflow'
-
-
-def _home() -> Path:
-    home = settings.home().expanduser().absolute()
-    home.mkdir(parents=True, exist_ok=True)
-    return home
+    return None if os.environ.get(VARIABLE) else settings.made_home() / 'mlflow'

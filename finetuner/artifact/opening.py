@@ -92,7 +92,7 @@ def open_artifact(path: str | Path, cache: str | Path | None = None, max_bytes: 
             root = _find_root(path)
             _check_directory(root)
         elif path.is_file():
-            root = _unpack_once(path, Path(cache or settings.home() / 'cache' / 'artifacts'), max_bytes)
+            root = _unpack_once(path, Path(cache or settings.made_home() / 'cache' / 'artifacts'), max_bytes)
         else:
             raise ArtifactError('there is no such file or directory')
         return _read(root)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from rich.markup import escape
 from finetuner.console import console, progress_console
 from finetuner.export import compose, kubernetes, secrets
 from finetuner.export.flow import find_flow, read_flow
-from finetuner.export.kubernetes_names import PREFIX, SECRETS, Cluster, check_cluster, secret_of
+from finetuner.export.kubernetes_names import PREFIX, SECRETS, Cluster, Manifest, check_cluster, secret_of
 from finetuner.export.options import Options, check_options
 from finetuner.export.parts import POSTGRES, Deployment, plan
 from finetuner.export.writing import refuse_foreign, remove_stale, to_yaml, write_file
@@ -23,6 +24,9 @@ export = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+# where the secrets usually lie that others have made
+SOURCES = {'s3-credentials': '~/.aws/credentials', 'tls.crt': 'fullchain.pem', 'tls.key': 'privkey.pem'}
 
 FlowName = Annotated[
     str | None,
@@ -59,6 +63,7 @@ Generate = Annotated[
 
 @export.command(name='compose')
 def export_compose(
+    context: typer.Context,
     flow: FlowName = None,
     output: Annotated[Path, typer.Option('--output', '-o')] = Path('docker-compose.yml'),
     image: Image = Options.image,
@@ -107,16 +112,29 @@ def export_compose(
     write_file(output, to_yaml([content]))
     console.print(f'Wrote [bold]{escape(str(output))}[/]: {_names(deployment)}.')
     folder = output.parent / 'secrets'
+    made = secrets.generate(deployment, POSTGRES)
     if generate_secrets:
-        _write_secret_files(folder, secrets.generate(deployment, POSTGRES))
-    for key, meaning in secrets.asked_for(deployment, POSTGRES).items():
-        if not (folder / key).exists():
-            console.print(escape(f'Missing: {folder / key}: {meaning}'), soft_wrap=True, highlight=False)
-    _next(f'docker compose --file {shlex.quote(str(output))} up --detach --wait')
+        _write_secret_files(folder, made)
+    asked = secrets.asked_for(deployment, POSTGRES)
+    missing = {key: meaning for key, meaning in asked.items() if not (folder / key).exists()}
+    for key, meaning in missing.items():
+        console.print(escape(f'Missing: {folder / key}: {meaning}'), soft_wrap=True, highlight=False)
+    if not tls and not ip_address(publish).is_loopback:
+        _warn(f'whoever reaches {publish} can read tokens on their way: add --tls, or have TLS in front of it')
+    _next(
+        *([_with_secrets(context)] if missing.keys() & made.keys() and not generate_secrets else []),
+        *(
+            f'install -m 644 {SOURCES.get(key, "FILE")} {shlex.quote(str(folder / key))}'
+            for key in missing
+            if key not in made or generate_secrets
+        ),
+        f'docker compose --file {shlex.quote(str(output))} up --detach --wait',
+    )
 
 
 @export.command(name='kubernetes')
 def export_kubernetes(
+    context: typer.Context,
     flow: FlowName = None,
     output: Annotated[Path, typer.Option('--output', '-o', help='A folder.')] = Path('kubernetes'),
     image: Image = Options.image,
@@ -138,7 +156,10 @@ def export_kubernetes(
     ] = False,
     namespace: Annotated[str, typer.Option()] = Cluster.namespace,
     storage_class: Annotated[str | None, typer.Option(help='Of all volumes.', show_default="the cluster's")] = None,
-    volume_size: Annotated[str, typer.Option(help='Of each volume.')] = Cluster.volume_size,
+    volume_size: Annotated[str, typer.Option(help='Of each volume that holds state.')] = Cluster.volume_size,
+    scratch_size: Annotated[
+        str, typer.Option(help='Of each volume that holds copies, caches and checkpoints alone.')
+    ] = Cluster.scratch_size,
     ingress_host: Annotated[
         str | None, typer.Option(help='Have HTTP reached under this name from outside.', show_default=False)
     ] = None,
@@ -163,30 +184,39 @@ def export_kubernetes(
         ray_address=ray_address,
         tls=tls,
     )
-    cluster = Cluster(namespace, storage_class, volume_size, ingress_host, ingress_class)
+    cluster = Cluster(namespace, storage_class, volume_size, scratch_size, ingress_host, ingress_class)
     check_cluster(cluster)
     deployment = _plan(flow, options, PREFIX + '{}')
     files = kubernetes.manifests(deployment, cluster)
-    secret_path = output / kubernetes.SECRET_FILE
-    if generate_secrets:
-        values = secrets.generate(deployment, PREFIX + POSTGRES)
-        files[kubernetes.SECRET_FILE] = [kubernetes.secret_manifest(values, cluster)]
-    elif secret_path.exists():
-        files[kubernetes.SECRET_FILE] = []  # of an earlier export: it stays in use
-    names = sorted(files)
     output.mkdir(parents=True, exist_ok=True)
-    for name in [*names, 'kustomization.yaml']:
-        refuse_foreign(output / name)
+    secret_path = output / kubernetes.SECRET_FILE
+    for path in [*(output / name for name in files), secret_path, output / 'kustomization.yaml']:
+        refuse_foreign(path)
+    made = secrets.generate(deployment, PREFIX + POSTGRES)
+    kept = kubernetes.read_secret(secret_path)  # of an earlier export: it stays in use
+    values = secrets.complete(kept['stringData'] if kept else {}, made if generate_secrets else {})
     for name, documents in files.items():
-        if name != kubernetes.SECRET_FILE:
-            write_file(output / name, to_yaml(documents))
-        elif not secret_path.exists():
-            write_file(secret_path, to_yaml(documents), 0o600)
+        write_file(output / name, to_yaml(documents))
+    names = sorted([*files, *([kubernetes.SECRET_FILE] if values else [])])
     write_file(output / 'kustomization.yaml', to_yaml([kubernetes.kustomization(names)]))
     remove_stale(output, [*names, 'kustomization.yaml'])
+    if values:
+        _write_secret(secret_path, kept, kubernetes.secret_manifest(values, cluster))
     console.print(f'Wrote [bold]{escape(str(output))}[/]: {_names(deployment)}.')
-    _tell_missing(deployment, cluster, kubernetes.SECRET_FILE in files)
-    _next(f'kubectl apply --kustomize {shlex.quote(str(output))}')
+    missing = _missing_secrets(deployment, values)
+    creations = {name: _creation(name, keys, namespace) for name, keys in missing.items()}
+    for name, keys in missing.items():
+        console.print(escape(f'Missing: the Secret {name}: {creations[name]}'), soft_wrap=True, highlight=False)
+        for key, meaning in keys.items():
+            console.print(escape(f'    {key}: {meaning}'), soft_wrap=True, highlight=False)
+    makes_own = SECRETS in missing and not generate_secrets
+    brought = [command for name, command in creations.items() if not (makes_own and name == SECRETS)]
+    _next(
+        *([_with_secrets(context)] if makes_own else []),
+        *([f'kubectl apply --filename {shlex.quote(str(output / "namespace.yaml"))}'] if brought else []),
+        *brought,
+        f'kubectl apply --kustomize {shlex.quote(str(output))}',
+    )
 
 
 def _plan(flow: str | None, options: Options, host: str) -> Deployment:
@@ -198,26 +228,51 @@ def _plan(flow: str | None, options: Options, host: str) -> Deployment:
 def _write_secret_files(folder: Path, values: Mapping[str, str]) -> None:
     """The folder is for its owner alone; the files in it are read in containers by users with other numbers."""
     folder.mkdir(mode=0o700, exist_ok=True)
-    kept = [key for key in values if (folder / key).exists()]
-    if 'postgres-password' in kept or 'database-url' in kept:  # they must fit each other, and the database
-        values = {key: value for key, value in values.items() if key == 'token'}
-    for key, value in values.items():
-        if not (folder / key).exists():
+    kept = {key: '' for key in values if (folder / key).exists()}
+    for key, value in secrets.complete(kept, values).items():
+        if key not in kept:
             write_file(folder / key, value)
 
 
-def _tell_missing(deployment: Deployment, cluster: Cluster, has_generated: bool) -> None:
-    wanted: dict[str, dict[str, str]] = {}
+def _write_secret(path: Path, kept: Manifest | None, wanted: Manifest) -> None:
+    """Write the Secret, unless it is there as it is wanted. Values that are there are in both."""
+    before = kept['metadata']['namespace'] if kept else wanted['metadata']['namespace']
+    if before != wanted['metadata']['namespace']:
+        console.print(
+            f'Moved {escape(str(path))} from the namespace {escape(before)} to {wanted["metadata"]["namespace"]}: its '
+            'values are those of before.',
+            soft_wrap=True,
+        )
+    if kept is None or (before, kept['stringData']) != (wanted['metadata']['namespace'], wanted['stringData']):
+        write_file(path, to_yaml([wanted]), 0o600)
+
+
+def _missing_secrets(deployment: Deployment, values: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The Secrets that are in no file, each with its keys and what they mean."""
+    missing: dict[str, dict[str, str]] = {}
     for key, meaning in secrets.asked_for(deployment, PREFIX + POSTGRES).items():
         name = secret_of(key, deployment.options)
-        if not (has_generated and name == SECRETS):
-            wanted.setdefault(name, {})[key] = meaning
-    for name, keys in wanted.items():
-        files = shlex.join(f'--from-file={key}' for key in keys)
-        command = f'kubectl --namespace {cluster.namespace} create secret generic {name} {files}'
-        console.print(escape(f'Missing: the Secret {name}: {command}'), soft_wrap=True, highlight=False)
-        for key, meaning in keys.items():
-            console.print(escape(f'    {key}: {meaning}'), soft_wrap=True, highlight=False)
+        if name != SECRETS or key not in values:
+            missing.setdefault(name, {})[key] = meaning
+    return missing
+
+
+def _creation(name: str, keys: Iterable[str], namespace: str) -> str:
+    files = shlex.join(f'--from-file={key}' for key in keys)
+    return f'kubectl --namespace {namespace} create secret generic {name} {files}'
+
+
+def _with_secrets(context: typer.Context) -> str:
+    """This very command, with --generate-secrets."""
+    words = ['finetuner', 'export', str(context.info_name)]
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if source is None or source.name != 'COMMANDLINE':
+            continue
+        value = context.params[str(parameter.name)]
+        words += [parameter.opts[0]] if parameter.param_type_name == 'option' else []
+        words += [] if value is True else [str(value)]
+    return shlex.join([*words, '--generate-secrets'])
 
 
 def _names(deployment: Deployment) -> str:
@@ -225,5 +280,11 @@ def _names(deployment: Deployment) -> str:
     return ', '.join([*parts, *(['postgres'] if deployment.options.own_postgres else [])])
 
 
-def _next(command: str) -> None:
-    progress_console.print(f'[dim]Next:[/] {escape(command)}', soft_wrap=True, highlight=False)
+def _next(*commands: str) -> None:
+    for number, command in enumerate(commands):
+        order = 'then' if number else 'Next'
+        progress_console.print(f'[dim]{order}:[/] {escape(command)}', soft_wrap=True, highlight=False)
+
+
+def _warn(sentence: str) -> None:
+    progress_console.print(f'[yellow]Warning:[/] {escape(sentence)}', soft_wrap=True, highlight=False)

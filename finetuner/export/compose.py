@@ -8,6 +8,7 @@ from typing import Any
 from finetuner.export.parts import (
     GRPC_PORT,
     HTTP_PORT,
+    MEMORY,
     POSTGRES,
     SHARED,
     STARTUP_SECONDS,
@@ -20,6 +21,8 @@ from finetuner.export.parts import (
 
 POSTGRES_IMAGE = 'postgres:17'
 POSTGRES_DATA = '/var/lib/postgresql/data'
+# of each container; by itself Docker keeps all that was ever printed
+LOGGING = {'driver': 'json-file', 'options': {'max-size': '20m', 'max-file': '5'}}
 
 
 def compose_file(deployment: Deployment, publish: str, port: int, http_port: int) -> dict[str, Any]:
@@ -73,8 +76,8 @@ def _service(part: Part, deployment: Deployment) -> dict[str, Any]:
         service['shm_size'] = '2gb'  # by which the processes that load data hand it over
     if 'database-url' in part.secrets and deployment.options.own_postgres:
         service['depends_on'] = {POSTGRES: {'condition': 'service_healthy', 'restart': False}}
-    if deploy := _deploy(part):
-        service['deploy'] = deploy
+    service['deploy'] = _deploy(part)
+    service['logging'] = LOGGING
     return service
 
 
@@ -100,10 +103,15 @@ def _deploy(part: Part) -> dict[str, Any]:
     deploy: dict[str, Any] = {}
     if part.replicas > 1:
         deploy['replicas'] = part.replicas
+    deploy['resources'] = _limits(part.role)
     if part.gpus:
         device = {'driver': 'nvidia', 'count': part.gpus, 'capabilities': ['gpu']}
-        deploy['resources'] = {'reservations': {'devices': [device]}}
+        deploy['resources']['reservations'] = {'devices': [device]}
     return deploy
+
+
+def _limits(role: str) -> dict[str, Any]:
+    return {'limits': {'memory': f'{MEMORY[role]}g'}}
 
 
 def _postgres() -> dict[str, Any]:
@@ -117,6 +125,8 @@ def _postgres() -> dict[str, Any]:
         'secrets': [{'source': 'postgres-password', 'target': secret('postgres-password')}],
         'volumes': [{'type': 'volume', 'source': 'postgres', 'target': POSTGRES_DATA}],
         'shm_size': '256mb',
+        'deploy': {'resources': _limits(POSTGRES)},
+        'logging': LOGGING,
         'restart': 'unless-stopped',
         'stop_signal': 'SIGINT',  # "fast": it does not wait for clients to leave
         'stop_grace_period': '60s',

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
 
 from finetuner.export.kubernetes_names import CONFIG, PREFIX, SECRETS, Cluster, Manifest, claim, labels, manifest
 from finetuner.export.kubernetes_network import ingress, network_policies, service
@@ -33,6 +36,23 @@ def secret_manifest(values: Mapping[str, str], cluster: Cluster) -> Manifest:
     return manifest('v1', 'Secret', SECRETS, cluster, type='Opaque', stringData=dict(values))
 
 
+def read_secret(path: Path) -> Manifest | None:
+    """The Secret of an earlier export, None if there is none.
+
+    :raises ValueError: it is no longer what an export writes.
+    """
+    if not path.exists():
+        return None
+    try:
+        found = yaml.safe_load(path.read_text(encoding='utf-8'))
+        namespace, values = found['metadata']['namespace'], found['stringData']
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        namespace, values = None, None
+    if not isinstance(namespace, str) or not isinstance(values, dict):
+        raise ValueError(f'{path} is not the Secret that an export wrote: move it away, or mend it')
+    return dict(found)
+
+
 def kustomization(files: list[str]) -> Manifest:
     """`kubectl apply -k` applies the files in it, and is where one's own changes go."""
     return {'apiVersion': 'kustomize.config.k8s.io/v1beta1', 'kind': 'Kustomization', 'resources': files}
@@ -56,6 +76,6 @@ def _claims(deployment: Deployment, cluster: Cluster) -> list[Manifest]:
     shared = {volume.name for part in deployment.executors for volume in part.volumes if volume.kind == SHARED}
     mode = 'ReadWriteMany' if deployment.options.shared_volume else 'ReadWriteOnce'
     return [
-        manifest('v1', 'PersistentVolumeClaim', PREFIX + name, cluster, spec=claim(cluster, mode))
+        manifest('v1', 'PersistentVolumeClaim', PREFIX + name, cluster, spec=claim(cluster, mode, cluster.volume_size))
         for name in sorted(shared)
     ]

@@ -23,20 +23,23 @@ class Cluster:
     """What is chosen for Kubernetes alone.
 
     :param storage_class: of all volumes, default the cluster's.
-    :param volume_size: of each volume.
+    :param volume_size: of each volume that holds state.
+    :param scratch_size: of each volume that holds what can be had again: copies, caches, checkpoints.
     :param ingress_host: the name under which the HTTP port is to be reached from outside.
     """
 
     namespace: str = 'finetuner'
     storage_class: str | None = None
     volume_size: str = '50Gi'
+    scratch_size: str = '20Gi'
     ingress_host: str | None = None
     ingress_class: str | None = None
 
 
 NAME = re.compile(r'[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?')
 HOST = re.compile(r'[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?')
-SIZE = re.compile(r'[1-9][0-9]*(Mi|Gi|Ti|M|G|T)')
+UNITS = {'Mi': 2**20, 'Gi': 2**30, 'Ti': 2**40, 'M': 10**6, 'G': 10**9, 'T': 10**12}
+SIZE = re.compile(rf'([1-9][0-9]*)({"|".join(UNITS)})')
 
 
 def check_cluster(cluster: Cluster) -> None:
@@ -47,6 +50,7 @@ def check_cluster(cluster: Cluster) -> None:
         ('namespace', cluster.namespace, NAME),
         ('storage-class', cluster.storage_class, HOST),
         ('volume-size', cluster.volume_size, SIZE),
+        ('scratch-size', cluster.scratch_size, SIZE),
         ('ingress-host', cluster.ingress_host, HOST),
         ('ingress-class', cluster.ingress_class, HOST),
     ):
@@ -71,9 +75,15 @@ def manifest(api: str, kind: str, name: str, cluster: Cluster, component: str | 
     return {'apiVersion': api, 'kind': kind, 'metadata': metadata, **fields}
 
 
-def claim(cluster: Cluster, mode: str) -> dict[str, Any]:
+def bytes_of(size: str) -> int:
+    """A checked size in bytes."""
+    number, unit = SIZE.fullmatch(size).groups()  # type: ignore[union-attr]
+    return int(number) * UNITS[unit]
+
+
+def claim(cluster: Cluster, mode: str, size: str) -> dict[str, Any]:
     """What is asked of a volume."""
-    spec: dict[str, Any] = {'accessModes': [mode], 'resources': {'requests': {'storage': cluster.volume_size}}}
+    spec: dict[str, Any] = {'accessModes': [mode], 'resources': {'requests': {'storage': size}}}
     if cluster.storage_class:
         spec['storageClassName'] = cluster.storage_class
     return spec

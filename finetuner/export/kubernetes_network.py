@@ -8,6 +8,8 @@ from finetuner.export.kubernetes_names import BROUGHT, CLIENT_LABEL, PREFIX, Clu
 from finetuner.export.parts import GRPC_PORT, HTTP_PORT, Deployment, Part
 
 NGINX = 'nginx.ingress.kubernetes.io'
+MAX_BODY = str(64 << 20)
+"""Bytes of a request, which is the gateway's limit where its environment names none."""
 
 
 def service(part: Part, cluster: Cluster, tls: bool) -> Manifest:
@@ -46,8 +48,14 @@ def ingress(deployment: Deployment, cluster: Cluster) -> Manifest:
     if deployment.options.tls:
         spec['tls'] = [{'hosts': [cluster.ingress_host], 'secretName': BROUGHT['tls.crt']}]
     made = manifest('networking.k8s.io/v1', 'Ingress', PREFIX + 'gateway', cluster, 'gateway', spec=spec)
-    # of ingress-nginx, which would cut off bodies of 1 MiB and speak plain HTTP; others do not read them
-    annotations = {f'{NGINX}/proxy-body-size': '0'}  # the gateway has a limit of its own
+    # of ingress-nginx, which would cut off bodies of 1 MiB and answers that are silent for a minute, hold logs back
+    # and speak plain HTTP; others do not read them
+    annotations = {
+        f'{NGINX}/proxy-body-size': deployment.gateway.environment.get('FINETUNER_MAX_BODY_BYTES') or MAX_BODY,
+        f'{NGINX}/proxy-read-timeout': '3600',
+        f'{NGINX}/proxy-send-timeout': '3600',
+        f'{NGINX}/proxy-buffering': 'off',
+    }
     if deployment.options.tls:
         annotations[f'{NGINX}/backend-protocol'] = 'HTTPS'
     made['metadata']['annotations'] = annotations

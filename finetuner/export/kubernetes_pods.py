@@ -13,6 +13,7 @@ from finetuner.export.kubernetes_names import (
     PREFIX,
     Cluster,
     Manifest,
+    bytes_of,
     claim,
     labels,
     manifest,
@@ -22,7 +23,9 @@ from finetuner.export.kubernetes_names import (
 from finetuner.export.parts import (
     GRPC_PORT,
     HEALTH_SERVICE,
+    HOME,
     HTTP_PORT,
+    MEMORY,
     OWN,
     SCRATCH,
     SHARED,
@@ -34,14 +37,17 @@ from finetuner.export.parts import (
 )
 from finetuner.export.parts import SECRETS as SECRETS_FOLDER
 
-# what is asked for and what is the most, by role: estimates, but for the 520 to 580 MiB that an executor takes at rest
-RESOURCES = {
-    'gateway': ({'cpu': '250m', 'memory': '512Mi'}, {'memory': '2Gi'}),
-    'dataset': ({'cpu': '250m', 'memory': '1Gi'}, {'memory': '4Gi'}),
-    'clicks': ({'cpu': '250m', 'memory': '1Gi'}, {'memory': '2Gi'}),
-    'trainer': ({'cpu': '2', 'memory': '4Gi'}, {'memory': '16Gi'}),
-    'encoder': ({'cpu': '1', 'memory': '1Gi'}, {'memory': '4Gi'}),
+# what is asked for, by role: estimates, but for the 520 to 580 MiB that an executor takes at rest
+REQUESTS = {
+    'gateway': {'cpu': '250m', 'memory': '512Mi', 'ephemeral-storage': '100Mi'},
+    'dataset': {'cpu': '250m', 'memory': '1Gi', 'ephemeral-storage': '1Gi'},
+    'clicks': {'cpu': '250m', 'memory': '1Gi', 'ephemeral-storage': '100Mi'},
+    'trainer': {'cpu': '2', 'memory': '4Gi', 'ephemeral-storage': '1Gi'},
+    'encoder': {'cpu': '1', 'memory': '1Gi', 'ephemeral-storage': '4Gi'},
 }
+GATEWAY_TMP = '1Gi'
+CACHE_SHARE = 6
+"""Which part of its volume a cache may fill: there are three of artifacts, and one of features."""
 LEAVE_SECONDS = 5
 """How long a pod that is to end still takes requests, until all know that it is to end."""
 
@@ -71,12 +77,15 @@ def workload(part: Part, deployment: Deployment, cluster: Cluster) -> Manifest:
     spec: dict[str, Any] = {
         'replicas': part.replicas,
         'selector': {'matchLabels': selector(part.name)},
-        'template': _pod(part, deployment),
+        'template': _pod(part, deployment, cluster),
     }
     name = PREFIX + part.name
     if own:
         claims = [
-            {'metadata': {'name': volume.name, 'labels': labels(part.name)}, 'spec': claim(cluster, 'ReadWriteOnce')}
+            {
+                'metadata': {'name': volume.name, 'labels': labels(part.name)},
+                'spec': claim(cluster, 'ReadWriteOnce', cluster.scratch_size),
+            }
             for volume in own
         ]
         spec |= {
@@ -103,7 +112,7 @@ def _strategy(part: Part) -> dict[str, Any]:
     return {'type': 'RollingUpdate', 'rollingUpdate': at_once}
 
 
-def _pod(part: Part, deployment: Deployment) -> dict[str, Any]:
+def _pod(part: Part, deployment: Deployment, cluster: Cluster) -> dict[str, Any]:
     pod: dict[str, Any] = {
         'automountServiceAccountToken': False,
         'enableServiceLinks': False,
@@ -111,8 +120,8 @@ def _pod(part: Part, deployment: Deployment) -> dict[str, Any]:
         'shareProcessNamespace': True,
         'terminationGracePeriodSeconds': part.grace + LEAVE_SECONDS,
         'securityContext': pod_security(USER),
-        'containers': [_container(part, deployment)],
-        'volumes': _volumes(part, deployment),
+        'containers': [_container(part, deployment, cluster)],
+        'volumes': _volumes(part, deployment, cluster),
     }
     shared = [volume for volume in part.volumes if volume.kind == SHARED]
     if shared and not deployment.options.shared_volume:
@@ -135,8 +144,9 @@ def _pod(part: Part, deployment: Deployment) -> dict[str, Any]:
     return {'metadata': metadata, 'spec': pod}
 
 
-def _container(part: Part, deployment: Deployment) -> dict[str, Any]:
-    requests, limits = (dict(values) for values in RESOURCES[part.role])
+def _container(part: Part, deployment: Deployment, cluster: Cluster) -> dict[str, Any]:
+    requests, limits = dict(REQUESTS[part.role]), {'memory': f'{MEMORY[part.role]}Gi'}
+    environment = {**_cache_limits(part, cluster), **part.environment}
     if part.gpus:
         requests['nvidia.com/gpu'] = limits['nvidia.com/gpu'] = str(part.gpus)
     ports = [{'name': 'grpc', 'containerPort': GRPC_PORT}]
@@ -155,7 +165,7 @@ def _container(part: Part, deployment: Deployment) -> dict[str, Any]:
         'command': ['jina'],
         'args': list(part.arguments),
         'envFrom': [{'configMapRef': {'name': CONFIG}}],
-        'env': [{'name': name, 'value': value} for name, value in part.environment.items()],
+        'env': [{'name': name, 'value': value} for name, value in environment.items()],
         'ports': ports,
         **_probes(part, deployment),
         'lifecycle': {'preStop': {'exec': {'command': ['sleep', str(LEAVE_SECONDS)]}}},
@@ -163,6 +173,17 @@ def _container(part: Part, deployment: Deployment) -> dict[str, Any]:
         'securityContext': container_security(),
         'volumeMounts': mounts,
     }
+
+
+def _cache_limits(part: Part, cluster: Cluster) -> dict[str, str]:
+    """The variables that keep the caches of a part below what its home has room for."""
+    for volume in part.volumes:
+        if volume.path == HOME:
+            size = bytes_of(cluster.volume_size if volume.kind == SHARED else cluster.scratch_size) // CACHE_SHARE
+            names = ['FINETUNER_ARTIFACT_CACHE_BYTES']
+            names += ['FINETUNER_FEATURE_CACHE_BYTES'] if part.role == 'trainer' else []
+            return {name: str(size) for name in names}
+    return {}
 
 
 def _probes(part: Part, deployment: Deployment) -> dict[str, Any]:
@@ -178,13 +199,15 @@ def _probes(part: Part, deployment: Deployment) -> dict[str, Any]:
     }
 
 
-def _volumes(part: Part, deployment: Deployment) -> list[dict[str, Any]]:
-    volumes: list[dict[str, Any]] = [{'name': 'tmp', 'emptyDir': {}}]
+def _volumes(part: Part, deployment: Deployment, cluster: Cluster) -> list[dict[str, Any]]:
+    # files on their way into a data set may be as large as one
+    tmp = GATEWAY_TMP if part.role == 'gateway' else cluster.scratch_size
+    volumes: list[dict[str, Any]] = [{'name': 'tmp', 'emptyDir': {'sizeLimit': tmp}}]
     for volume in part.volumes:
         if volume.kind == SHARED:
             volumes.append({'name': volume.name, 'persistentVolumeClaim': {'claimName': PREFIX + volume.name}})
         if volume.kind == SCRATCH:
-            volumes.append({'name': volume.name, 'emptyDir': {}})
+            volumes.append({'name': volume.name, 'emptyDir': {'sizeLimit': cluster.scratch_size}})
     if part.secrets:
         projected = {'sources': _secret_sources(part, deployment), 'defaultMode': 0o440}
         volumes.append({'name': 'secrets', 'projected': projected})

@@ -5,8 +5,8 @@ from __future__ import annotations
 from finetuner.export.compose import POSTGRES_DATA, POSTGRES_IMAGE
 from finetuner.export.kubernetes_names import PREFIX, SECRETS, Cluster, Manifest, claim, labels, manifest, selector
 from finetuner.export.kubernetes_pods import container_security, pod_security
+from finetuner.export.parts import MEMORY, POSTGRES, secret
 from finetuner.export.parts import SECRETS as SECRETS_FOLDER
-from finetuner.export.parts import secret
 
 NAME = f'{PREFIX}postgres'
 USER = 999
@@ -22,7 +22,10 @@ def postgres(cluster: Cluster) -> list[Manifest]:
         'selector': {'matchLabels': selector('postgres')},
         'template': {'metadata': {'labels': labels('postgres')}, 'spec': _pod()},
         'volumeClaimTemplates': [
-            {'metadata': {'name': 'data', 'labels': labels('postgres')}, 'spec': claim(cluster, 'ReadWriteOnce')}
+            {
+                'metadata': {'name': 'data', 'labels': labels('postgres')},
+                'spec': claim(cluster, 'ReadWriteOnce', cluster.volume_size),
+            }
         ],
     }
     return [
@@ -47,7 +50,10 @@ def _pod() -> Manifest:
         'startupProbe': {**asked, 'periodSeconds': 2, 'timeoutSeconds': 5, 'failureThreshold': 150},
         'readinessProbe': {**asked, 'periodSeconds': 5, 'timeoutSeconds': 5},
         'livenessProbe': {**asked, 'periodSeconds': 10, 'timeoutSeconds': 10, 'failureThreshold': 6},
-        'resources': {'requests': {'cpu': '250m', 'memory': '256Mi'}, 'limits': {'memory': '1Gi'}},
+        'resources': {
+            'requests': {'cpu': '250m', 'memory': '256Mi', 'ephemeral-storage': '100Mi'},
+            'limits': {'memory': f'{MEMORY[POSTGRES]}Gi'},
+        },
         'securityContext': container_security(),
         'volumeMounts': [
             {'name': 'data', 'mountPath': POSTGRES_DATA},
@@ -64,8 +70,8 @@ def _pod() -> Manifest:
         'securityContext': pod_security(USER),
         'containers': [container],
         'volumes': [
-            {'name': 'run', 'emptyDir': {}},
-            {'name': 'tmp', 'emptyDir': {}},
+            {'name': 'run', 'emptyDir': {'sizeLimit': '64Mi'}},
+            {'name': 'tmp', 'emptyDir': {'sizeLimit': '1Gi'}},
             {
                 'name': 'secrets',
                 'projected': {'sources': [{'secret': {'name': SECRETS, 'items': [item]}}], 'defaultMode': 0o440},

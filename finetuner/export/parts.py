@@ -29,6 +29,9 @@ MARGIN_SECONDS = 25
 CONNECTION_SECONDS = 60
 """After this time an encoder has its callers look for replicas anew."""
 
+MEMORY = {'gateway': 2, 'dataset': 4, 'clicks': 2, 'trainer': 16, 'encoder': 4, POSTGRES: 1}
+"""The most GiB of each role: estimates."""
+
 SHARED, OWN, SCRATCH = 'shared', 'own', 'scratch'
 
 

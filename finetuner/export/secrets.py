@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 
 from finetuner.export.parts import Deployment
 
 DATABASE_URL = 'postgresql+psycopg://finetuner:{password}@{host}:5432/finetuner'
+OF_POSTGRES = {'postgres-password', 'database-url'}
 MEANING = {
     'token': 'the first token of the account "local", 32 characters or more',
     'postgres-password': 'the password of PostgreSQL',
@@ -24,6 +26,13 @@ def asked_for(deployment: Deployment, postgres_host: str) -> dict[str, str]:
         meaning['database-url'] = DATABASE_URL.format(password='PASSWORD', host=postgres_host) + ', with that password'
     keys = [key for key in deployment.secrets if not (key == 'database-url' and deployment.options.database_url_secret)]
     return {key: meaning[key] for key in keys}
+
+
+def complete(kept: Mapping[str, str], made: Mapping[str, str]) -> dict[str, str]:
+    """Secrets that are there, and new ones for what is not. A password that is there has its URL, and its database."""
+    if kept.keys() & OF_POSTGRES:
+        made = {key: value for key, value in made.items() if key not in OF_POSTGRES}
+    return {**made, **kept}
 
 
 def generate(deployment: Deployment, postgres_host: str) -> dict[str, str]:

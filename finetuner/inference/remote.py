@@ -131,7 +131,7 @@ def fetch_id(artifact_id: str, token: str | None) -> Path:
 
 
 def _downloads() -> Path:
-    folder = settings.home() / 'cache' / 'downloads'
+    folder = settings.made_home() / 'cache' / 'downloads'
     folder.mkdir(parents=True, exist_ok=True)
     make_room(folder)
     return folder

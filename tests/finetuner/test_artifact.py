@@ -193,6 +193,11 @@ def test_the_cache_is_in_the_home_folder_by_default(artifact, tmp_path):
     assert open_artifact(artifact).directory.parent == tmp_path / 'home' / 'cache' / 'artifacts'
 
 
+def test_a_home_that_opening_made_is_for_its_user_alone(artifact, tmp_path):
+    open_artifact(artifact)
+    assert stat.S_IMODE((tmp_path / 'home').stat().st_mode) == 0o700
+
+
 def test_another_process_does_not_trust_an_altered_cache(artifact, tmp_path):
     weights = open_artifact(artifact, cache=tmp_path / 'cache').model_directory('clip-text') / 'model.safetensors'
     weights.write_bytes(b'x' * weights.stat().st_size)

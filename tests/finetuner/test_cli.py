@@ -327,7 +327,8 @@ def test_serve_says_what_is_missing(finetuner, tmp_path, monkeypatch):
         taken.bind(('0.0.0.0', 0))
         taken.listen()
         code, _, err = finetuner('serve', '--port', taken.getsockname()[1])
-    assert code == 1 and 'cannot be used (Address already in use): choose another with --port' in err
+    assert code == 1 and 'cannot be used (Address already in use): perhaps a service of yours' in err
+    assert 'choose another with --port' in err
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *rest: None if name == 'jina' else real(name, *rest))
     code, _, err = finetuner('serve', '--port', 0, '--http-port', 0)

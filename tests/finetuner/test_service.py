@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,8 @@ service.PATIENCE = 60
 print('ready', flush=True)
 sys.exit(service._run([sys.executable, '-c', sys.argv[1]], dict(os.environ), lambda child: None))
 """
+# what every Flow file loads first
+FLOW = "import executors.environment, time; print('started', flush=True); time.sleep(60)"
 OBEDIENT = "import time; print('started', flush=True); time.sleep(60)"
 STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('started', flush=True); time.sleep(60)"
 
@@ -51,3 +55,23 @@ def test_signals_end_the_service(number, program):
             process.send_signal(number)
         assert process.wait(10) == 0
         assert len(children) == 1 and not psutil.wait_procs(children, 5)[1]
+
+
+def test_a_flow_ends_when_what_started_it_was_killed():
+    with subprocess.Popen([sys.executable, '-c', RUN, FLOW], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == 'ready\n'
+        assert process.stdout.readline() == 'started\n'
+        (flow,) = psutil.Process(process.pid).children()
+        process.kill()
+        assert not psutil.wait_procs([flow], 10)[1]
+
+
+def test_who_is_on_a_port_is_told():
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(RuntimeError) as raised:
+            service._require_free(port, '--port')
+    assert str(raised.value) == (
+        f'port {port} cannot be used (Address already in use): perhaps a service of yours still runs there (process '
+        f'{os.getpid()}): end it, or choose another with --port'
+    )

@@ -1,5 +1,6 @@
 """The way of a model through a Flow: data in, trained, looked at, fetched, served."""
 
+import asyncio
 import hashlib
 import io
 import zipfile
@@ -180,7 +181,7 @@ def test_an_executor_elsewhere_serves_what_a_reference_means(service, finished_r
     monkeypatch.setenv('FINETUNER_HOST', f'grpc://localhost:{service.port}')
     executor = FinetunerExecutor(reference, token=service.token)
     try:
-        answered = executor.encode(docs=DocumentArray([Document(text='fig')]), parameters={})
+        answered = asyncio.run(executor.encode(docs=DocumentArray([Document(text='fig')]), parameters={}))
         assert executor.served.artifact_id == finished_run['artifact_id']
         assert answered[0].embedding is not None
     finally:

@@ -26,6 +26,7 @@ def test_all_processes_end_with_the_main_one(start_service, tiny_model):
     assert len(service.call('/encode', [Document(text='fig')]).embeddings[0]) == 32
 
 
+@pytest.mark.slow
 def test_runs_end_whoever_is_killed(start_service, tiny_model):
     service = start_service('train.yml', FINETUNER_MAX_RUNS=1, FINETUNER_MAX_RETRIES=0)
     service.ingest_fruits()

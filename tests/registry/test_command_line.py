@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 
 import registry as registry_package
 from finetuner import settings
+from finetuner.excepts import RegistryError
+from registry import Registry
 from registry.__main__ import app
 
 
@@ -77,6 +79,55 @@ def test_long_lists_have_pages(registry):
     first, second = run('accounts'), run('accounts', '--page', '2')
     assert 'page 1 of 2' in first.stderr
     assert (len(first.stdout.splitlines()), len(second.stdout.splitlines())) == (50, 11)
+
+
+def test_an_account_is_deleted_when_that_is_confirmed(registry, documents):
+    support = registry.create_account('support')
+    registry.append_documents(support.id, 'intents', documents(10))
+    asked = CliRunner().invoke(app, ['delete-account', 'support'], input='n\n')
+    assert asked.exit_code == 1 and str(registry.database.engine.url) in asked.output
+    assert re.search(r"Delete the account 'support' .* with 1 data sets \([45]\.\d+?KB\), 0 artifacts", asked.output)
+    assert registry.list_datasets(support.id).total == 1
+    assert run('delete-account', 'support').exit_code == 1, 'nobody is there who could be asked'
+    assert run('delete-account', 'support', '--yes').stdout.startswith("The account 'support' is deleted, with 1 data")
+    assert [found.name for found in registry.list_accounts().items] == ['local']
+
+
+CHANGES = [
+    ('token',),
+    ('account', 'support'),
+    ('quota', 'local'),
+    ('revoke', 'x'),
+    ('delete-account', 'local', '--yes'),
+]
+LOOKS = [('tokens',), ('accounts',), ('usage',), ('backup', 'backup')]
+
+
+@pytest.mark.parametrize('arguments', [*CHANGES, *LOOKS])
+def test_no_registry_is_made_where_there_is_none(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob('*'))
+    result = run(*arguments)
+    assert isinstance(result.exception, RegistryError)
+    for told in (str(tmp_path / 'home' / 'registry.db'), 'FINETUNER_HOME and FINETUNER_DATABASE_URL must be those of'):
+        assert told in str(result.exception)
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_a_database_without_a_registry_is_told(empty_database, monkeypatch):
+    monkeypatch.setenv('FINETUNER_DATABASE_URL', empty_database)
+    with pytest.raises(RegistryError, match='There is no registry in the database'):
+        Registry.open_existing()
+    Registry.open().close()
+    Registry.open_existing().close()
+
+
+def test_what_was_changed_is_told_beside_the_output(registry):
+    place = f'Registry: {registry.database.engine.url}\n'
+    assert run('token').stderr == place
+    assert run('account', 'support').stderr == place
+    assert run('quota', 'support', '--runs', '1').stderr == place
+    assert run('accounts').stderr == ''
 
 
 def problem(*arguments):

@@ -1,3 +1,5 @@
+import stat
+
 import pytest
 from sqlalchemy import text
 
@@ -22,6 +24,16 @@ def test_places_come_from_the_environment(monkeypatch, tmp_path, documents):
     assert (tmp_path / 'elsewhere' / 'state.db').exists()
     assert len(list((tmp_path / 'objects elsewhere').rglob('*.arrow'))) == 1
     assert sorted(path.name for path in (tmp_path / 'home').iterdir()) == ['open.lock', 'staging']
+
+
+def test_a_new_home_is_for_its_user_alone_and_one_that_is_there_keeps_its_rights(tmp_path):
+    Registry.open().close()
+    assert stat.S_IMODE((tmp_path / 'home').stat().st_mode) == 0o700
+    shared = tmp_path / 'shared'
+    shared.mkdir()
+    shared.chmod(0o750)
+    Registry.open(home=shared).close()
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o750
 
 
 def test_a_database_that_others_hold_is_told(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from finetuner.excepts import ArtifactError, RegistryError
 from registry import Page, Registry
 
 # for whoever runs the service, or for the service itself: no owner is checked
-OF_THE_SERVICE = {'set_quota'}
+OF_THE_SERVICE = {'set_quota', 'delete_account'}
 MISSING = 'x' * 20
 MISSING_ID = 'f' * 24
 

@@ -28,6 +28,11 @@ class Written:
         (found,) = [one for one in self.manifests() if (one['kind'], one['metadata']['name']) == (kind, name)]
         return found
 
+    def following(self) -> list[str]:
+        """The commands that the export says are next."""
+        lines = self.output.splitlines()
+        return [line.partition(': ')[2] for line in lines if line.startswith(('Next: ', 'then: '))]
+
 
 @pytest.fixture
 def export(tmp_path, monkeypatch):

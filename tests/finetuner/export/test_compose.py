@@ -84,12 +84,67 @@ def test_missing_secrets_are_named(export):
 
 def test_replicas_and_gpus(export):
     services = export('compose', *POSTGRES, '--trainers', '2', '--encoders', '3', '--gpus', '1').compose()['services']
-    assert services['encoder']['deploy'] == {'replicas': 3}
+    assert services['encoder']['deploy']['replicas'] == 3
     devices = [{'driver': 'nvidia', 'count': 1, 'capabilities': ['gpu']}]
-    assert services['trainer']['deploy'] == {'replicas': 2, 'resources': {'reservations': {'devices': devices}}}
+    assert services['trainer']['deploy']['replicas'] == 2
+    assert services['trainer']['deploy']['resources']['reservations'] == {'devices': devices}
     assert services['trainer']['image'] == 'finetuner-gpu:latest'
     assert services['trainer']['environment']['FINETUNER_GPUS'] == '1'
     assert services['encoder']['environment']['FINETUNER_DEVICE'] == 'cpu'
+
+
+def test_no_service_takes_all_memory_or_fills_the_disk_with_its_log(export):
+    services = export('compose', *POSTGRES, '--gpus', '1').compose()['services']
+    limits = {name: one['deploy']['resources']['limits'] for name, one in services.items()}
+    assert limits == {
+        'gateway': {'memory': '2g'},
+        'dataset': {'memory': '4g'},
+        'trainer': {'memory': '16g'},
+        'encoder': {'memory': '4g'},
+        'postgres': {'memory': '1g'},
+    }
+    for one in services.values():
+        assert one['logging'] == {'driver': 'json-file', 'options': {'max-size': '20m', 'max-file': '5'}}
+
+
+@pytest.mark.parametrize(
+    ('options', 'is_warned'),
+    [
+        ([], False),
+        (['--publish', '0.0.0.0'], True),
+        (['--publish', '::1'], False),
+        (['--publish', '0.0.0.0', '--tls'], False),
+    ],
+)
+def test_tokens_in_the_clear_are_warned_of(export, options, is_warned):
+    assert ('can read tokens on their way: add --tls' in export('compose', *options).output) == is_warned
+
+
+def test_what_is_missing_can_be_made_by_what_is_next(export):
+    """The commands that are told, in their order, leave nothing missing."""
+    options = ['train.yml', *POSTGRES, '--objects', 's3', '--objects-url', 's3://b/p', '--tls', '--port', '52000']
+    first, *others = export('compose', *options).following()
+    assert first == shlex.join(['finetuner', 'export', 'compose', *options, '--generate-secrets'])
+    assert others == [
+        'install -m 644 fullchain.pem secrets/tls.crt',
+        'install -m 644 privkey.pem secrets/tls.key',
+        'install -m 644 ~/.aws/credentials secrets/s3-credentials',
+        'docker compose --file docker-compose.yml up --detach --wait',
+    ]
+    written = export(*shlex.split(first)[2:])
+    assert written.following() == others
+    for name in ('s3-credentials', 'tls.crt', 'tls.key'):
+        (written.folder / 'secrets' / name).write_text('x')
+    assert export('compose', *options).following() == others[-1:]
+
+
+def test_variables_of_an_executor_are_those_of_the_flow_file(export, tmp_path):
+    (tmp_path / 'flow.yml').write_text(
+        'jtype: Flow\nexecutors: [{uses: TrainerExecutor, env: {FINETUNER_MAX_RUNS: 2}}, {uses: DatasetExecutor}]'
+    )
+    services = export('compose', 'flow.yml').compose()['services']
+    assert services['trainer']['environment']['FINETUNER_MAX_RUNS'] == '2'
+    assert 'FINETUNER_MAX_RUNS' not in services['dataset']['environment']
 
 
 def test_dollars_are_not_variables_to_compose(export, tmp_path):

@@ -84,12 +84,58 @@ def test_pods_have_no_rights(export):
 def test_an_ingress_speaks_what_the_gateway_speaks(export, tls):
     written = export('kubernetes', '--ingress-host', 'embed.example.com', *(['--tls'] if tls else []))
     annotations = written.manifest('Ingress', 'finetuner-gateway')['metadata']['annotations']
-    assert annotations['nginx.ingress.kubernetes.io/proxy-body-size'] == '0'
+    assert annotations['nginx.ingress.kubernetes.io/proxy-body-size'] == str(64 << 20)
+    assert int(annotations['nginx.ingress.kubernetes.io/proxy-read-timeout']) >= 3600
+    assert annotations['nginx.ingress.kubernetes.io/proxy-buffering'] == 'off'
     assert annotations.get('nginx.ingress.kubernetes.io/backend-protocol') == ('HTTPS' if tls else None)
     (grpc,) = [
         port for port in written.manifest('Service', 'finetuner-gateway')['spec']['ports'] if port['name'] == 'grpc'
     ]
     assert grpc.get('appProtocol') == (None if tls else 'kubernetes.io/h2c')
+
+
+def test_an_ingress_takes_what_the_gateway_takes(export, tmp_path):
+    (tmp_path / 'flow.yml').write_text(
+        'jtype: Flow\ngateway: {env: {FINETUNER_MAX_BODY_BYTES: 1000000}}\nexecutors: [{uses: FinetunerExecutor}]'
+    )
+    written = export('kubernetes', 'flow.yml', '--ingress-host', 'embed.example.com')
+    annotations = written.manifest('Ingress', 'finetuner-gateway')['metadata']['annotations']
+    assert annotations['nginx.ingress.kubernetes.io/proxy-body-size'] == '1000000'
+
+
+GI = 2**30
+
+
+@pytest.mark.parametrize('options', [[], ['--database', 'postgres'], SCALED, ['encode.yml']])
+def test_no_pod_fills_the_disk_of_its_machine(export, options):
+    written = export('kubernetes', *options)
+    for component, one in workloads(written).items():
+        assert 'ephemeral-storage' in container(one)['resources']['requests'], component
+        empty = [volume for volume in pod(one)['volumes'] if 'emptyDir' in volume]
+        assert all('sizeLimit' in volume['emptyDir'] for volume in empty), component
+
+
+@pytest.mark.parametrize(
+    ('options', 'bytes_of_home'), [([], 50 * GI), (SCALED, 20 * GI), ([*SCALED, '--scratch-size', '40Gi'], 40 * GI)]
+)
+def test_caches_fit_into_the_volume_that_they_are_in(export, options, bytes_of_home):
+    found = workloads(export('kubernetes', *options))
+    for component in ('dataset', 'trainer', 'encoder'):
+        variables = {one['name']: one['value'] for one in container(found[component])['env']}
+        limits = [int(variables['FINETUNER_ARTIFACT_CACHE_BYTES'])] * 3
+        limits += [int(variables['FINETUNER_FEATURE_CACHE_BYTES'])] if component == 'trainer' else []
+        assert 0.4 * bytes_of_home < sum(limits) < 0.7 * bytes_of_home
+
+
+def test_what_holds_copies_alone_is_small(export):
+    found = workloads(export('kubernetes', *SCALED))
+    for component in ('dataset', 'trainer'):
+        (claim,) = found[component]['spec']['volumeClaimTemplates']
+        assert claim['spec']['resources']['requests']['storage'] == '20Gi'
+    (claim,) = found['postgres']['spec']['volumeClaimTemplates']
+    assert claim['spec']['resources']['requests']['storage'] == '50Gi'
+    (home,) = [volume for volume in pod(found['encoder'])['volumes'] if volume['name'] == 'home']
+    assert home['emptyDir'] == {'sizeLimit': '20Gi'}
 
 
 def test_programs_can_write_to_their_home(export):
@@ -121,6 +167,59 @@ def test_generated_secrets_stay_what_they_are(export):
         assert path.read_text() == first
         listed = yaml.safe_load((written.folder / 'kubernetes' / 'kustomization.yaml').read_text())['resources']
         assert 'secret.yaml' in listed
+
+
+def listed(written):
+    return yaml.safe_load((written.folder / 'kubernetes' / 'kustomization.yaml').read_text())['resources']
+
+
+@pytest.mark.parametrize('arguments', [[], ['--generate-secrets']])
+def test_secrets_move_with_the_rest_to_another_namespace(export, arguments):
+    values = export('kubernetes', '--generate-secrets').manifest('Secret', 'finetuner-secrets')['stringData']
+    written = export('kubernetes', '--namespace', 'search', *arguments)
+    assert {one['metadata'].get('namespace', 'search') for one in written.manifests()} == {'search'}
+    assert written.manifest('Secret', 'finetuner-secrets')['stringData'] == values
+    path = written.folder / 'kubernetes' / 'secret.yaml'
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and 'secret.yaml' in listed(written)
+    assert 'secret.yaml from the namespace finetuner to search' in written.output
+    assert 'Moved' not in export('kubernetes', '--namespace', 'search', *arguments).output
+
+
+def test_secrets_that_an_earlier_export_did_not_need_are_missing_and_made(export):
+    token = export('kubernetes', '--generate-secrets').manifest('Secret', 'finetuner-secrets')['stringData']['token']
+    written = export('kubernetes', '--database', 'postgres')
+    assert 'Missing: the Secret finetuner-secrets' in written.output and 'postgres-password:' in written.output
+    assert '    token:' not in written.output
+    first, last = written.following()
+    assert first == 'finetuner export kubernetes --database postgres --generate-secrets'
+    made = export(*first.split()[2:]).manifest('Secret', 'finetuner-secrets')['stringData']
+    assert made.keys() == {'token', 'postgres-password', 'database-url'} and made['token'] == token
+    assert export('kubernetes', '--database', 'postgres').following() == [last]
+
+
+def test_a_secret_file_that_is_gone_is_no_part_of_the_deployment(export):
+    written = export('kubernetes', '--generate-secrets')
+    (written.folder / 'kubernetes' / 'secret.yaml').unlink()
+    written = export('kubernetes')
+    assert 'secret.yaml' not in listed(written)
+    assert 'kubectl --namespace finetuner create secret generic finetuner-secrets --from-file=token' in written.output
+
+
+def test_what_is_missing_can_be_made_by_what_is_next(export):
+    assert export('kubernetes', *S3, '--tls', '--namespace', 'search').following() == [
+        f'finetuner export kubernetes {" ".join(S3)} --tls --namespace search --generate-secrets',
+        'kubectl apply --filename kubernetes/namespace.yaml',
+        'kubectl --namespace search create secret generic finetuner-tls --from-file=tls.crt --from-file=tls.key',
+        'kubectl --namespace search create secret generic finetuner-s3 --from-file=s3-credentials',
+        'kubectl apply --kustomize kubernetes',
+    ]
+
+
+def test_a_damaged_secret_file_is_told(export):
+    path = export('kubernetes', '--generate-secrets').folder / 'kubernetes' / 'secret.yaml'
+    path.write_text(path.read_text().replace('stringData', 'data'))
+    with pytest.raises(ValueError, match='secret.yaml is not the Secret that an export wrote'):
+        export('kubernetes')
 
 
 def test_grace_is_longer_than_what_happens_in_it(export):

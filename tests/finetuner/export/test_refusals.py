@@ -40,6 +40,7 @@ ENCODER = '{name: encoder, uses: executors.encoder.FinetunerExecutor%s}'
         ('encode.yml --gpus 1', '--gpus is for a Flow with a trainer, and this one has none'),
         ('train.yml --artifact x', '--artifact is for a Flow with an encoder, and this one has none'),
         ('--namespace My_Space', "--namespace 'My_Space' is not a name of Kubernetes"),
+        ('--scratch-size big', "--scratch-size 'big' is not a size such as 50Gi"),
         ('--volume-size big', "--volume-size 'big' is not a size such as 50Gi"),
         ('--ingress-class nginx', 'add --ingress-host'),
         ('nowhere.yml', 'there is no Flow file nowhere.yml'),

@@ -1,0 +1,36 @@
+"""Deleting an account with all that it has."""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from finetuner.excepts import RegistryError
+from registry.datasets import delete_all
+from registry.experiments import Deleted, delete_experiments
+from registry.first_start import LOCAL_ACCOUNT
+from registry.models import AccountRow, ClickBatchRow, ClickEventRow, ClickSessionRow, PromotionRow, TokenRow
+
+
+def delete_account(session: Session, account_id: str) -> Deleted:
+    """Delete an account that is there, its tokens, and all that it has.
+
+    :raises RegistryError: it is the account of the first start, or an alias of another account names a public artifact
+        of it.
+    :raises RunInProgressError: one of its runs is at work.
+    """
+    # the strictest of the locks, which also keeps others from adding what is of this account
+    row = session.scalars(select(AccountRow).where(AccountRow.id == account_id).with_for_update()).one()
+    if row.name == LOCAL_ACCOUNT:
+        raise RegistryError(
+            f'The account {LOCAL_ACCOUNT!r} is that of the service itself, and stays: delete its runs and data sets'
+        )
+    session.execute(delete(TokenRow).where(TokenRow.account_id == account_id))
+    session.execute(delete(PromotionRow).where(PromotionRow.account_id == account_id))
+    deleted = delete_experiments(session, account_id, None)
+    deleted.keys += delete_all(session, account_id)
+    session.execute(delete(ClickEventRow).where(ClickEventRow.account_id == account_id))
+    session.execute(delete(ClickSessionRow).where(ClickSessionRow.account_id == account_id))
+    session.execute(delete(ClickBatchRow).where(ClickBatchRow.account_id == account_id))
+    session.execute(delete(AccountRow).where(AccountRow.id == account_id))
+    return deleted

@@ -1,0 +1,92 @@
+"""Deleting an account: all that it has goes, and nothing of others does."""
+
+import shutil
+
+import pytest
+
+from finetuner import settings
+from finetuner.excepts import AuthenticationError, NotFoundError, RegistryError, RunInProgressError
+from registry.names import new_id
+
+
+@pytest.fixture
+def fill(registry, documents, artifact_path, tmp_path):
+    """Gives an account one of everything that there is; the value is a function, which returns its token."""
+
+    def make(account_id):
+        registry.append_documents(account_id, 'intents', documents(3), part=0)
+        registry.append_documents(account_id, 'intents', documents(3, start=3), part=1)
+        for name in ('first', 'second'):
+            run, _ = registry.create_run(account_id, 'support', name, {'public': True}, datasets=['intents'])
+            registry.start_run(run.id, 'host:1')
+            (registry.run_directory(run.id) / 'log.txt').write_text('a line')
+            registry.finish_run(run.id, artifact_path, {}, {})
+            registry.promote(account_id, 'support@production', run.artifact_id)
+        registry.create_run(account_id, 'support', 'waiting', {}, datasets=['intents'])
+        stopped, _ = registry.create_run(account_id, 'other', 'stopped', {})
+        lease = new_id()
+        registry.start_run(stopped.id, 'host:1', lease)
+        registry.append_log(stopped.id, lease, 0, b'a line')
+        registry.store_checkpoint(stopped.id, lease, 'step-1', shutil.copy(artifact_path, tmp_path / 'checkpoint'))
+        registry.cancel_run(stopped.id, 'Enough.')
+        registry.clicks.register_session(account_id, 'released', 'a query', [{'object_id': 'a'}])
+        registry.clicks.release_batch(account_id, 'release')
+        registry.clicks.register_session(account_id, 'collected', 'a query', [{'object_id': 'a'}])
+        registry.clicks.register_events(account_id, 'collected', [{'event_id': 'e', 'object_id': 'a'}])
+        registry.clicks.register_events(account_id, 'to come', [{'event_id': 'e', 'object_id': 'a'}])
+        return registry.create_token(account_id, 'laptop')
+
+    return make
+
+
+def run_folders():
+    return sorted(path.name for path in (settings.home() / 'runs').iterdir())
+
+
+def test_all_goes_that_the_account_has_and_nothing_else(registry, account, fill, dump, stored_files):
+    fill(account)
+    before = dump(), stored_files(), run_folders()
+    support = registry.create_account('support').id
+    token = fill(support)
+    assert len(stored_files()) == 2 * len(before[1]) and len(run_folders()) == 2 * len(before[2])
+    registry.delete_account(support)
+    assert (dump(), stored_files(), run_folders()) == before
+    with pytest.raises(AuthenticationError, match='not known'):
+        registry.authenticate(token)
+    with pytest.raises(NotFoundError, match='There is no account'):
+        registry.delete_account(support)
+    assert registry.create_account('support').id != support
+
+
+def test_an_account_whose_run_is_at_work_stays_until_that_is_cancelled(registry, fill, dump, stored_files):
+    support = registry.create_account('support').id
+    fill(support)
+    run = registry.get_run(support, 'support', 'waiting')
+    registry.start_run(run.id, 'host:1')
+    before = dump(), stored_files()
+    with pytest.raises(RunInProgressError, match="The run 'waiting' .* is at work: cancel it first"):
+        registry.delete_account(support)
+    assert (dump(), stored_files()) == before
+    registry.cancel_run(run.id, 'The account goes.')
+    registry.delete_account(support)
+    assert [found.name for found in registry.list_accounts().items] == ['local']
+
+
+def test_the_account_of_the_service_stays(registry, account, fill, dump):
+    fill(account)
+    before = dump()
+    with pytest.raises(RegistryError, match="'local' is that of the service itself"):
+        registry.delete_account(account)
+    assert dump() == before
+
+
+def test_an_artifact_that_another_account_serves_keeps_its_own(registry, account, fill, dump):
+    support = registry.create_account('support').id
+    fill(support)
+    registry.promote(account, 'theirs@production', registry.get_run(support, 'support', 'first').artifact_id)
+    before = dump()
+    with pytest.raises(RegistryError, match="The alias 'theirs@production' names the artifact of the run 'first'"):
+        registry.delete_account(support)
+    assert dump() == before
+    registry.delete_alias(account, 'theirs@production')
+    registry.delete_account(support)
