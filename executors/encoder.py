@@ -72,7 +72,7 @@ class FinetunerExecutor(Executor):
     :param require_token: whether every request must carry a token of this service, default `FINETUNER_REQUIRE_TOKEN` or
         no.
     :param refuse_unknown: whether a request for another endpoint is an error. In a Flow with other executors and Jina's
-        own gateway, False lets it pass on to them.
+        own gateway, False lets it pass on to them; `/encode_texts` is not there then.
     :raises AuthenticationError: a token is needed, and is missing or unknown.
     :raises ArtifactError: there is no such artifact, or it is damaged.
     """
@@ -104,7 +104,9 @@ class FinetunerExecutor(Executor):
         # a folder that is named is leave enough to read in it
         self.links = allowed_links(allowed_roots(encode_roots, 'FINETUNER_ENCODE_ROOTS'), ['file', *schemes])
         if not refuse_unknown:
-            del self.requests['/default']
+            # an endpoint that it has and the next executor lacks would keep Jina's gateway from starting
+            for endpoint in ('/default', '/encode_texts'):
+                self.requests.pop(endpoint, None)
         describe_parameters(self, 'encode', EncodeParameters)
         describe_parameters(self, 'encode_texts', EncodeTextsParameters)
         if require_token is None:
