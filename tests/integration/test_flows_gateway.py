@@ -49,6 +49,20 @@ GUARDED = {
     '/aliases': {},
     '/alias': {'alias': 'a@b'},
     '/delete_alias': {'alias': 'a@b'},
+    '/register_session': {'session_id': 'x', 'search_query': 'x', 'search_results': []},
+    '/register_events': {'session_id': 'x', 'events': []},
+    '/mark_irrelevant': {'session_id': 'x'},
+    '/click_session': {'session_id': 'x'},
+    '/release_batch': {'release_id': 'x'},
+    '/batch_sessions': {'batch_id': 'x'},
+    '/batches': {},
+    '/batch': {'batch_id': 'x'},
+    '/delete_sessions': {'user_id': 'x'},
+    '/create_tuning_task': {'fine_tuning_method': 'x'},
+    '/tuning_task': {'task_id': 'x'},
+    '/tuning_tasks': {},
+    '/cancel_tuning_task': {'task_id': 'x'},
+    '/restart_tuning_task': {'task_id': 'x'},
 }
 ALL = ', '.join(sorted([*GUARDED, '/encode', '/encode_texts', '/logstream']))
 
