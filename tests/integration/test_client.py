@@ -109,6 +109,7 @@ def test_from_csv_to_embeddings(client, files, tiny_model, tmp_path, capsys):
     assert client.get_run('from-csv').created_at == run.created_at
 
 
+@pytest.mark.slow
 def test_the_same_documents_again_are_the_same_run(client, tiny_model):
     def fit():
         documents = [
@@ -293,6 +294,7 @@ def test_experiments_are_made_listed_and_deleted(client, tiny_model, files, tmp_
         client.get_experiment('support')
 
 
+@pytest.mark.slow
 def test_a_run_at_work_is_cancelled_before_it_is_deleted(client, service, tiny_model, files):
     given = {'model': str(tiny_model), 'train_data': files / 'train.csv', 'batch_size': 8, 'device': 'cpu'}
     run = client.fit(run_name='long', epochs=10_000, **given)

@@ -11,6 +11,7 @@ from training.launchers.guard import STOPPED
 FOR_EVER = 1_000_000  # epochs
 
 
+@pytest.mark.slow
 def test_all_processes_end_with_the_main_one(start_service, tiny_model):
     service = start_service('finetuner.yml', FINETUNER_ARTIFACT=tiny_model)
     service.ingest_fruits()

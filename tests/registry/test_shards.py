@@ -313,6 +313,7 @@ def test_a_file_of_other_columns_is_refused(tmp_path):
         open_shards([tmp_path / 'odd.arrow'])
 
 
+@pytest.mark.slow
 def test_writing_a_large_shard_takes_little_memory(tmp_path):
     rows, words = 300_000, 'word ' * 200
     process = psutil.Process()

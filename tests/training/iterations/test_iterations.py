@@ -149,6 +149,7 @@ def test_one_model_is_kept_and_the_registry_has_it(keeper, first):
     assert list(folder.iterdir()) == [], 'what was needed on the way is gone'
 
 
+@pytest.mark.slow
 def test_the_model_is_opened_without_this_program(keeper, first, tmp_path):
     artifact = keeper.registry.get_artifact(keeper.account, first.artifact_id)
     path = keeper.registry.artifact_file(artifact)
