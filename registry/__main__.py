@@ -166,7 +166,6 @@ def usage(page: PageOption = 1) -> None:
     _tell_page(found)
 
 
-
 def _tell_place(database: Database) -> None:
     """Say beside the output which registry was changed."""
     typer.echo(f'Registry: {database.engine.url}', err=True)

@@ -171,8 +171,7 @@ class Registry:
 
         For who runs the service. What its runs have left in the folders of other machines stays there.
 
-        :raises RegistryError: there is no such account, it is the one of the first start, or an alias of another
-            account names a public artifact of it; then nothing is deleted.
+        :raises RegistryError: there is no such account, or it is the one of the first start.
         :raises RunInProgressError: one of its runs is at work; then nothing is deleted.
         """
         self._delete(account_id, lambda session: removal.delete_account(session, account_id))

@@ -15,8 +15,7 @@ from registry.models import AccountRow, ClickBatchRow, ClickEventRow, ClickSessi
 def delete_account(session: Session, account_id: str) -> Deleted:
     """Delete an account that is there, its tokens, and all that it has.
 
-    :raises RegistryError: it is the account of the first start, or an alias of another account names a public artifact
-        of it.
+    :raises RegistryError: it is the account of the first start.
     :raises RunInProgressError: one of its runs is at work.
     """
     # the strictest of the locks, which also keeps others from adding what is of this account

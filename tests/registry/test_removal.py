@@ -78,15 +78,3 @@ def test_the_account_of_the_service_stays(registry, account, fill, dump):
     with pytest.raises(RegistryError, match="'local' is that of the service itself"):
         registry.delete_account(account)
     assert dump() == before
-
-
-def test_an_artifact_that_another_account_serves_keeps_its_own(registry, account, fill, dump):
-    support = registry.create_account('support').id
-    fill(support)
-    registry.promote(account, 'theirs@production', registry.get_run(support, 'support', 'first').artifact_id)
-    before = dump()
-    with pytest.raises(RegistryError, match="The alias 'theirs@production' names the artifact of the run 'first'"):
-        registry.delete_account(support)
-    assert dump() == before
-    registry.delete_alias(account, 'theirs@production')
-    registry.delete_account(support)
