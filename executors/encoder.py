@@ -5,8 +5,8 @@ import json
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ from finetuner.excepts import ArtifactError, ArtifactNotFoundError, DataError, P
 from finetuner.inference import load_engine
 from finetuner.inference.engine import name_document
 from finetuner.inference.remote import without_secrets
-from finetuner.inference.server import ModelServer, shape_embeddings
+from finetuner.inference.server import MAX_ITEMS, ModelServer, check_dim, shape_embeddings
 
 DEFAULT_MODEL = 'all-minilm-l6-v2'
 ARTIFACT_TAG, ERROR_TAG = 'finetuner_artifact', 'finetuner_error'
@@ -73,6 +73,7 @@ class FinetunerExecutor(Executor):
         no.
     :param refuse_unknown: whether a request for another endpoint is an error. In a Flow with other executors and Jina's
         own gateway, False lets it pass on to them; `/encode_texts` is not there then.
+    :param max_documents: of all requests that may be under way; a request that finds no room is told to try again.
     :raises AuthenticationError: a token is needed, and is missing or unknown.
     :raises ArtifactError: there is no such artifact, or it is damaged.
     """
@@ -94,6 +95,7 @@ class FinetunerExecutor(Executor):
         encode_schemes: Sequence[str] | None = None,
         require_token: bool | None = None,
         refuse_unknown: bool = True,
+        max_documents: int = MAX_ITEMS,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -120,6 +122,7 @@ class FinetunerExecutor(Executor):
             raise ParameterError(f'artifact is {artifact!r}, not a text: Jina reads digits as a number')
         self._switching = threading.Lock()
         self._metrics = EncoderMetrics()
+        self._max_documents = max_documents
         self.served: Served | None = None
         self._load_engine = partial(
             load_engine,
@@ -151,7 +154,7 @@ class FinetunerExecutor(Executor):
 
     def _load(self, found: Found) -> Served:
         try:
-            model = ModelServer(self._load_engine(found.source), meter=self._metrics)
+            model = ModelServer(self._load_engine(found.source), self._max_documents, self._metrics)
             model.warm_up()
             return Served(model, found.id)
         except Exception as error:
@@ -199,7 +202,9 @@ class FinetunerExecutor(Executor):
         :param parameters: the fields of `EncodeParameters`.
         """
         asked = EncodeParameters(**parameters)
-        async with self._admitted(asked, len(docs)) as served:
+        await self._authenticate(asked)
+        with self._admitted(len(docs)) as served:
+            check_dim(served.model.engine.dim, asked.truncate_dim)
             failed = await self._embed(served.model, docs, asked)
         for position, document in enumerate(docs):
             if position in failed:
@@ -222,8 +227,10 @@ class FinetunerExecutor(Executor):
             artifact.
         """
         asked = EncodeTextsParameters(**parameters)
+        await self._authenticate(asked)
         texts = await asyncio.to_thread(_read_texts, docs)
-        async with self._admitted(asked, len(texts)) as served:
+        with self._admitted(len(texts)) as served:
+            check_dim(served.model.engine.dim, asked.truncate_dim)
             if asked.model not in (None, served.artifact_id, self._asked_for):
                 raise ArtifactNotFoundError(f'there is no model {shorten(asked.model)}: this is {served.artifact_id!r}')
             if served.model.engine.modality != 'text':
@@ -240,11 +247,13 @@ class FinetunerExecutor(Executor):
         blob = embeddings.astype(np.dtype(asked.dtype).newbyteorder('<'), copy=False).tobytes()
         return DocumentArray([Document(blob=blob, tags=tags)])
 
-    @asynccontextmanager
-    async def _admitted(self, asked: Parameters, count: int) -> AsyncIterator[Served]:
-        """The model that answers a request: one for all of it, whatever is promoted meanwhile."""
+    async def _authenticate(self, asked: Parameters) -> None:
         if self.registry is not None:
             await asyncio.to_thread(self.registry.authenticate, asked.secret)
+
+    @contextmanager
+    def _admitted(self, count: int) -> Iterator[Served]:
+        """The model that answers a request: one for all of it, whatever is promoted meanwhile."""
         with ExitStack() as under_way:
             with self._switching:
                 served = self.served

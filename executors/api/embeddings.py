@@ -39,7 +39,7 @@ class EmbeddingsBody(Body):
         default='float', description='base64 is of little-endian float32.'
     )
     dimensions: int | None = Field(
-        default=None, ge=1, le=1_000_000, description='Keep so many of the first, and scale to L2 norm 1.'
+        default=None, strict=True, ge=1, le=1_000_000, description='Keep so many of the first, and scale to L2 norm 1.'
     )
     user: str | None = Field(default=None, max_length=1000, description='Is not looked at.')
 
@@ -98,6 +98,7 @@ router = APIRouter(prefix=PREFIX.rstrip('/'), route_class=LargeRoute, tags=['ope
     '/embeddings',
     operation_id='create_embeddings',
     response_model=Embeddings,
+    responses={404: {'description': 'The service has another model, or none.'}},
     openapi_extra={'security': [{BEARER: []}, {}]},
 )
 async def create(body: EmbeddingsBody, request: Request) -> Response:

@@ -210,15 +210,15 @@ class ModelServer:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def shape_embeddings(embeddings: np.ndarray, truncate_dim: int | None = None, normalize: bool = False) -> np.ndarray:
-    """The first dimensions of embeddings [N, D], and these scaled to L2 norm 1; a vector of zeros stays.
+def check_dim(dim: int, truncate_dim: int | None) -> None:
+    """:raises ParameterError: embeddings of `dim` dimensions cannot be cut to so many."""
+    if truncate_dim is not None and truncate_dim > dim:
+        raise ParameterError(f"'truncate_dim' is {truncate_dim}: the model has {dim} dimensions")
 
-    :raises ParameterError: there are fewer dimensions.
-    """
-    if truncate_dim is not None:
-        if truncate_dim > embeddings.shape[1]:
-            raise ParameterError(f"'truncate_dim' is {truncate_dim}: the model has {embeddings.shape[1]} dimensions")
-        embeddings = embeddings[:, :truncate_dim]
+
+def shape_embeddings(embeddings: np.ndarray, truncate_dim: int | None = None, normalize: bool = False) -> np.ndarray:
+    """The first dimensions of embeddings [N, D], and these scaled to L2 norm 1; a vector of zeros stays."""
+    embeddings = embeddings[:, :truncate_dim]
     if normalize:
         norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
         embeddings = embeddings / np.where(norms == 0, 1, norms)

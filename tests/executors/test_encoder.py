@@ -13,7 +13,7 @@ from PIL import Image
 
 from executors.encoder import FinetunerExecutor
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import DataError, ParameterError
+from finetuner.excepts import BusyError, DataError, ParameterError
 from finetuner.inference.image_encoder import ImageEncoder
 
 
@@ -185,6 +185,21 @@ async def _many(executor):
         for number in range(500)
     ]
     await asyncio.gather(*calls)
+
+
+def test_a_request_that_finds_no_room_is_told_to_try_again(tiny_model):
+    executor = FinetunerExecutor(str(tiny_model), max_documents=10)
+    documents = DocumentArray([Document(text='a')] * 8)
+
+    async def ask_twice():
+        calls = [executor.encode(DocumentArray(documents), {}) for _ in range(2)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    first, second = asyncio.run(ask_twice())
+    assert len(first) == 8
+    assert isinstance(second, BusyError) and 'try again in a moment' in str(second)
+    assert len(answer(executor, documents)) == 8
+    executor.close()
 
 
 def test_one_bad_request_of_twelve_fails_alone(model_directory, picture):

@@ -7,6 +7,7 @@ from jina.types.request.data import SingleDocumentRequest
 
 from executors import errors
 from executors.gateway import _set_error
+from finetuner.excepts import BusyError
 
 
 def broken(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
@@ -30,3 +31,11 @@ def test_a_stream_that_an_executor_broke_off_can_be_asked_for_again(code, status
 def test_an_executor_that_ends_is_away_for_a_while(code):
     error = errors.unreachable(InternalNetworkError(broken(code)))
     assert (error.status_code, error.headers) == (503, {'Retry-After': '1'})
+
+
+def test_who_finds_no_room_is_told_when_to_come_again():
+    request = SingleDocumentRequest()
+    request.add_exception(BusyError('9 documents are under way'))
+    with pytest.raises(errors.HTTPException) as caught:
+        errors.raise_for_status(request.header.status)
+    assert (caught.value.status_code, caught.value.headers) == (429, {'Retry-After': '1'})

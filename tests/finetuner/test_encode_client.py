@@ -1,0 +1,116 @@
+"""EncodeClient against a service that is busy, slow or broken, which no real one is when it is asked to be."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from finetuner import EncodeClient
+from finetuner.client import wire_pb2 as wire
+from finetuner.excepts import BusyError, FinetunerServerError
+
+
+class Service:
+    """Embeds a text as its length and its first letter. `errors` come before the first answer."""
+
+    def __init__(self, *errors, delay=0.0, dim=2):
+        self.errors, self.delay, self.dim = list(errors), delay, dim
+        self.sizes, self.at_once, self.most = [], 0, 0
+        self._lock = threading.Lock()
+
+    def call(self, endpoint, parameters, docs=b'', timeout=0.0):
+        assert endpoint == '/encode_texts'
+        [document] = wire.DocumentList.FromString(docs).docs
+        texts = json.loads(document.data['text'].text)
+        with self._lock:
+            self.sizes.append(len(texts))
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+            error = self.errors.pop(0) if self.errors else None
+        time.sleep(self.delay)
+        with self._lock:
+            self.at_once -= 1
+        if error:
+            raise error
+        rows = np.array([[len(text), ord((text or ' ')[0])][: self.dim] for text in texts], '<f4')
+        answer = wire.Document()
+        answer.data['blob'].blob = rows.tobytes()
+        entries = answer.data['tags'].entries.data
+        entries['count'].integer, entries['dim'].integer, entries['dtype'].text = *rows.shape, 'float32'
+        return wire.DocumentList(docs=[answer]).SerializeToString()
+
+
+@pytest.fixture
+def connect(monkeypatch):
+    def use(service, **options):
+        monkeypatch.setattr('finetuner.client.reaching.open_transport', lambda host: service)
+        return EncodeClient('grpc://nowhere:1', **options)
+
+    return use
+
+
+def test_a_list_is_split_and_put_together_again_in_order(connect):
+    service = Service(delay=0.02)
+    texts = [chr(97 + number % 26) * (number % 9) for number in range(103)]
+    with connect(service, batch_size=10, prefetch=3) as client:
+        found = client.encode(texts)
+    assert found[:, 0].tolist() == [len(text) for text in texts]
+    assert sorted(service.sizes) == [3] + [10] * 10
+    assert service.most == 3
+
+
+def test_long_texts_go_in_more_requests(connect):
+    service = Service()
+    with connect(service) as client:
+        client.encode(['x' * (3 << 20)] * 3 + ['y'])
+    assert sorted(service.sizes) == [1, 1, 2]
+
+
+def test_a_service_that_is_busy_is_asked_again(connect):
+    service = Service(BusyError('try again'), BusyError('try again'))
+    with connect(service) as client:
+        assert client.encode(['abc']).tolist() == [[3, 97]]
+    assert len(service.sizes) == 3
+
+
+def test_an_error_ends_all_that_is_under_way(connect):
+    service = Service(FinetunerServerError('it broke'))
+    with connect(service, batch_size=1, prefetch=2) as client:
+        with pytest.raises(FinetunerServerError, match='it broke'):
+            client.encode(['a'] * 100)
+        time.sleep(0.1)
+        assert len(service.sizes) <= 4
+        assert client.encode(['b']).tolist() == [[1, 98]]
+
+
+def test_a_task_that_is_cancelled_sends_nothing_more(connect):
+    service = Service(delay=0.05)
+
+    async def give_up(client):
+        asking = asyncio.create_task(client.aencode(['a'] * 100))
+        await asyncio.sleep(0.1)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    with connect(service, batch_size=1, prefetch=2) as client:
+        asyncio.run(give_up(client))
+        assert len(service.sizes) <= 8
+
+
+@pytest.mark.parametrize(
+    ('options', 'match'),
+    [
+        ({'batch_size': 0}, 'batch_size is 0: it must be positive'),
+        ({'prefetch': -1}, 'prefetch is -1: it must be positive'),
+        ({'dtype': 'int8'}, "dtype is 'int8': choose float32 or float16"),
+    ],
+)
+def test_options_are_checked(connect, options, match):
+    with pytest.raises(ValueError, match=match):
+        connect(Service(), **options)
