@@ -40,6 +40,7 @@ RESOURCES = {
     'dataset': ({'cpu': '250m', 'memory': '1Gi'}, {'memory': '4Gi'}),
     'clicks': ({'cpu': '250m', 'memory': '1Gi'}, {'memory': '2Gi'}),
     'trainer': ({'cpu': '2', 'memory': '4Gi'}, {'memory': '16Gi'}),
+    'search': ({'cpu': '1', 'memory': '1Gi'}, {'memory': '8Gi'}),
     'encoder': ({'cpu': '1', 'memory': '1Gi'}, {'memory': '4Gi'}),
 }
 LEAVE_SECONDS = 5

@@ -186,6 +186,7 @@ def _variables(role: str, gpus: int, flow: FlowFile, options: Options) -> dict[s
         variables['FINETUNER_OBJECTS_URL'] = OBJECTS
     if role == 'encoder':
         variables['FINETUNER_REQUIRE_TOKEN'] = 'true'
+    if role in ('encoder', 'search'):
         variables['FINETUNER_DEVICE'] = 'cuda' if gpus else 'cpu'
         if options.artifact:
             variables['FINETUNER_ARTIFACT'] = options.artifact
@@ -209,10 +210,10 @@ def _has_shared_objects(flow: FlowFile, options: Options) -> bool:
 
 
 def _volumes(role: str, flow: FlowFile, options: Options) -> tuple[Volume, ...]:
-    if not flow.roles() & {'dataset', 'clicks', 'trainer'} and options.database == 'sqlite':
+    if not flow.roles() - {'encoder'} and options.database == 'sqlite':
         return (Volume('home', HOME, SCRATCH),)  # no state but a cache, and the hash of the token
     if options.database == 'sqlite':
         return (Volume('home', HOME, SHARED),)
     # notes of objects on their way, and checkpoints, must be found again by the process that comes after
-    home = Volume('home', HOME, SCRATCH if role in ('encoder', 'clicks') else OWN)
+    home = Volume('home', HOME, SCRATCH if role in ('encoder', 'clicks', 'search') else OWN)
     return (home, Volume('objects', OBJECTS, SHARED)) if _has_shared_objects(flow, options) else (home,)
