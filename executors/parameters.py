@@ -324,6 +324,21 @@ class TuningTasksParameters(Parameters):
     status: Literal['pending', 'processing', 'done', 'canceled', 'error'] | None = None
 
 
+class SearchParameters(Parameters):
+    """`/search`: how much is found, and whether it becomes a session of the clickstream."""
+
+    limit: int = Field(default=10, ge=1, le=1000)
+    create_session: bool = False
+    session_id: str | None = Field(default=None, description='Of the client; default a random one.')
+    user_id: str | None = None
+
+
+class DeleteItemsParameters(Parameters):
+    """`/delete_items`: items by their ids."""
+
+    object_ids: list[str] = Field(max_length=1000)
+
+
 class EncodeParameters(Parameters):
     """`/encode`: a token where the executor needs one. The rest is for other executors of the Flow."""
 

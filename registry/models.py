@@ -307,3 +307,18 @@ class TuningTaskRow(Base):
     updated_at: Mapped[datetime] = mapped_column(default=now)
 
     run: Mapped[RunRow] = relationship(lazy='joined', innerjoin=True)
+
+
+class SearchItemRow(Base):
+    """What can be searched for, with the embedding that a model made of it."""
+
+    __tablename__ = 'search_items'
+    __table_args__ = (UniqueConstraint('account_id', 'object_id'),)
+
+    account_id: Mapped[str] = mapped_column(ForeignKey('accounts.id'))
+    object_id: Mapped[str]
+    text: Mapped[str] = mapped_column(Text)
+    meta: Mapped[dict[str, Any] | None]
+    model: Mapped[str]  # that the embedding is of
+    embedding: Mapped[bytes] = mapped_column(LargeBinary)
+    revision: Mapped[int]  # another one with each text

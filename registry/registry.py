@@ -54,6 +54,7 @@ from registry.records import (
     Token,
     Usage,
 )
+from registry.search_items import SearchItems
 from registry.shards import write_shard
 from registry.snapshots import hold, restore, snapshot
 from registry.staging import Staging, exclusive
@@ -90,6 +91,7 @@ class Registry:
         self.objects = objects
         self.clicks = Clicks(database)
         self.tuning = Tuning(database)
+        self.items = SearchItems(database)
         self._staging = staging
 
     @classmethod

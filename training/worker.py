@@ -48,7 +48,7 @@ def main(run_id: str, lease: str | None = None) -> int:
     is_first = os.environ.get('RANK', '0') == '0'
     level = logging.INFO if is_first else logging.WARNING
     logging.basicConfig(level=level, format='%(asctime)s %(message)s', datefmt='%H:%M:%S', stream=sys.stdout)
-    for noisy in ('alembic', 'httpx', 'botocore', 'aiobotocore', 'mlflow'):
+    for noisy in ('alembic', 'httpx', 'botocore', 'aiobotocore'):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     interruption = Interruption().install()  # scratch files are removed, and a checkpoint is whole
     try:

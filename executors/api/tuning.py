@@ -33,7 +33,7 @@ class NewTask(BaseModel):
 
     model_config = ConfigDict(extra='ignore', hide_input_in_errors=True)
 
-    fine_tuning_method: str = Field(min_length=1, max_length=200, examples=['text-to-text'])
+    fine_tuning_method: str = Field(min_length=1, max_length=200, description='Such as `text-to-text`.')
     batch_id: str | None = Field(default=None, min_length=1, max_length=200)
     metadata: dict[str, Any] | None = None
     idempotency_key: UUID | None = Field(default=None, description='The same one again gives the same task.')
@@ -45,8 +45,8 @@ class Task(BaseModel):
     id: str
     fine_tuning_method: str
     status: Status
-    created_at: datetime
-    updated_at: datetime
+    created_at: str
+    updated_at: str
     batch_id: str | None = None
     best_model_url: str | None = Field(default=None, description='A zip file, for whoever sends a token.')
     metadata: dict[str, Any] | None = None
@@ -122,6 +122,6 @@ def _base(request: Request) -> str:
     return (os.environ.get('FINETUNER_PUBLIC_URL') or str(request.base_url)).rstrip('/')
 
 
-def _utc(time: str) -> datetime:
+def _utc(time: str) -> str:
     """Without the time zone, as the first version wrote it."""
-    return datetime.fromisoformat(time).astimezone(UTC).replace(tzinfo=None)
+    return datetime.fromisoformat(time).astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')

@@ -16,6 +16,7 @@ CLASSES = {
     'DatasetExecutor': ('dataset', 'executors.dataset.DatasetExecutor'),
     'ClickstreamExecutor': ('clicks', 'executors.clicks.ClickstreamExecutor'),
     'TrainerExecutor': ('trainer', 'executors.trainer.TrainerExecutor'),
+    'SearchExecutor': ('search', 'executors.search.SearchExecutor'),
     'FinetunerExecutor': ('encoder', 'executors.encoder.FinetunerExecutor'),
 }
 GATEWAY = 'executors.gateway.FinetunerGateway'
@@ -35,7 +36,7 @@ VARIABLE = re.compile(r'\$\{\{\s*(?:ENV\.)?(\w+)\s*\}\}')
 class FlowExecutor:
     """One executor of a Flow.
 
-    :param role: 'dataset', 'clicks', 'trainer' or 'encoder'.
+    :param role: 'dataset', 'clicks', 'trainer', 'search' or 'encoder'.
     :param uses: its class, with the module.
     """
 

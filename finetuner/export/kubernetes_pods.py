@@ -43,6 +43,7 @@ REQUESTS = {
     'dataset': {'cpu': '250m', 'memory': '1Gi', 'ephemeral-storage': '1Gi'},
     'clicks': {'cpu': '250m', 'memory': '1Gi', 'ephemeral-storage': '100Mi'},
     'trainer': {'cpu': '2', 'memory': '4Gi', 'ephemeral-storage': '1Gi'},
+    'search': {'cpu': '1', 'memory': '1Gi', 'ephemeral-storage': '1Gi'},
     'encoder': {'cpu': '1', 'memory': '1Gi', 'ephemeral-storage': '4Gi'},
 }
 GATEWAY_TMP = '1Gi'

@@ -29,7 +29,7 @@ MARGIN_SECONDS = 25
 CONNECTION_SECONDS = 60
 """After this time an encoder has its callers look for replicas anew."""
 
-MEMORY = {'gateway': 2, 'dataset': 4, 'clicks': 2, 'trainer': 16, 'encoder': 4, POSTGRES: 1}
+MEMORY = {'gateway': 2, 'dataset': 4, 'clicks': 2, 'trainer': 16, 'search': 8, 'encoder': 4, POSTGRES: 1}
 """The most GiB of each role: estimates."""
 
 SHARED, OWN, SCRATCH = 'shared', 'own', 'scratch'
@@ -189,6 +189,7 @@ def _variables(role: str, gpus: int, flow: FlowFile, options: Options) -> dict[s
         variables['FINETUNER_OBJECTS_URL'] = OBJECTS
     if role == 'encoder':
         variables['FINETUNER_REQUIRE_TOKEN'] = 'true'
+    if role in ('encoder', 'search'):
         variables['FINETUNER_DEVICE'] = 'cuda' if gpus else 'cpu'
         if options.artifact:
             variables['FINETUNER_ARTIFACT'] = options.artifact
@@ -212,10 +213,10 @@ def _has_shared_objects(flow: FlowFile, options: Options) -> bool:
 
 
 def _volumes(role: str, flow: FlowFile, options: Options) -> tuple[Volume, ...]:
-    if not flow.roles() & {'dataset', 'clicks', 'trainer'} and options.database == 'sqlite':
+    if not flow.roles() - {'encoder'} and options.database == 'sqlite':
         return (Volume('home', HOME, SCRATCH),)  # no state but a cache, and the hash of the token
     if options.database == 'sqlite':
         return (Volume('home', HOME, SHARED),)
     # notes of objects on their way, and checkpoints, must be found again by the process that comes after
-    home = Volume('home', HOME, SCRATCH if role in ('encoder', 'clicks') else OWN)
+    home = Volume('home', HOME, SCRATCH if role in ('encoder', 'clicks', 'search') else OWN)
     return (home, Volume('objects', OBJECTS, SHARED)) if _has_shared_objects(flow, options) else (home,)

@@ -9,7 +9,7 @@ import pytest
 from jina import Flow
 
 FLOWS = Path(__file__).parents[2] / 'flows'
-NAMES = ['encode.yml', 'train.yml', 'finetuner.yml', 'manifests.yml']
+NAMES = ['encode.yml', 'train.yml', 'finetuner.yml', 'manifests.yml', 'search.yml']
 
 
 def test_ports_have_defaults(tmp_path):
@@ -39,6 +39,7 @@ def test_ports_follow_the_environment_each_time(name, monkeypatch):
         ('train.yml', ['dataset', 'trainer']),
         ('finetuner.yml', ['dataset', 'clicks', 'trainer', 'encoder']),
         ('manifests.yml', ['dataset', 'clicks', 'trainer', 'encoder']),
+        ('search.yml', ['clicks', 'trainer', 'search']),
     ],
 )
 def test_executors(name, executors):

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from executors.clicks import ClickstreamExecutor
 from executors.dataset import DatasetExecutor
 from executors.encoder import FinetunerExecutor
+from executors.search import SearchExecutor
 from executors.trainer import TrainerExecutor
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import ArtifactError, AuthenticationError, ParameterError, RegistryError
@@ -17,6 +18,8 @@ from registry.models import Base
 
 # what needs no account, unless the operator says otherwise: its own tests tell
 OPEN = {'/encode', '/encode_texts'}
+# of SearchExecutor, which its own tests call by another account
+SEARCH = {'/upsert', '/delete_items', '/search'}
 NOTHING = {'items': [], 'total': 0}
 RUN = {'run_name': 'done', 'experiment_name': 'support'}
 # by endpoint: parameters that name what the first account has, and what is answered: an error, or these tags
@@ -161,11 +164,11 @@ def dump(registry):
 def test_every_endpoint_is_in_the_table(executors):
     found = {
         name
-        for executor in (DatasetExecutor, ClickstreamExecutor, TrainerExecutor, FinetunerExecutor)
+        for executor in (DatasetExecutor, ClickstreamExecutor, TrainerExecutor, SearchExecutor, FinetunerExecutor)
         for name in executor.requests_by_class[executor.__name__]
         if name.startswith('/') and name != '/default'
     }
-    assert found == TABLE.keys() | OPEN
+    assert found == TABLE.keys() | OPEN | SEARCH
 
 
 def test_nothing_of_another_account_is_seen_or_changed(registry, call, names, dump):

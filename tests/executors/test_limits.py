@@ -80,6 +80,9 @@ def test_tls_needs_a_certificate_and_its_key(monkeypatch, tmp_path):
         read_certificate()
 
 
+GONE = object()
+
+
 async def receive_all(limits: BodyLimits, pieces: list[bytes | None], length: int | None = None) -> tuple[int, str]:
     """What an application that reads its body answers; None is a piece that never comes."""
 
@@ -91,7 +94,8 @@ async def receive_all(limits: BodyLimits, pieces: list[bytes | None], length: in
     coming = iter(pieces)
 
     async def receive():
-        piece = next(coming)
+        if (piece := next(coming, GONE)) is GONE:
+            return {'type': 'http.disconnect'}
         if piece is None:
             await asyncio.sleep(60)
         return {'type': 'http.request', 'body': piece, 'more_body': piece != b''}

@@ -9,6 +9,7 @@ from jina import Executor
 from executors.clicks import ClickstreamExecutor
 from executors.dataset import DatasetExecutor
 from executors.encoder import FinetunerExecutor
+from executors.search import SearchExecutor
 from executors.trainer import TrainerExecutor
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +22,7 @@ MANIFESTS = ROOT / 'executors' / 'manifests'
         (MANIFESTS / 'dataset.yml', DatasetExecutor),
         (MANIFESTS / 'clicks.yml', ClickstreamExecutor),
         (MANIFESTS / 'trainer.yml', TrainerExecutor),
+        (MANIFESTS / 'search.yml', SearchExecutor),
         (MANIFESTS / 'encoder.yml', FinetunerExecutor),
         (ROOT / 'config.yml', FinetunerExecutor),
     ],
@@ -40,5 +42,5 @@ def test_manifest(path, cls, tmp_path, monkeypatch):
 
 
 def test_there_are_no_others():
-    assert {path.stem for path in MANIFESTS.iterdir()} == {'dataset', 'clicks', 'trainer', 'encoder'}
+    assert {path.stem for path in MANIFESTS.iterdir()} == {'dataset', 'clicks', 'trainer', 'search', 'encoder'}
     assert yaml.safe_load((ROOT / 'config.yml').read_text()) == yaml.safe_load((MANIFESTS / 'encoder.yml').read_text())

@@ -180,6 +180,22 @@ def test_all_that_was_there_is_there_in_the_newest_version(old, tmp_path):
             }
         ],
     )
+    at(
+        '0008',
+        search_items=[
+            {
+                'id': 'i',
+                'account_id': 'a',
+                'object_id': 'p',
+                'text': 'ö',
+                'meta': {'price': 3},
+                'model': 'm',
+                'embedding': b'\0\1',
+                'revision': 1,
+                'created_at': TIME,
+            }
+        ],
+    )
     url = database.engine.url
     with Registry.open(tmp_path / 'home', url) as registry:
         account = registry.get_account()
@@ -216,6 +232,8 @@ def test_all_that_was_there_is_there_in_the_newest_version(old, tmp_path):
             assert bytes(session.scalar(text('SELECT data FROM log_pieces'))) == b'\0line'
         [visit] = registry.clicks.batch_sessions('a', 'b').sessions
         assert (visit.session_id, visit.search_query, visit.created_at) == ('visit', 'ö', TIME)
+        [item] = registry.items.read()
+        assert (item.object_id, item.text, item.meta, item.embedding) == ('p', 'ö', {'price': 3}, b'\0\1')
         task = registry.tuning.get_task('a', 't7')
         assert (task.status, task.batch_id, task.run_name, task.metadata) == ('done', 'b', 'run-1', {'who': 'ü'})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+from pathlib import Path
 
 from finetuner.excepts import NotFoundError, RegistryError
 from registry import Registry, RunRecord
@@ -13,8 +14,9 @@ from training.callbacks.training_checkpoint import Recovery
 from training.errors import persistently
 from training.heartbeat import Heartbeat
 from training.interruption import Interruption
-from training.iterations.iteration import TRIALS, Outcome, Start, Work, conclude, iterate
-from training.iterations.material import ITEMS
+from training.iterations.iteration import BEST, TRIALS, Outcome, Start, Work, iterate
+from training.iterations.material import DIGEST, ITEMS, SHARD
+from training.iterations.tracking import PROMOTED, REFUSED
 from training.methods import load_method
 from training.run_folder import remove_training
 
@@ -40,11 +42,11 @@ def carry(
     folder = registry.run_directory(run.id)
     alias = method.promoted_alias
     start = find_start(registry, task.account_id, alias)
-    owner = f'{run.id} {start.artifact_id or "pretrained"}'
     work = Work(
         registry=registry,
         account_id=task.account_id,
-        owner=owner,
+        # what was trained from another model is of no use
+        owner=f'{run.id} {start.artifact_id or "pretrained"}',
         name=run.name,
         folder=folder,
         report=heartbeat.report,
@@ -53,22 +55,15 @@ def carry(
     )
     outcome = iterate(work, method, batch_id, start)
     if outcome.is_promoted and find_start(registry, task.account_id, alias).artifact_id != start.artifact_id:
-        sentence = f'{alias} was given another model meanwhile, which this one was not compared with'
-        outcome = dataclasses.replace(
-            outcome, is_promoted=False, sentence=sentence, metrics={**outcome.metrics, 'promoted': False}
-        )
+        outcome = _refuse(outcome, f'{alias} was given another model meanwhile, which this one was not compared with')
     details = f'Promoted to {alias}: {outcome.sentence}' if outcome.is_promoted else f'Not promoted: {outcome.sentence}'
     logger.info('%s', details)
     _finish(registry, run, outcome, heartbeat.lease, details, alias if outcome.is_promoted else None)
     try:
-        conclude(outcome, task.account_id, method.name, batch_id, owner)
+        _conclude(outcome, task.account_id)
     except Exception:  # what matters is stored
         logger.exception('MLflow could not be told of the end of the iteration')
-    for name in (TRIALS, ITEMS, 'best'):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for path in folder.glob('clicks.*'):
-        path.unlink(missing_ok=True)
-    remove_training(folder)
+    _tidy(folder)
 
 
 def find_start(registry: Registry, account_id: str, alias: str) -> Start:
@@ -91,6 +86,11 @@ def _batch(registry: Registry, task: TuningTask) -> str:
     return batch.id
 
 
+def _refuse(outcome: Outcome, sentence: str) -> Outcome:
+    metrics = {**outcome.metrics, 'promoted': False}
+    return dataclasses.replace(outcome, is_promoted=False, sentence=sentence, metrics=metrics)
+
+
 def _finish(registry: Registry, run: RunRecord, outcome: Outcome, lease: str, details: str, alias: str | None) -> None:
     try:
         persistently(lambda: registry.finish_run(run.id, outcome.artifact, outcome.metrics, {}, lease, details, alias))
@@ -98,3 +98,20 @@ def _finish(registry: Registry, run: RunRecord, outcome: Outcome, lease: str, de
         # perhaps it was stored, and the answer was lost
         if registry.get_run_by_id(run.id).status != FINISHED:
             raise
+
+
+def _tidy(folder: Path) -> None:
+    for name in (TRIALS, ITEMS, BEST):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (SHARD, DIGEST):
+        (folder / name).unlink(missing_ok=True)
+    remove_training(folder)
+
+
+def _conclude(outcome: Outcome, account_id: str) -> None:
+    """Note in MLflow what became of an iteration, after the registry knows. With a model that was promoted, earlier
+    iterations go; with one that was not, all stays for the next one to start from."""
+    iteration = outcome.iteration
+    iteration.conclude(PROMOTED if outcome.is_promoted else REFUSED)
+    if outcome.is_promoted:
+        iteration.tracker.remove_others(account_id, iteration.method, iteration.id)

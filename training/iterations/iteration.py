@@ -14,9 +14,11 @@ from typing import Any
 from finetuner.inference.backbones import load_encoders
 from registry import Registry
 from registry.shards import DatasetReader
+from training.callbacks.best_model import BestModelCheckpoint
 from training.callbacks.making import CallbackError
 from training.callbacks.training_checkpoint import Recovery
 from training.clicks.comparing import Embedded, Verdict, judge_model
+from training.clicks.examples import Judged
 from training.clicks.significance import Interval
 from training.errors import is_passing
 from training.export import build_artifact
@@ -25,7 +27,7 @@ from training.iterations import parameters
 from training.iterations.embedding import embed_by_model
 from training.iterations.material import Material, gather
 from training.iterations.search import Candidate, ParameterSearch
-from training.iterations.tracking import FINISHED, INITIAL_RUN, PROMOTED, PRUNED, REFUSED, Iteration, Tracker, Training
+from training.iterations.tracking import FINISHED, INITIAL_RUN, PRUNED, Iteration, Tracker, Training
 from training.iterations.watching import PREFIX, Pruned, Watch
 from training.methods.method import Method
 from training.pipeline import run_fit
@@ -34,7 +36,7 @@ from training.progress import Progress
 logger = logging.getLogger(__name__)
 
 DATA = 'clicks'
-TRIALS = 'trials'
+TRIALS, BEST = 'trials', 'best'
 CONFIDENCE = 0.95
 
 
@@ -57,12 +59,14 @@ class Outcome:
     :param is_promoted: whether it is to take the place of the one before.
     :param sentence: why, or why not.
     :param metrics: what is known of it, as JSON.
+    :param iteration: where it comes from.
     """
 
     artifact: Path
     is_promoted: bool
     sentence: str
     metrics: dict[str, Any]
+    iteration: Iteration
 
 
 @dataclass(frozen=True)
@@ -85,31 +89,30 @@ class Work:
     interruption: Interruption | None = None
 
 
-def iterate(work: Work, method: Method, batch_id: str, start: Start, tracker: Tracker | None = None) -> Outcome:
+def iterate(work: Work, method: Method, batch_id: str, start: Start) -> Outcome:
     """Try the parameters of a method on a batch, and judge the best model. What a lost worker has done of it already is
     not done again.
 
     :raises DataError: there is too little to learn from.
     :raises ValueError: no training came to its end; the message is that of the last.
     """
-    tracker = tracker or Tracker()
+    tracker = Tracker()
     seed = int(method.fit.get('seed', 0))
     # None: a GPU, where there is one
     device = 'cpu' if method.fit.get('device') == 'cpu' else None
     material = gather(work.registry, work.account_id, batch_id, method, seed, work.folder)
-    if start.file is None and tracker.keep_initial(method.name, method.model, lambda folder: _pack(method, folder)):
-        logger.info('The model %s, which the method starts from, is kept as %s', method.model, INITIAL_RUN)
+    if start.file is None:
+        _keep_initial(tracker, method, work.folder / BEST)
     iteration = tracker.begin(work.account_id, method.name, batch_id, work.owner)
     last = tracker.last(work.account_id, method.name, iteration.id)
-    modality = method.items.modality
     source = start.file or method.model
 
-    def embed(model: str | Path, part: Any) -> Embedded:
-        return embed_by_model(model, modality, part, material.items, device)
+    def embed(model: str | Path, part: Judged) -> Embedded:
+        return embed_by_model(model, method.items.modality, part, material.items, device)
 
-    before = embed(source, material.validation)
-    best = _search(work, method, start, material, iteration, last, seed, before)
-    artifact = iteration.fetch_model(best.run_id, work.folder / 'best')
+    trials = Trials(work, method, start, material, iteration, embed(source, material.validation))
+    best = trials.run(last, seed)
+    artifact = iteration.fetch_model(best.run_id, work.folder / BEST)
     verdict = judge_model(
         material.test,
         embed(source, material.test),
@@ -125,116 +128,105 @@ def iterate(work: Work, method: Method, batch_id: str, start: Start, tracker: Tr
         is_promoted=verdict.refusal is None,
         sentence=_sentence(method, verdict),
         metrics=_metrics(method, verdict, best, iteration, material),
+        iteration=iteration,
     )
 
 
-def conclude(outcome: Outcome, account_id: str, method: str, batch_id: str, owner: str) -> None:
-    """Note in MLflow what became of an iteration, after the registry knows. With a model that was promoted, those of
-    earlier iterations go; with one that was not, all stays for the next one to start from."""
-    tracker = Tracker()
-    iteration = tracker.begin(account_id, method, batch_id, owner)
-    iteration.conclude(PROMOTED if outcome.is_promoted else REFUSED)
-    if outcome.is_promoted:
-        tracker.remove_others(account_id, method, iteration.id)
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """The trainings of an iteration, one with each set of parameters.
 
+    :param before: what the model that they start from makes of the sessions by which they are compared.
+    """
 
-def _search(
-    work: Work,
-    method: Method,
-    start: Start,
-    material: Material,
-    iteration: Iteration,
-    last: Iteration | None,
-    seed: int,
-    before: Embedded,
-) -> Training:
-    """Train with one set of parameters after the other, and return the best training."""
-    space = method.search.space
-    known = iteration.trainings()
-    # those that a lost worker had begun come first, for they go on; then what was best in the last iteration
-    begun = [parameters.read(space, training.texts) for training in known if training.outcome is None]
-    first = [values for values in begun if values is not None]
-    if last is not None:
-        first += last.top(space, max(1, (method.search.evaluations + 1) // 2))
-    search = ParameterSearch(method.search, seed, known, first or [parameters.middle(space)])
-    failure: Exception | None = None
-    while (candidate := search.ask()) is not None:
-        try:
-            _train(work, method, start, material, iteration, search, candidate, before)
-        except Exception as error:
-            if is_passing(error):
-                raise
-            logger.exception('The training with %s failed', candidate.parameters)
-            search.tell(candidate, None)
-            failure = error
-    if not (finished := _with_models(iteration)):
-        raise failure or ValueError('no training came to its end')
-    return max(finished, key=lambda training: training.quality or 0.0)
+    work: Work
+    method: Method
+    start: Start
+    material: Material
+    iteration: Iteration
+    before: Embedded
 
+    def run(self, last: Iteration | None, seed: int) -> Training:
+        """The best training.
 
-def _with_models(iteration: Iteration) -> list[Training]:
-    """One at most, but where a worker was lost while it put one in the place of another."""
-    return [training for training in iteration.trainings() if training.outcome == FINISHED and training.has_model]
+        :param last: whose best parameters are tried first.
+        """
+        space, evaluations = self.method.search.space, self.method.search.evaluations
+        known = self.iteration.trainings()
+        # those that a lost worker had begun come before all others, for they go on
+        begun = [parameters.read(space, training.texts) for training in known if training.outcome is None]
+        first = [values for values in begun if values is not None]
+        if last is not None:
+            first += last.top(space, max(1, (evaluations + 1) // 2))
+        search = ParameterSearch(self.method.search, seed, known, first or [parameters.middle(space)])
+        failure: Exception | None = None
+        while (candidate := search.ask()) is not None:
+            try:
+                self._train(search, candidate)
+            except Exception as error:
+                if is_passing(error):
+                    raise
+                logger.exception('The training with %s failed', candidate.parameters)
+                search.tell(candidate, None)
+                failure = error
+        if not (finished := self._with_models()):
+            raise failure or ValueError('no training came to its end')
+        return max(finished, key=lambda training: training.quality or 0.0)
 
+    def _train(self, search: ParameterSearch, candidate: Candidate) -> None:
+        """One training: its model is kept if it is the best so far."""
+        method, iteration, work = self.method, self.iteration, self.work
+        title = f'Training {candidate.number} of {method.search.evaluations}'
+        logger.info('%s: %s', title, candidate.parameters or 'the values of the method')
+        run_id = iteration.start(candidate.parameters)
+        watch = Watch(
+            self.material,
+            method.items.modality,
+            self.before,
+            method.metric,
+            method.clicks.max_weight,
+            lambda figures, epoch: iteration.log(run_id, figures, epoch),
+            candidate.is_hopeless,
+        )
+        config = method.config(
+            candidate.parameters,
+            train_data=DATA,
+            model_artifact=self.start.artifact_id,
+            run_name=work.name,
+            callbacks=[watch, BestModelCheckpoint(monitor=PREFIX + method.metric, mode='max')],
+        )
+        folder = work.folder / TRIALS / (self.start.artifact_id or 'pretrained') / candidate.name[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        with _broken_off(iteration, run_id):
+            try:
+                result = run_fit(
+                    config,
+                    lambda name, _: DatasetReader([self.material.shard], name),
+                    folder,
+                    lambda progress: work.report(dataclasses.replace(progress, stage=f'{title}: {progress.stage}')),
+                    artifact=self.start.file,
+                    resume=True,
+                    interruption=work.interruption,
+                    recovery=work.recovery,
+                )
+            except CallbackError as error:
+                if not isinstance(error.__cause__, Pruned) or watch.best is None:
+                    raise
+                logger.info('%s ends early: %s', title, error.__cause__)
+                iteration.end(run_id, PRUNED, watch.best)
+                search.tell(candidate, watch.best, is_pruned=True)
+            else:
+                assert watch.best is not None, 'there was an epoch'
+                if all(watch.best > (other.quality or 0.0) for other in self._with_models() if other.run_id != run_id):
+                    iteration.keep_model(run_id, result.artifact)
+                iteration.end(run_id, FINISHED, watch.best)
+                search.tell(candidate, watch.best)
+        shutil.rmtree(folder, ignore_errors=True)
 
-def _train(
-    work: Work,
-    method: Method,
-    start: Start,
-    material: Material,
-    iteration: Iteration,
-    search: ParameterSearch,
-    candidate: Candidate,
-    before: Embedded,
-) -> None:
-    """One training: its model is kept if it is the best so far."""
-    title = f'Training {candidate.number} of {method.search.evaluations}'
-    logger.info('%s: %s', title, candidate.parameters or 'the values of the method')
-    run_id = iteration.start(candidate.parameters)
-    watch = Watch(
-        material,
-        method.items.modality,
-        before,
-        method.metric,
-        method.clicks.max_weight,
-        lambda figures, epoch: iteration.log(run_id, figures, epoch),
-        candidate.is_hopeless,
-    )
-    monitor = {'monitor': PREFIX + method.metric, 'mode': 'max'}
-    config = method.config(
-        candidate.parameters,
-        train_data=DATA,
-        model_artifact=start.artifact_id,
-        run_name=work.name,
-        callbacks=[watch, {'name': 'BestModelCheckpoint', 'options': monitor}],
-    )
-    folder = work.folder / TRIALS / (start.artifact_id or 'pretrained') / candidate.name[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    with _broken_off(iteration, run_id):
-        try:
-            result = run_fit(
-                config,
-                lambda name, _: DatasetReader([material.shard], name),
-                folder,
-                lambda progress: work.report(dataclasses.replace(progress, stage=f'{title}: {progress.stage}')),
-                artifact=start.file,
-                resume=True,
-                interruption=work.interruption,
-                recovery=work.recovery,
-            )
-        except CallbackError as error:
-            if not isinstance(error.__cause__, Pruned) or watch.best is None:
-                raise
-            logger.info('%s ends early: %s', title, error.__cause__)
-            iteration.end(run_id, PRUNED, watch.best)
-            search.tell(candidate, watch.best, is_pruned=True)
-        else:
-            assert watch.best is not None, 'there was an epoch'
-            if all(watch.best > (other.quality or 0.0) for other in _with_models(iteration) if other.run_id != run_id):
-                iteration.keep_model(run_id, result.artifact)
-            iteration.end(run_id, FINISHED, watch.best)
-            search.tell(candidate, watch.best)
-    shutil.rmtree(folder, ignore_errors=True)
+    def _with_models(self) -> list[Training]:
+        """One at most, but where a worker was lost while it put one in the place of another."""
+        found = self.iteration.trainings()
+        return [training for training in found if training.outcome == FINISHED and training.has_model]
 
 
 @contextmanager
@@ -247,6 +239,11 @@ def _broken_off(iteration: Iteration, run_id: str) -> Iterator[None]:
     except BaseException:  # the process is asked to end
         iteration.break_off(run_id, 'KILLED')
         raise
+
+
+def _keep_initial(tracker: Tracker, method: Method, folder: Path) -> None:
+    if tracker.keep_initial(method.name, method.model, lambda: _pack(method, folder)):
+        logger.info('The model %s, which the method starts from, is kept as %s', method.model, INITIAL_RUN)
 
 
 def _pack(method: Method, folder: Path) -> Path:

@@ -7,7 +7,6 @@ trainings of an iteration one has a model: the best so far.
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -66,11 +65,11 @@ class Tracker:
         folder = local_artifacts() if uri is None else None
         self._artifacts = None if folder is None else folder.as_uri()
 
-    def keep_initial(self, method: str, model: str, make: Callable[[Path], Path]) -> bool:
+    def keep_initial(self, method: str, model: str, make: Callable[[], Path]) -> bool:
         """Keep the model that a method starts from, once. Whether it was new.
 
         :param model: what the method calls it.
-        :param make: writes it into a folder, and returns the file.
+        :param make: writes it, and returns the file.
         """
         experiment = self._experiment(INITIAL, {})
         query = f"tags.method = '{method}' and tags.model = '{_quoted(model)}' and metrics.{HAS_MODEL} = 1"
@@ -79,18 +78,17 @@ class Tracker:
         tags = {'method': method, 'model': _quoted(model)}
         run = self.client.create_run(experiment, run_name=INITIAL_RUN, tags=tags)
         self.client.log_param(run.info.run_id, 'plugin_name', method)
-        with tempfile.TemporaryDirectory() as folder:
-            self._upload(run.info.run_id, make(Path(folder)))
+        self._upload(run.info.run_id, make())
         self.client.set_terminated(run.info.run_id)
         return True
 
     def begin(self, account_id: str, method: str, batch_id: str, owner: str) -> Iteration:
-        """The iteration of a method on a batch. One that the same owner has begun goes on; that of another, which has
-        ended, makes room."""
+        """The iteration of a method on a batch. One that the same owner has begun goes on; that of another leaves its
+        name, and all else as it is."""
         name = f'iteration / {method} / {batch_id}'
         found = self.client.get_experiment_by_name(name)
         if found is not None and (found.tags.get('owner') != owner or found.lifecycle_stage != 'active'):
-            self._remove(found)
+            self._rename(found)
         tags = {'account': account_id, 'method': method, 'batch': batch_id, 'owner': owner, 'state': OPEN}
         return Iteration(self, self._experiment(name, tags), name, method, batch_id)
 
@@ -117,6 +115,8 @@ class Tracker:
     def _experiment(self, name: str, tags: Mapping[str, str]) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is not None:
+            if found.lifecycle_stage != 'active':
+                self.client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
         from mlflow.exceptions import MlflowException
 
@@ -130,13 +130,18 @@ class Tracker:
 
     def _remove(self, experiment: Experiment) -> None:
         """Remove the models of an iteration, and the iteration from all lists. Its name is free then."""
-        if experiment.lifecycle_stage == 'active':
-            for run in self._runs(experiment.experiment_id):
-                self._delete_model(run)
-        else:  # it has to be there to be renamed
+        for run in self._runs(experiment.experiment_id):
+            self._delete_model(run)
+        self._rename(experiment)
+        self.client.delete_experiment(experiment.experiment_id)
+
+    def _rename(self, experiment: Experiment) -> None:
+        """Have an experiment leave its name to another: MLflow lets no two have one, even if one is deleted."""
+        if experiment.lifecycle_stage != 'active':  # somebody else has deleted it; only so can it be renamed
             self.client.restore_experiment(experiment.experiment_id)
         self.client.rename_experiment(experiment.experiment_id, f'{experiment.name} / {experiment.experiment_id}')
-        self.client.delete_experiment(experiment.experiment_id)
+        if experiment.lifecycle_stage != 'active':
+            self.client.delete_experiment(experiment.experiment_id)
 
     def _runs(self, experiment_id: str) -> list[Run]:
         found, token = [], None

@@ -99,6 +99,7 @@ def test_no_service_takes_all_memory_or_fills_the_disk_with_its_log(export):
     assert limits == {
         'gateway': {'memory': '2g'},
         'dataset': {'memory': '4g'},
+        'clicks': {'memory': '2g'},
         'trainer': {'memory': '16g'},
         'encoder': {'memory': '4g'},
         'postgres': {'memory': '1g'},

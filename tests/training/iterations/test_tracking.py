@@ -67,8 +67,8 @@ def test_an_iteration_is_an_experiment_and_a_training_a_run(tracker):
 def test_the_initial_model_is_kept_once_for_each_method(tracker, model):
     made = []
 
-    def make(folder):
-        made.append(folder)
+    def make():
+        made.append(1)
         return model
 
     assert [tracker.keep_initial(name, "a 'path'/model", make) for name in ('a', 'a', 'b', 'a')] == [True, False, True,
@@ -114,14 +114,21 @@ def test_a_training_that_was_broken_off_goes_on_in_its_run(tracker):
     assert tracker.client.get_run(run_id).info.status == 'RUNNING'
 
 
-def test_another_owner_begins_anew(tracker, model):
+def test_another_owner_begins_anew_and_takes_nothing_away(tracker, model):
     iteration = tracker.begin('account', 'm', 'batch', 'owner')
     learn(iteration, FIRST, 0.5, model)
+    iteration.conclude(PROMOTED)
     for owner in ('second', 'third'):
         again = tracker.begin('account', 'm', 'batch', owner)
-        assert again.id != iteration.id and again.trainings() == [] and kept_files() == []
+        assert again.id != iteration.id and again.trainings() == []
         learn(again, FIRST, 0.5, model)
+        assert tracker.last('account', 'm', again.id).id == iteration.id and len(kept_files()) == 2
+        again.conclude(PROMOTED)
+        tracker.remove_others('account', 'm', again.id)
+        assert len(kept_files()) == 1
         iteration = again
+    tracker.client.delete_experiment(iteration.id)
+    assert tracker.begin('account', 'm', 'batch', 'third').trainings() == [], 'somebody has deleted what there was'
 
 
 def test_the_last_iteration_is_the_latest_whose_model_was_promoted(tracker, model):

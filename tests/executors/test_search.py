@@ -1,0 +1,168 @@
+"""A search by meaning, without a Flow: items come and go, a promoted model takes over, sessions are learned from."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from executors import following
+from executors.parameters import DeleteItemsParameters, SearchParameters, TokenParameters
+from executors.search import SearchExecutor
+from finetuner.documents import Document, DocumentArray
+from finetuner.excepts import AuthenticationError, DataError, RegistryError
+from finetuner.inference import load_engine
+from registry import Registry
+
+ALIAS = 'shop@production'
+TEXTS = {'p1': 'my card is lost', 'p2': 'where is the card', 'p3': 'the the the'}
+
+
+@pytest.fixture
+def token():
+    with Registry.open() as registry:
+        return registry.create_token(registry.get_account().id, 'test')
+
+
+@pytest.fixture
+def executor(tiny_model, token, monkeypatch):
+    monkeypatch.setattr(following, 'INTERVAL', 0.05)
+    executor = SearchExecutor(artifact=ALIAS, model=str(tiny_model), token=token)
+    yield executor
+    executor.close()
+
+
+@pytest.fixture
+def account(executor):
+    return executor.registry.get_account().id
+
+
+@pytest.fixture
+def call(executor, token):
+    def post(name, documents=(), token=token, **parameters):
+        models = {'upsert': TokenParameters, 'delete_items': DeleteItemsParameters, 'search': SearchParameters}
+        given = models[name](**{'token': token, **parameters})
+        return getattr(executor, name)(DocumentArray(documents), parameters=given)[0].tags
+
+    return post
+
+
+@pytest.fixture
+def search(call):
+    def find(text, **parameters):
+        return call('search', [Document(text=text)], **parameters)
+
+    return find
+
+
+def add(call, texts=TEXTS):
+    return call('upsert', [Document(id=name, text=text, tags={'price': 3}) for name, text in texts.items()])
+
+
+def ids(found):
+    return [result['object_id'] for result in found['search_results']]
+
+
+def test_what_is_nearest_is_found_first(call, search, tiny_model):
+    assert search('anything')['search_results'] == []
+    assert add(call) == {'upserted': 3}
+    found = search('my card is lost')
+    engine = load_engine(tiny_model)
+    texts = engine.encode_texts(list(TEXTS.values()))
+    cosines = texts @ engine.encode_texts(['my card is lost'])[0]
+    order = np.argsort(-cosines)
+    assert ids(found) == [list(TEXTS)[place] for place in order] and ids(found)[0] == 'p1'
+    assert [result['rank'] for result in found['search_results']] == pytest.approx(list(cosines[order]), abs=1e-5)
+    assert found['search_results'][0]['meta'] == {'price': 3, 'text': 'my card is lost'}
+    assert (found['session_id'], found['model']) == (None, str(tiny_model))
+    assert ids(search('my card is lost', limit=1)) == ['p1']
+
+
+def test_items_are_replaced_and_deleted(call, search):
+    add(call)
+    add(call, {'p3': 'my card is lost now', 'p1': 'another thing altogether'})
+    assert ids(search('my card is lost now'))[0] == 'p3' and len(ids(search('x'))) == 3
+    assert call('delete_items', object_ids=['p3', 'nothing']) == {'deleted': 1}
+    assert set(ids(search('x'))) == {'p1', 'p2'}
+
+
+def test_what_is_shown_becomes_a_session(executor, account, call, search):
+    add(call)
+    found = search('card', create_session=True, user_id='ann', limit=2)
+    kept = executor.registry.clicks.get_session(account, found['session_id'])
+    assert (kept.search_query, kept.user_id) == ('card', 'ann')
+    assert [result.object_id for result in kept.search_results] == ids(found)
+    assert kept.search_results[0].meta['text'] == TEXTS[ids(found)[0]]
+    assert kept.search_results[0].rank == found['search_results'][0]['rank']
+    assert search('card', create_session=True, session_id='mine')['session_id'] == 'mine'
+    with pytest.raises(RegistryError, match='session_id is'):
+        search('card', create_session=True, session_id='x' * 300)
+
+
+def test_what_is_no_item_or_no_query_is_refused(call, search):
+    with pytest.raises(DataError, match=r"document 1 \(id 'b'\) has no text"):
+        call('upsert', [Document(id='a', text='x'), Document(id='b')])
+    for documents in ([], [Document(text='')], [Document(text='a'), Document(text='b')]):
+        with pytest.raises(DataError, match='send one document, whose text is the query'):
+            call('search', documents)
+    assert search('x')['search_results'] == []
+    for name, parameters in (('upsert', {}), ('search', {}), ('delete_items', {'object_ids': []})):
+        with pytest.raises(AuthenticationError):
+            call(name, [Document(text='x')], token=None, **parameters)
+
+
+def test_another_account_finds_and_changes_nothing(executor, call, search):
+    add(call)
+    other = executor.registry.create_token(executor.registry.create_account('other').id, 'other')
+    assert search('my card', token=other)['search_results'] == []
+    assert call('delete_items', token=other, object_ids=['p1']) == {'deleted': 0}
+    call('upsert', [Document(id='p1', text='theirs')], token=other)
+    assert ids(search('x', token=other)) == ['p1'] and len(ids(search('x'))) == 3
+    assert search('my card is lost', limit=1)['search_results'][0]['meta']['text'] == TEXTS['p1']
+
+
+def test_items_outlive_the_process(executor, call, tiny_model, token):
+    add(call)
+    again = SearchExecutor(artifact=ALIAS, model=str(tiny_model), token=token)
+    try:
+        assert len(again.searched.index.search(executor.registry.get_account().id, np.ones(24, np.float32), 9)) == 3
+    finally:
+        again.close()
+
+
+def promote(registry, account, artifact):
+    run, _ = registry.create_run(account, 'shop', f'run-{time.monotonic_ns()}', {'model': 'm'})
+    registry.start_run(run.id, 'host:1')
+    registry.finish_run(run.id, artifact, {}, {}, alias=ALIAS)
+    return run.artifact_id
+
+
+def test_a_promoted_model_takes_over_and_what_came_meanwhile_is_there(
+    executor, account, call, search, tiny_artifact, monkeypatch
+):
+    add(call)
+    make, entered, go_on = executor._make_index, threading.Event(), threading.Event()
+
+    def slowly(engine, model):
+        index = make(engine, model)
+        entered.set()
+        assert go_on.wait(20)
+        return index
+
+    monkeypatch.setattr(executor, '_make_index', slowly)
+    artifact_id = promote(executor.registry, account, tiny_artifact)
+    assert entered.wait(20)
+    assert search('my card is lost')['model'] != artifact_id, 'the model before answers'
+    add(call, {'p4': 'my card is lost again', 'p2': 'where is it'})
+    call('delete_items', object_ids=['p3'])
+    go_on.set()
+    deadline = time.monotonic() + 20
+    while (found := search('my card is lost again'))['model'] != artifact_id:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert set(ids(found)) == {'p1', 'p2', 'p4'} and ids(found)[0] == 'p4'
+    assert {item.model for item in executor.registry.items.read()} == {artifact_id}
+    texts = {result['object_id']: result['meta']['text'] for result in found['search_results']}
+    assert texts['p2'] == 'where is it'
