@@ -15,7 +15,11 @@ from yamllint import linter
 from yamllint.config import YamlLintConfig
 
 COMPOSE = json.loads(files('check_jsonschema').joinpath('builtin_schemas/vendor/compose-spec.json').read_text())
-LINT = YamlLintConfig('extends: default\nrules: {line-length: disable, comments: disable}')
+# 'off' in quotes is what ingress-nginx wants
+LINT = YamlLintConfig(
+    'extends: default\n'
+    'rules: {line-length: disable, comments: disable, truthy: {allowed-values: ["true", "false", "off"]}}'
+)
 # the oldest whose gRPC probes are stable, one between, and the newest that is known
 VERSIONS = ('1.27', '1.31', kubernetes_validate.latest_version())
 POSTGRES = ['--database', 'postgres']
