@@ -201,6 +201,7 @@ def test_a_worker_that_cannot_even_start_fails_its_run(registry, supervise, subm
     assert log_of(registry, run).count('Traceback') == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_by_itself_is_not_tried_again(registry, supervise, submit):
     run = submit('wrong', model='/no/such/model')
     supervise()

@@ -303,7 +303,8 @@ print(one, len(os.listdir('/proc/self/task')) - before)
     assert run_python(program, FINETUNER_HOME=str(tmp_path)) == '0 3'
 
 
-@pytest.mark.parametrize('name', [pytest.param('omp_num_threads', marks=pytest.mark.slow), 'intra_op_num_threads'])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['omp_num_threads', 'intra_op_num_threads'])
 def test_torch_gets_the_thread_options(tiny_model, name):
     program = f"""
 import torch

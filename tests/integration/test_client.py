@@ -224,6 +224,7 @@ def test_debug_shows_the_traceback(service):
     assert done.returncode == 1 and 'Traceback' in done.stderr
 
 
+@pytest.mark.slow
 def test_serve_starts_a_service_and_ends_with_it(tiny_model, tmp_path, service):
     environment = {**service.environment, 'FINETUNER_HOME': str(tmp_path), 'PYTHONUNBUFFERED': '1'}
     port = service.port + 1
@@ -267,6 +268,7 @@ def test_nobody_there_is_said_in_one_sentence(service):
         session.Session('grpc://localhost:1', 'x').request('/whoami')
 
 
+@pytest.mark.slow
 def test_experiments_are_made_listed_and_deleted(client, tiny_model, files, tmp_path):
     made = client.create_experiment('support', 'Questions of customers')
     assert (made.name, made.status, made.description, made.runs) == ('support', 'ACTIVE', 'Questions of customers', 0)

@@ -90,6 +90,7 @@ def test_both_images_differ_in_what_a_gpu_needs_alone():
     )
 
 
+@pytest.mark.slow
 def test_the_entry_point_serves_a_mounted_artifact(service, finished_run, tmp_path, free_port):
     """What the image copies is all that the executor needs; the health check sees it, and a SIGTERM ends it."""
     app, mounted, home = tmp_path / 'app', tmp_path / 'mnt', tmp_path / 'home'

@@ -42,6 +42,7 @@ def test_a_flow_in_python_serves_the_artifact_of_a_run(service, finished_run, ru
     assert service.token not in printed
 
 
+@pytest.mark.slow
 def test_a_start_that_cannot_succeed_fails_soon_and_says_why(service, finished_run, run_python):
     printed = run_python(
         """
