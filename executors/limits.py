@@ -81,7 +81,7 @@ class _Body:
         except TimeoutError as error:
             detail = f'no part of the body has come for {BODY_PATIENCE:g} seconds'
             raise HTTPException(408, detail, {'Connection': 'close'}) from error
-        self.is_complete = message['type'] != 'http.request' or not message.get('more_body', False)
+        self.is_complete = _is_last(message)
         self._count(len(message.get('body', b'')))
         return message
 
@@ -99,7 +99,12 @@ class _Body:
             async with asyncio.timeout(LINGER):
                 while not self.is_complete:
                     message = await self._receive()
-                    self.is_complete = message['type'] != 'http.request' or not message.get('more_body', False)
+                    self.is_complete = _is_last(message)
+
+
+def _is_last(message: Message) -> bool:
+    """Whether no part of a body can follow."""
+    return message['type'] != 'http.request' or not message.get('more_body', False)
 
 
 class _Lingering:

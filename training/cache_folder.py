@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import time
 from pathlib import Path
 
 from finetuner import settings
+from finetuner.artifact.cache import age_of, size_of
 from training.rows import Rows
 
 logger = logging.getLogger(__name__)
@@ -58,29 +58,15 @@ class CacheFolder:
                 self.limit / 1e6,
             )
             return False
-        folders = sorted((entry for entry in self.root.iterdir() if entry.is_dir()), key=_age, reverse=True)
-        used = sum(map(_size, folders))
+        folders = sorted((entry for entry in self.root.iterdir() if entry.is_dir()), key=age_of, reverse=True)
+        used = sum(map(size_of, folders))
         for folder in folders:
             unfinished = folder.name.startswith('.')
             full = used + needed > self.limit or needed > FREE_SHARE * shutil.disk_usage(self.root).free
-            if _age(folder) > ABANDONED if unfinished else full:
-                used -= _size(folder)
+            if age_of(folder) > ABANDONED if unfinished else full:
+                used -= size_of(folder)
                 shutil.rmtree(folder, ignore_errors=True)
         if needed > FREE_SHARE * shutil.disk_usage(self.root).free:
             logger.warning('Features of frozen layers are not cached: the disk has no room for %.1f MB', needed / 1e6)
             return False
         return True
-
-
-def _age(folder: Path) -> float:
-    try:
-        return time.time() - folder.stat().st_mtime
-    except OSError:  # another process was faster
-        return 0.0
-
-
-def _size(folder: Path) -> int:
-    try:
-        return sum(entry.stat().st_size for entry in folder.iterdir())
-    except OSError:
-        return 0

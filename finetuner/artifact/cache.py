@@ -26,8 +26,8 @@ def make_room(folder: Path) -> None:
     """Remove what was not used for longest while the folder is larger than `FINETUNER_ARTIFACT_CACHE_BYTES` (default
     20 GB), and what processes that were killed left in it a day ago or before."""
     limit = int(os.environ.get(LIMIT) or DEFAULT_LIMIT)
-    entries = sorted((_age(entry), entry) for entry in folder.iterdir())
-    sizes = {entry: _size(entry) for _, entry in entries}
+    entries = sorted((age_of(entry), entry) for entry in folder.iterdir())
+    sizes = {entry: size_of(entry) for _, entry in entries}
     used = sum(sizes.values())
     for age, entry in reversed(entries):
         is_leftover = entry.name.startswith(ASIDE) or entry.name.endswith('.part')
@@ -36,14 +36,16 @@ def make_room(folder: Path) -> None:
             used -= sizes[entry]
 
 
-def _age(entry: Path) -> float:
+def age_of(entry: Path) -> float:
+    """Seconds since an entry was used; 0 if it is gone."""
     try:
         return time.time() - entry.lstat().st_mtime
     except FileNotFoundError:  # another process was faster
         return 0.0
 
 
-def _size(entry: Path) -> int:
+def size_of(entry: Path) -> int:
+    """Bytes of a file, or of all that are below a folder; 0 if it is gone."""
     size = 0
     for path in entry.rglob('*') if entry.is_dir() else [entry]:
         with contextlib.suppress(FileNotFoundError):
