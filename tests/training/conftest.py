@@ -83,9 +83,12 @@ def encoder(word_model) -> TextEncoder:
     return TextEncoder.load(word_model)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope='module', autouse=True)
 def two_threads():
-    """Bits are promised for one machine: its number of threads is a part of that."""
+    """Bits are promised for one machine: its number of threads is a part of that.
+
+    Of a module, so that it is set before what a module's fixtures train, whatever the module before has left.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

@@ -171,7 +171,7 @@ def make_training(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def two_threads():
+def one_thread():
     """One is enough for encoders as small as these."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
