@@ -15,6 +15,7 @@ from jina.proto import jina_pb2
 from starlette.requests import ClientDisconnect
 
 from executors.parameters import shorten
+from finetuner.excepts import FinetunerServerError
 
 # the status of an answer by the name of the error that the executor raised; others are the service's fault: 500
 STATUS = {
@@ -100,10 +101,16 @@ def _sentence(found: Any) -> str:
     return f'{name!r}{f" {where}" if where else ""}: {reason[:1].lower()}{reason[1:]}{shown}'
 
 
-def install(app: FastAPI, unknown: Callable[[str], object]) -> None:
+def absent(error: FinetunerServerError) -> HTTPException:
+    """What no executor has: for ever, or until those have answered that start."""
+    code = STATUS.get(type(error).__name__, 404)
+    return HTTPException(code, str(error), HEADERS.get(code))
+
+
+def install(app: FastAPI, unknown: Callable[[str], FinetunerServerError]) -> None:
     """Have the application answer every error in this one form.
 
-    :param unknown: the sentence for a path that there is not.
+    :param unknown: the error for a path that there is not.
     """
 
     @app.exception_handler(HTTPException)
@@ -123,9 +130,10 @@ def install(app: FastAPI, unknown: Callable[[str], object]) -> None:
         if error.status_code == 405:
             allowed = ', '.join(_allowed_methods(app, path)) or (error.headers or {}).get('Allow', '')
             return refuse(405, f'{request.method} {path} is not possible: use {allowed}', {'Allow': allowed})
-        if path.startswith('/api/'):
+        answer = absent(unknown(path))
+        if path.startswith('/api/') and answer.status_code == 404:
             return refuse(404, f'there is no {path[:200]} here: /docs shows what there is')
-        return refuse(404, unknown(path))
+        return refuse(answer.status_code, answer.detail, answer.headers)
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:

@@ -2,7 +2,7 @@
 
 Jina's own gateway lets a request for an unknown endpoint pass as if it had succeeded, sends every streaming request to
 the first executor, and refuses to start a Flow whose executors do not share their endpoints. This one asks the
-executors for their endpoints at the start and sends each request to the executor that has its endpoint.
+executors for their endpoints and sends each request to the executor that has its endpoint.
 """
 
 import asyncio
@@ -17,7 +17,6 @@ import grpc
 from fastapi import FastAPI
 from google.protobuf.json_format import MessageToDict, SerializeToJsonError
 from google.protobuf.message import DecodeError
-from jina.excepts import InternalNetworkError
 from jina.proto import jina_pb2
 from jina.serve.executors import __dry_run_endpoint__
 from jina.serve.runtimes.gateway.composite import CompositeGateway
@@ -26,6 +25,7 @@ from jina.serve.runtimes.servers.http import FastAPIBaseServer
 from jina.types.request import Request
 from jina.types.request.data import DataRequest, SingleDocumentRequest
 
+from executors.discovery import Discovery
 from executors.drain import drain_at_shutdown, drain_seconds
 from executors.errors import UNREACHABLE
 from executors.lifetime import end_with_parent
@@ -50,30 +50,23 @@ class RoutingRequestHandler(GatewayRequestHandler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._discovery = asyncio.Lock()
+        self.discovery = Discovery(self.streamer.topology_graph, self.streamer._connection_pool, self.logger)
         self.buckets = Buckets.from_environment()
         self._streams = Streams()
         self._room = Room(max_body() * REQUESTS_AT_ONCE)  # for gRPC; bodies over HTTP are counted as they come in
         # The executors stand side by side: they are no pipeline, whose schemas would have to fit.
-        self.streamer._get_endpoints_input_output_models = self._discover
+        self.streamer._get_endpoints_input_output_models = self.discovery.wait
         self.streamer._validate_flow_docarray_compatibility = lambda: None
         # gRPC streams, single gRPC requests and HTTP all pass through this one function
         self._forward = self.streamer._streamer._request_handler
         self.streamer._streamer._request_handler = self._route
 
-    async def _discover(self, is_cancel: asyncio.Event | None = None) -> None:
-        """Ask the executors for their endpoints until all are loaded and have answered, or the Flow gives up."""
-        async with self._discovery:  # each server asks
-            while is_cancel is None or not is_cancel.is_set():
-                try:
-                    await self.streamer.topology_graph._get_all_endpoints(self.streamer._connection_pool)
-                    return
-                except (InternalNetworkError, grpc.aio.AioRpcError) as error:
-                    self.logger.debug(f'waiting for the executors: {error}')
-                    await asyncio.sleep(0.25)
+    async def close(self) -> None:
+        await self.discovery.close()
+        await super().close()
 
     def endpoints(self) -> dict[str, Any]:
-        """The node of the Flow's graph that has each endpoint, by endpoint; known once the servers are set up."""
+        """The node of the Flow's graph that has each endpoint, by endpoint, as far as they have told."""
         return {
             endpoint: node
             for node in self.streamer.topology_graph.all_nodes
@@ -83,6 +76,12 @@ class RoutingRequestHandler(GatewayRequestHandler):
 
     async def endpoint_discovery(self, empty: Any, context: Any) -> jina_pb2.EndpointsProto:
         return jina_pb2.EndpointsProto(endpoints=sorted(self.endpoints()))
+
+    async def dry_run(self, empty: Any, context: Any) -> jina_pb2.StatusProto:
+        """Whether every executor answers and can be asked for what it has."""
+        if missing := self.discovery.missing():
+            return jina_pb2.StatusProto(code=jina_pb2.StatusProto.ERROR, description=_has_not_answered(missing))
+        return await super().dry_run(empty, context)
 
     def is_streaming(self, endpoint: str) -> bool:
         return bool(self.endpoints()[endpoint]._pydantic_models_by_endpoint[endpoint]['is_generator'])
@@ -94,6 +93,9 @@ class RoutingRequestHandler(GatewayRequestHandler):
         return told.get('parameters', {}).get('model') or {}
 
     def unknown(self, endpoint: str) -> FinetunerServerError:
+        """The error that tells that no executor has an endpoint, or that none is known that has."""
+        if missing := self.discovery.missing():
+            return UnavailableError(f'{endpoint} is not known yet: {_has_not_answered(missing)}, try again')
         known = ', '.join(sorted(self.endpoints()))
         return FinetunerServerError(f'unknown endpoint {endpoint or "/"!r}: this service has {known}')
 
@@ -210,6 +212,10 @@ class RoutingRequestHandler(GatewayRequestHandler):
     def _http_fastapi_default_app(self, **kwargs: Any) -> FastAPI:
         title, description, cors = kwargs.get('title'), kwargs.get('description'), bool(kwargs['cors'])
         return build_app(self, title=title, description=description, cors=cors, buckets=self.buckets)
+
+
+def _has_not_answered(executors: list[str]) -> str:
+    return f'the executor {" and ".join(executors)} has not answered since the gateway started'
 
 
 async def _refuse(context: Any, sentence: str, wait: float) -> None:

@@ -5,7 +5,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from docarray.base_doc.docarray_response import DocArrayResponse
@@ -52,13 +52,18 @@ def build_app(
     guard = [Depends(_refuse_token_in_query)]
     app = FastAPI(title=title or 'Finetuner', description=description or '', docs_url='/docs', dependencies=guard)
     app.state.handler = handler
-    for endpoint in sorted(handler.endpoints()):
-        if handler.is_streaming(endpoint):
-            _add_stream(app, handler, endpoint)
-        else:
-            _add_post(app, handler, endpoint)
+    routed: set[str] = set()
+
+    def add_routes() -> None:
+        """For what was learned since the last time."""
+        new = handler.endpoints().keys() - routed
+        routed.update(new)
+        _add_endpoints(app, handler, sorted(new))
+
+    add_routes()
+    handler.discovery.follow(add_routes)
     probes.add_routes(app, handler)
-    api.add_routes(app, handler.endpoints())
+    api.add_ping(app)
     errors.install(app, handler.unknown)
     openapi.install(app)
     app.add_middleware(TrailingSlashes, prefix='/api/')
@@ -82,6 +87,16 @@ def _refuse_token_in_query(request: Request) -> None:
     if 'token' in request.query_params:
         sentence = 'a token in a URL ends up in logs: send it in the header, Authorization: Bearer <token>'
         raise HTTPException(400, sentence)
+
+
+def _add_endpoints(app: FastAPI, handler: 'RoutingRequestHandler', endpoints: Sequence[str]) -> None:
+    for endpoint in endpoints:
+        if handler.is_streaming(endpoint):
+            _add_stream(app, handler, endpoint)
+        else:
+            _add_post(app, handler, endpoint)
+    api.add_routes(app, endpoints)
+    app.openapi_schema = None
 
 
 def _add_post(app: FastAPI, handler: 'RoutingRequestHandler', endpoint: str) -> None:

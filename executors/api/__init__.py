@@ -44,12 +44,16 @@ ROUTERS = {
 
 
 def add_routes(app: FastAPI, endpoints: Collection[str]) -> None:
-    """Add the routes whose endpoints some executor of the Flow has."""
+    """Add the routes that translate to one of these endpoints."""
     api = APIRouter(prefix='/api/v1', route_class=StrictRoute)
     for endpoint, router in ROUTERS.items():
         if endpoint in endpoints:
             api.include_router(router)
-    api.include_router(account.ping)
     app.include_router(api)
     if embeddings.ENDPOINT in endpoints:
         app.include_router(embeddings.router)
+
+
+def add_ping(app: FastAPI) -> None:
+    """Add the route that needs no executor."""
+    app.include_router(account.ping, prefix='/api/v1')

@@ -14,6 +14,7 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict
 
 from executors import calls
+from executors.errors import absent
 from executors.openapi import BEARER
 from executors.parameters import INT32
 from executors.strict_json import load_json
@@ -116,7 +117,7 @@ class Caller:
         :raises HTTPException: what the endpoint raised.
         """
         if endpoint not in self.handler.endpoints():
-            raise HTTPException(404, str(self.handler.unknown(endpoint)))
+            raise absent(self.handler.unknown(endpoint))
         given = {name: value for name, value in parameters.items() if value is not None} | {'token': self.token}
         message = await asyncio.to_thread(calls.make_message, endpoint, given, documents)
         answer = await calls.send(self.handler, message, missing)

@@ -188,15 +188,15 @@ def _cache_limits(part: Part, cluster: Cluster) -> dict[str, str]:
 
 
 def _probes(part: Part, deployment: Deployment) -> dict[str, Any]:
-    live = ready = {'grpc': {'port': GRPC_PORT, 'service': HEALTH_SERVICE}}
+    asked = {'grpc': {'port': GRPC_PORT, 'service': HEALTH_SERVICE}}
     if part.role == 'gateway':
         scheme = 'HTTPS' if deployment.options.tls else 'HTTP'
-        live = {'httpGet': {'path': '/health/live', 'port': 'http', 'scheme': scheme}}
-        ready = {'httpGet': {'path': '/health/ready', 'port': 'http', 'scheme': scheme}}
+        # not /health/ready: an executor that is away would take the others' requests away, too
+        asked = {'httpGet': {'path': '/health/live', 'port': 'http', 'scheme': scheme}}
     return {
-        'startupProbe': {**live, 'periodSeconds': 5, 'timeoutSeconds': 5, 'failureThreshold': STARTUP_SECONDS // 5},
-        'readinessProbe': {**ready, 'periodSeconds': 5, 'timeoutSeconds': 5, 'failureThreshold': 2},
-        'livenessProbe': {**live, 'periodSeconds': 10, 'timeoutSeconds': 10, 'failureThreshold': 6},
+        'startupProbe': {**asked, 'periodSeconds': 5, 'timeoutSeconds': 5, 'failureThreshold': STARTUP_SECONDS // 5},
+        'readinessProbe': {**asked, 'periodSeconds': 5, 'timeoutSeconds': 5, 'failureThreshold': 2},
+        'livenessProbe': {**asked, 'periodSeconds': 10, 'timeoutSeconds': 10, 'failureThreshold': 6},
     }
 
 

@@ -5,11 +5,12 @@ import threading
 import time
 
 import pytest
+import requests
 import yaml
 
 from finetuner.client.channel import Channel
 from finetuner.documents import Document
-from finetuner.excepts import AuthenticationError
+from finetuner.excepts import AuthenticationError, UnavailableError
 from tests.integration.conftest import ROOT, Service, wait_until
 from tests.integration.dockerfiles import variables
 from tools.drill.composed import BIN, Composed
@@ -117,6 +118,40 @@ def test_a_request_at_work_is_answered_although_its_server_was_told_to_end(compo
     composed.start_one(f'{name}-0')
     composed.wait_for_health(f'{name}-0')
     composed.wait_for_health('gateway-0')
+
+
+def test_a_gateway_that_starts_while_an_executor_is_away_serves_the_others(composed, tiny_model):
+    for name in ('gateway', 'encoder'):
+        composed.stop_one(f'{name}-0')
+    url = f'http://127.0.0.1:{composed.http_port}'
+    composed.start_one('gateway-0')
+    wait_until(lambda: is_live(url), 120, 'the start of the gateway')
+
+    assert composed.post('/runs').status_code == 200
+    assert composed.call('/runs')
+    away = 'encode is not known yet: the executor encoder has not answered since the gateway started, try again'
+    for response in (composed.post('/encode', [{'text': 'plum'}]), requests.post(f'{url}/v1/embeddings', json={})):
+        assert (response.status_code, response.headers['Retry-After']) == (503, '1')
+        assert 'the executor encoder has not answered since the gateway started' in response.text
+    with pytest.raises(UnavailableError, match=away):
+        composed.call('/encode', [Document(text='plum')])
+    ready = requests.get(f'{url}/health/ready')
+    assert (ready.status_code, 'the executor encoder has not answered' in ready.text) == (503, True)
+    assert '/encode' not in requests.get(f'{url}/openapi.json').json()['paths']
+
+    composed.start_one('encoder-0')
+    composed.wait_for_health('gateway-0')
+    assert composed.call('/encode', [Document(text='plum')]).embeddings.shape == (1, 32)
+    assert composed.post('/encode', [{'text': 'plum'}]).status_code == 200
+    assert requests.get(f'{url}/v1/embeddings').status_code == 405  # it is there, for POST
+    assert '/encode' in requests.get(f'{url}/openapi.json').json()['paths']
+
+
+def is_live(url: str) -> bool:
+    try:
+        return requests.get(f'{url}/health/live', timeout=5).ok
+    except requests.ConnectionError:
+        return False
 
 
 def test_all_end_in_order(composed, tiny_model):

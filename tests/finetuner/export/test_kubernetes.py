@@ -304,3 +304,8 @@ def test_what_an_earlier_export_had_goes_and_what_is_not_ours_stays(export, tmp_
     (tmp_path / 'kubernetes' / 'gateway.yaml').write_text('kind: Mine')
     with pytest.raises(FileExistsError, match='gateway.yaml is not a file that finetuner export made'):
         export('kubernetes')
+
+
+def test_an_executor_that_is_away_takes_no_traffic_from_the_others(export):
+    gateway = container(workloads(export('kubernetes', '--generate-secrets'))['gateway'])
+    assert gateway['readinessProbe']['httpGet']['path'] == '/health/live'  # /health/ready asks every executor
