@@ -50,21 +50,6 @@ def test_a_database_that_others_hold_is_told(tmp_path, monkeypatch):
     second.close()
 
 
-def test_a_row_that_others_hold_in_postgresql_is_told(registry):
-    if registry.database.engine.dialect.name != 'postgresql':
-        pytest.skip('SQLite locks the whole database')
-    registry.get_account()
-    change = text('UPDATE accounts SET name = name')
-    with registry.database.write() as holding:
-        holding.execute(change)
-        with (
-            pytest.raises(UnavailableError, match='The database is busy: try again'),
-            registry.database.write() as waiting,
-        ):
-            waiting.execute(text("SET LOCAL lock_timeout = '50ms'"))
-            waiting.execute(change)
-
-
 def test_times_keep_their_zone(tmp_path):
     database = Database(f'sqlite:///{tmp_path / "times.db"}')
     kept = Base.metadata.tables['accounts'].c.created_at.type

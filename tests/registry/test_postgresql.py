@@ -131,3 +131,16 @@ def test_more_threads_than_connections_wait_for_one(registry):
         used = session.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'finetuner'"))
     other.close()
     assert used <= 4 + 1, 'what is idle, and the one that asks'
+
+
+def test_a_row_that_others_hold_is_told(registry):
+    registry.get_account()
+    change = text('UPDATE accounts SET name = name')
+    with registry.database.write() as holding:
+        holding.execute(change)
+        with (
+            pytest.raises(UnavailableError, match='The database is busy: try again'),
+            registry.database.write() as waiting,
+        ):
+            waiting.execute(text("SET LOCAL lock_timeout = '50ms'"))
+            waiting.execute(change)
