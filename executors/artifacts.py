@@ -15,7 +15,7 @@ from finetuner import settings
 from finetuner.client.session import current_session
 from finetuner.excepts import ArtifactError, ArtifactNotFoundError, AuthenticationError, RegistryError
 from finetuner.inference import resolve_artifact
-from finetuner.inference.remote import fetch_id
+from finetuner.inference.remote import fetch_id, without_secrets
 from registry.names import ID
 
 ALIAS = re.compile(r'[^@/]+@[^@/]+')
@@ -100,7 +100,7 @@ def find_artifact(artifact: str, token: str | None, logger: Logger) -> tuple[Fou
     is_alias = ALIAS.fullmatch(artifact) is not None
     may_be_run = RUN.fullmatch(artifact) is not None and (_has_registry() or 'FINETUNER_HOST' in os.environ)
     if Path(artifact).exists() or not (is_alias or may_be_run or ID.fullmatch(artifact)):
-        return Found(resolve_artifact(artifact), artifact), None
+        return Found(resolve_artifact(artifact), without_secrets(artifact)), None
     try:
         found, store = _fetch(artifact, token, is_alias, logger)
     except (ArtifactError, AuthenticationError, RegistryError) as error:

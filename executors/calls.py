@@ -11,7 +11,9 @@ from fastapi.exceptions import HTTPException
 from jina.excepts import InternalNetworkError
 from jina.proto import jina_pb2
 from jina.types.request.data import DataRequest, SingleDocumentRequest
+from starlette.requests import ClientDisconnect
 
+from executors.calling_off import FOR_CALLER
 from executors.errors import message_of, raise_for_status, unreachable
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import DataError, FinetunerServerError
@@ -58,18 +60,39 @@ def make_message(endpoint: str, parameters: dict[str, Any], documents: Sequence[
     return message
 
 
-async def send(handler: RoutingRequestHandler, message: DataRequest, missing: int = 400) -> DataRequest:
+async def send(request: Request, message: DataRequest, missing: int = 400) -> DataRequest:
     """The answer of the executor.
 
+    :param request: on whose behalf. Its body was read.
     :param missing: the status if the executor looked for a thing that is not there.
     :raises HTTPException: what the executor raised, or that it cannot be reached.
     """
-    try:
-        answer = await handler.process_single_data(message)
-    except InternalNetworkError as error:
-        raise unreachable(error) from error
+    answer = await process(request, message)
     raise_for_status(answer.header.status, missing)
     return answer
+
+
+async def process(request: Request, message: DataRequest) -> DataRequest:
+    """The answer of the executor, its error in its header.
+
+    :raises HTTPException: it cannot be reached.
+    :raises ClientDisconnect: whoever asked for what is computed for them alone has gone.
+    """
+    work = asyncio.create_task(request.app.state.handler.process_single_data(message))
+    waited: list[asyncio.Future[Any]] = [work]
+    if message.header.exec_endpoint in FOR_CALLER:
+        # of a request whose body was read nothing but the end of the connection can come
+        waited.append(asyncio.ensure_future(request.receive()))
+    try:
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect
+        return await work
+    except InternalNetworkError as error:
+        raise unreachable(error) from error
+    finally:
+        for future in waited:
+            future.cancel()
 
 
 async def stream(

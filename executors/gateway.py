@@ -25,6 +25,7 @@ from jina.serve.runtimes.servers.http import FastAPIBaseServer
 from jina.types.request import Request
 from jina.types.request.data import DataRequest, SingleDocumentRequest
 
+from executors.calling_off import called_off_with_caller, let_calls_be_cancelled, watch
 from executors.discovery import Discovery
 from executors.drain import drain_at_shutdown, drain_seconds
 from executors.errors import UNREACHABLE
@@ -110,17 +111,18 @@ class RoutingRequestHandler(GatewayRequestHandler):
             if self.is_streaming(endpoint):
                 return _answer(request, FinetunerServerError(f'{endpoint} streams: call it with stream_doc')), None
             request.header.target_executor = f'{re.escape(node.name)}$'
-        return self._forward(request=request, **kwargs)
+        answer, floating = self._forward(request=request, **kwargs)
+        watch(endpoint, answer)
+        return answer, floating
 
     async def process_single_data(self, request: DataRequest, context: Any = None) -> DataRequest:
         """Answer one request.
 
         :param context: of a call over gRPC; HTTP has counted the request already.
         """
-        if context is None:
-            return await super().process_single_data(request, context)
-        async with self._admitted(request, context):
-            return await super().process_single_data(request, context)
+        async with self._admitted(request, context) if context is not None else nullcontext():
+            with called_off_with_caller():
+                return _without_stack(await super().process_single_data(request, context))
 
     async def stream(
         self, request_iterator: AsyncIterator[DataRequest], context: Any = None, *args: Any, **kwargs: Any
@@ -140,10 +142,11 @@ class RoutingRequestHandler(GatewayRequestHandler):
                 yield request
 
         try:
-            async for answer in super().stream(paced(), context, *args, **kwargs):
-                if sizes:
-                    self._room.free(sizes.popleft())
-                yield answer
+            with called_off_with_caller():
+                async for answer in super().stream(paced(), context, *args, **kwargs):
+                    if sizes:
+                        self._room.free(sizes.popleft())
+                    yield _without_stack(answer)
         finally:
             self._room.free(sum(sizes))
 
@@ -176,7 +179,7 @@ class RoutingRequestHandler(GatewayRequestHandler):
                 return
             try:
                 async for answer in self._stream(request):
-                    yield answer
+                    yield _without_stack(answer)
             finally:
                 self._streams.close(caller)
 
@@ -212,6 +215,13 @@ class RoutingRequestHandler(GatewayRequestHandler):
     def _http_fastapi_default_app(self, **kwargs: Any) -> FastAPI:
         title, description, cors = kwargs.get('title'), kwargs.get('description'), bool(kwargs['cors'])
         return build_app(self, title=title, description=description, cors=cors, buckets=self.buckets)
+
+
+def _without_stack(answer: Any) -> Any:
+    """An answer without where in the code an error was raised: the log of the executor tells that."""
+    if answer.header.status.exception.stacks:
+        del answer.header.status.exception.stacks[:]
+    return answer
 
 
 def _has_not_answered(executors: list[str]) -> str:
@@ -289,6 +299,7 @@ class FinetunerGateway(CompositeGateway):
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs['req_handler_cls'] = RoutingRequestHandler
+        let_calls_be_cancelled()
         super().__init__(**kwargs)
         certificate = read_certificate()
         for server in self.servers:

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from fastapi import Request
 from fastapi.exceptions import HTTPException
 from fastapi.responses import Response
 from google.protobuf.message import DecodeError
-from jina.excepts import InternalNetworkError
 from jina.proto import jina_pb2
 from jina.types.request.data import DataRequest
 
-from executors.calls import token_of
-from executors.errors import unreachable
-
-if TYPE_CHECKING:
-    from executors.gateway import RoutingRequestHandler
+from executors.calls import process, token_of
 
 MEDIA_TYPE = 'application/x-protobuf'
 
@@ -26,7 +20,7 @@ def is_protobuf(request: Request) -> bool:
     return request.headers.get('content-type', '').partition(';')[0].strip().lower() == MEDIA_TYPE
 
 
-async def answer(handler: RoutingRequestHandler, endpoint: str, request: Request, raw: bytes) -> Response:
+async def answer(endpoint: str, request: Request, raw: bytes) -> Response:
     """The answer to a serialized `jina.DataRequestProto`, as one. An error of the executor is in its header.
 
     :raises HTTPException: 400: it is no such message.
@@ -40,9 +34,6 @@ async def answer(handler: RoutingRequestHandler, endpoint: str, request: Request
     parameters = message.proto_wo_data.parameters
     if token and 'token' not in parameters.fields:
         parameters.fields['token'].string_value = token
-    try:
-        answered = await handler.process_single_data(message)
-    except InternalNetworkError as error:
-        raise unreachable(error) from error
+    answered = await process(request, message)
     content = await asyncio.to_thread(lambda: answered.proto.SerializeToString())
     return Response(content, media_type=MEDIA_TYPE)

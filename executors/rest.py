@@ -106,11 +106,11 @@ def _add_post(app: FastAPI, handler: 'RoutingRequestHandler', endpoint: str) -> 
     async def post(request: Request) -> Response:
         raw = await request.body()
         if protobuf.is_protobuf(request):
-            return await protobuf.answer(handler, endpoint, request, raw)
+            return await protobuf.answer(endpoint, request, raw)
         body = await asyncio.to_thread(_parse, raw)
         parameters = calls.with_token(request, body.parameters)
         message = await asyncio.to_thread(calls.make_message, endpoint, parameters, body.data)
-        answer = await calls.send(handler, message)
+        answer = await calls.send(request, message)
         return await asyncio.to_thread(_render, answer)
 
 

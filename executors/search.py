@@ -23,6 +23,7 @@ from executors.vector_index import Entry, VectorIndex
 from finetuner.documents import DocumentArray
 from finetuner.excepts import DataError
 from finetuner.inference import InferenceEngine, load_engine
+from finetuner.inference.remote import without_secrets
 from registry.search_items import NewItem, SearchItem
 
 PIECE = 256
@@ -73,7 +74,7 @@ class SearchExecutor(Executor):
             found, store = find_artifact(artifact, token, self.logger)
             engine = load_engine(model if found is None else found.source, device=self._device)
         except Exception as error:
-            self.logger.critical(f'cannot search by {artifact}: {error}')
+            self.logger.critical(f'cannot search by {without_secrets(artifact)}: {error}')
             raise
         self.searched = Searched(engine, self._make_index(engine, model if found is None else found.id))
         current = None if found is None else found.id

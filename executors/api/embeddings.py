@@ -113,7 +113,7 @@ async def create(body: EmbeddingsBody, request: Request) -> Response:
     except UnicodeEncodeError as error:
         raise HTTPException(400, "'input': a text has half a character (an unpaired surrogate)") from error
     try:
-        answer = await calls.send(request.app.state.handler, message, missing=404)
+        answer = await calls.send(request, message, missing=404)
     except HTTPException as error:
         raise HTTPException(error.status_code, _rename(error.detail), error.headers) from error
     [found] = await calls.read_documents(answer)

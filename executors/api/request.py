@@ -104,6 +104,7 @@ class Caller:
     """Calls endpoints in the name of whoever sent the request."""
 
     def __init__(self, request: Request, token: Annotated[str, Depends(need_token)]):
+        self.request = request
         self.handler: RoutingRequestHandler = request.app.state.handler
         self.token = token
 
@@ -120,7 +121,7 @@ class Caller:
             raise absent(self.handler.unknown(endpoint))
         given = {name: value for name, value in parameters.items() if value is not None} | {'token': self.token}
         message = await asyncio.to_thread(calls.make_message, endpoint, given, documents)
-        answer = await calls.send(self.handler, message, missing)
+        answer = await calls.send(self.request, message, missing)
         return (await calls.read_documents(answer))[0]
 
     async def tags(self, endpoint: str, missing: int = 404, **parameters: Any) -> dict[str, Any]:

@@ -215,6 +215,8 @@ def _pick(points: np.ndarray, size: int, random: np.random.Generator) -> np.ndar
 
 
 def _normalize(points: np.ndarray) -> np.ndarray:
+    # near 1 first, so that squares do not overflow; by a power of two, which changes no digit
+    points = np.ldexp(points, -np.frexp(np.abs(points).max())[1])
     points = points - points.mean(0)
     radius = np.sqrt((points**2).sum(1).max())
     return points / radius if radius > 0 else points

@@ -124,6 +124,13 @@ def test_points_all_in_one_place():
     assert np.array_equal(cloud(np.ones((5, 3))), np.zeros((256, 3)))
 
 
+@pytest.mark.parametrize('scale', [1e308, 1e-310])
+def test_neither_great_nor_small_coordinates_are_lost(scale):
+    points = cloud(np.array([[1, 1, 1], [1, 1, 1], [-1, -1, -1]]) * scale, 64)
+    assert points.shape == (64, 3)
+    assert np.linalg.norm(points, axis=1).max() == pytest.approx(1)
+
+
 def glb(header):
     text = json.dumps(header).encode()
     text += b' ' * (-len(text) % 4)

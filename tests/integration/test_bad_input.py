@@ -15,7 +15,8 @@ import requests
 
 from finetuner import excepts
 from finetuner.client import wire_pb2 as wire
-from finetuner.client.channel import Channel
+from finetuner.client.channel import Channel, Connection
+from finetuner.client.transport import make_request
 from finetuner.documents import Document, DocumentArray
 
 LEAK = re.compile(r'Traceback|File "|<class|<function|object at 0x|site-packages|pydantic|\bline \d+, in ')
@@ -413,3 +414,20 @@ def test_there_are_enough_rows_and_the_service_goes_on(service):
     assert service.post('/whoami').status_code == 200
     assert service.post('/encode', [{'text': 'fine'}], token=None).status_code == 200
     assert service.token not in service.log.read_text()
+
+
+def test_where_in_the_code_an_error_was_raised_is_for_the_log_alone(service):
+    message = make_request('/encode', {'truncate_dim': -1, 'token': service.token}, EMPTY_DOCUMENT)
+    message.header.exec_endpoint = '/encode'
+    over_http = requests.post(
+        f'http://127.0.0.1:{service.http_port}/encode',
+        data=message.SerializeToString(),
+        headers={'Content-Type': 'application/x-protobuf'},
+        timeout=60,
+    )
+    for answer in (
+        Connection(f'grpc://127.0.0.1:{service.port}').call(message),
+        wire.DataRequest.FromString(over_http.content),
+    ):
+        assert 'truncate_dim' in answer.header.status.exception.args[0]
+        assert not answer.header.status.exception.stacks

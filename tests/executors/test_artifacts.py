@@ -1,0 +1,26 @@
+"""What an executor is told to serve."""
+
+import functools
+import logging
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from executors.artifacts import find_artifact
+
+
+@pytest.fixture
+def web(tiny_artifact):
+    """The URL of a folder with an artifact in it."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tiny_artifact.parent))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+def test_the_keys_of_a_url_are_not_what_the_artifact_is_called(web, tiny_artifact):
+    url = f'{web}/{tiny_artifact.name}'
+    found, _ = find_artifact(f'{url}?X-Amz-Signature=SECRET', None, logging.getLogger())
+    assert found.id == url

@@ -1,0 +1,112 @@
+"""What is computed for a caller alone is given up when the caller has gone, and they have all of it otherwise."""
+
+import asyncio
+import socket
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+import requests
+from jina import Executor, Flow
+from jina import requests as on_requests
+
+from finetuner.client import wire_pb2 as wire
+from finetuner.client.channel import Connection
+from finetuner.client.transport import make_request
+from finetuner.documents import DocumentArray
+from tests.integration.conftest import free_ports, wait_until
+
+pytestmark = pytest.mark.slow
+BODY = b'{"data": [{"text": "plum"}]}'
+
+
+class Slow(Executor):
+    """Takes three seconds for each request, and writes down what became of it."""
+
+    @on_requests(on=['/encode', '/ingest'])
+    async def encode(self, docs: DocumentArray, **_) -> DocumentArray:
+        self.tell('begun')
+        try:
+            await asyncio.sleep(3)
+        except asyncio.CancelledError:
+            self.tell('called off')
+            raise
+        self.tell('done')
+        return docs
+
+    def tell(self, what):
+        with Path(f'{self.workspace}.log').open('a') as log:
+            log.write(f'{what}\n')
+
+
+@pytest.fixture(scope='module')
+def flow(tmp_path_factory):
+    """The ports of a gateway by gRPC and HTTP, and the log of the executor behind it."""
+    folder = tmp_path_factory.mktemp('slow')
+    grpc_port, http_port = free_ports(2)
+    described = Flow(port=[grpc_port, http_port], protocol=['grpc', 'http'], host='127.0.0.1')
+    described = described.config_gateway(uses='executors.gateway.FinetunerGateway')
+    with described.add(uses=Slow, allow_concurrent=True, name='slow', workspace=str(folder)):
+        yield grpc_port, http_port, folder
+
+
+@pytest.fixture
+def events(flow):
+    """Reads what the executor has told since the test began."""
+    before = read(flow[2])
+    return lambda: read(flow[2])[len(before) :]
+
+
+def read(folder):
+    return [line for log in folder.rglob('*.log') for line in log.read_text().split('\n') if line]
+
+
+def call_grpc(flow, endpoint):
+    documents = wire.DocumentList(docs=[wire.Document()]).SerializeToString()
+    return Connection(f'grpc://127.0.0.1:{flow[0]}').call.future(make_request(endpoint, {}, documents), timeout=60)
+
+
+def post(flow, path):
+    connection = socket.create_connection(('127.0.0.1', flow[1]))
+    head = f'POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n'
+    connection.sendall(head.encode() + BODY)
+    return connection
+
+
+def test_a_call_over_grpc_that_is_cancelled_is_called_off(flow, events):
+    call = call_grpc(flow, '/encode')
+    wait_until(lambda: events() == ['begun'], 10, 'the request')
+    call.cancel()
+    wait_until(lambda: events() == ['begun', 'called off'], 2, 'the end of the request')
+
+
+def test_a_call_over_grpc_that_is_past_its_deadline_is_called_off(flow, events):
+    documents = wire.DocumentList(docs=[wire.Document()]).SerializeToString()
+    with pytest.raises(grpc.RpcError):
+        Connection(f'grpc://127.0.0.1:{flow[0]}').call(make_request('/encode', {}, documents), timeout=1)
+    wait_until(lambda: events() == ['begun', 'called off'], 2, 'the end of the request')
+
+
+def test_a_request_over_http_whose_connection_is_closed_is_called_off(flow, events):
+    with post(flow, '/encode'):
+        wait_until(lambda: events() == ['begun'], 10, 'the request')
+    wait_until(lambda: events() == ['begun', 'called off'], 2, 'the end of the request')
+
+
+def test_what_leaves_something_goes_on(flow, events):
+    call = call_grpc(flow, '/ingest')
+    with post(flow, '/ingest'):
+        wait_until(lambda: events() == ['begun', 'begun'], 10, 'the requests')
+    call.cancel()
+    wait_until(lambda: events() == ['begun', 'begun', 'done', 'done'], 10, 'the end of the requests')
+
+
+def test_who_waits_is_answered(flow, events):
+    begun = time.monotonic()
+    call = call_grpc(flow, '/encode')
+    answer = requests.post(f'http://127.0.0.1:{flow[1]}/encode', data=BODY, timeout=60)
+    assert answer.json()['data'][0]['text'] == 'plum'
+    assert call.result()
+    assert time.monotonic() - begun > 3
+    assert events() == ['begun', 'begun', 'done', 'done']
