@@ -8,7 +8,7 @@ executors for their endpoints and sends each request to the executor that has it
 import asyncio
 import math
 import re
-from collections import deque
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any
@@ -17,6 +17,7 @@ import grpc
 from fastapi import FastAPI
 from google.protobuf.json_format import MessageToDict, SerializeToJsonError
 from google.protobuf.message import DecodeError
+from jina.excepts import InternalNetworkError
 from jina.proto import jina_pb2
 from jina.serve.executors import __dry_run_endpoint__
 from jina.serve.runtimes.gateway.composite import CompositeGateway
@@ -31,14 +32,13 @@ from executors.drain import drain_at_shutdown, drain_seconds
 from executors.errors import UNREACHABLE
 from executors.lifetime import end_with_parent
 from executors.limits import MAX_HEADER_BYTES, PatientProtocol
+from executors.pacing import Pacing, read_options
 from executors.rate import MAX_STREAMS, REQUESTS_AT_ONCE, TOO_MANY_AT_ONCE, Buckets, Room, Streams, max_body
 from executors.rest import build_app
 from executors.tls import Certificate, read_certificate
 from finetuner.documents import Document
 from finetuner.excepts import FinetunerServerError, ParameterError, UnavailableError
 
-PAUSE = 0.05
-"""Seconds after which a stream that waits for room looks again."""
 DEFAULT_ENDPOINT = '/default'
 
 
@@ -127,28 +127,25 @@ class RoutingRequestHandler(GatewayRequestHandler):
     async def stream(
         self, request_iterator: AsyncIterator[DataRequest], context: Any = None, *args: Any, **kwargs: Any
     ) -> AsyncIterator[Request]:
-        """Answer a stream of requests. One that is too fast, or has too much under way, has to wait."""
-        sizes: deque[int] = deque()  # of requests under way
+        """Answer a stream of requests over gRPC. One that is too fast, or has too much under way, has to wait."""
 
-        async def paced() -> AsyncIterator[DataRequest]:
-            async for request in request_iterator:
-                size = len(request.buffer or b'')
-                while not self._room.take(size):
-                    await asyncio.sleep(PAUSE)
-                sizes.append(size)
-                await _check_readable(request, context)
-                while wait := self.buckets.take(_caller(request, context)):
-                    await asyncio.sleep(wait)
-                yield request
+        async def admit(request: DataRequest) -> None:
+            await _check_readable(request, context)
+            while wait := self.buckets.take(*_caller(request, context)):
+                await asyncio.sleep(wait)
 
+        in_order, at_once = read_options(context)
+        pacing = Pacing(at_once, self._room, admit)
+        options = {'results_in_order': in_order, 'prefetch': sys.maxsize}  # Jina would keep the processor busy waiting
         try:
             with called_off_with_caller():
-                async for answer in super().stream(paced(), context, *args, **kwargs):
-                    if sizes:
-                        self._room.free(sizes.popleft())
+                async for answer in super().stream(pacing.pace(request_iterator), None, **options):
+                    pacing.answered()
                     yield _without_stack(answer)
+        except InternalNetworkError as error:
+            await context.abort(error.code(), error.details(), error.trailing_metadata() or ())
         finally:
-            self._room.free(sum(sizes))
+            pacing.end()
 
     Call = stream
 
@@ -160,7 +157,7 @@ class RoutingRequestHandler(GatewayRequestHandler):
             await _refuse(context, TOO_MANY_AT_ONCE, 1.0)
         try:
             await _check_readable(request, context)
-            if wait := self.buckets.take(_caller(request, context)):
+            if wait := self.buckets.take(*_caller(request, context)):
                 await _refuse(context, self.buckets.sentence(wait), wait)
             yield
         finally:
@@ -241,18 +238,18 @@ async def _check_readable(request: DataRequest | SingleDocumentRequest, context:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, detail)
 
 
-def _caller(request: DataRequest | SingleDocumentRequest, context: Any) -> str:
-    """Who sent a request over gRPC: a token, or else an address."""
+def _caller(request: DataRequest | SingleDocumentRequest, context: Any) -> tuple[str, str | None]:
+    """Who sent a request over gRPC: an address, and a token if there is one."""
     fields = request.proto_wo_data.parameters.fields
-    if 'token' in fields and fields['token'].string_value:
-        return fields['token'].string_value
-    return f'address {context.peer().rpartition(":")[0].partition(":")[2]}'
+    token = fields['token'].string_value if 'token' in fields else ''
+    return context.peer().rpartition(':')[0].partition(':')[2], token or None
 
 
 def _streamer(request: SingleDocumentRequest, context: Any) -> str:
     """Who asks for a stream: HTTP sends the token among the document's tags."""
     if context is not None:
-        return _caller(request, context)
+        address, token = _caller(request, context)
+        return token or f'address {address}'
     request.document_cls = Document
     return str((request.data.doc.tags or {}).get('token', ''))
 

@@ -133,7 +133,7 @@ class RateLimits:
         if scope['type'] == 'http' and scope['path'] not in NEVER_LIMITED:
             client = scope.get('client') or ('',)
             token = read_token(Headers(scope=scope).get('authorization', ''))
-            wait = self.buckets.take(token or f'address {client[0]}')
+            wait = self.buckets.take(client[0], token)
             if wait:
                 headers = {'Retry-After': str(max(1, math.ceil(wait)))}
                 await refuse(429, self.buckets.sentence(wait), headers)(scope, receive, send)

@@ -16,6 +16,8 @@ REQUESTS_AT_ONCE = 8
 MAX_STREAMS = 100
 """Streams of one caller, such as logs of runs, that may be open at the same time."""
 TOO_MANY_AT_ONCE = 'too many large requests at once: try again in a second'
+TOKENS_OF_ADDRESS = 10
+"""Tokens of one address that may all send as many requests as they may."""
 BURST = 2.0
 """Seconds of requests that may come at once."""
 MAX_CALLERS = 20_000
@@ -69,18 +71,25 @@ class Buckets:
             raise ValueError(f'FINETUNER_RATE_LIMIT is {given!r}: give requests per second, or 0 for no limit')
         return cls(rate)
 
-    def take(self, caller: str) -> float:
+    def take(self, address: str, token: str | None = None) -> float:
         """Take one request from the caller's bucket. 0, or if it is empty, the seconds until there is one again.
 
-        :param caller: a token or an address; it is kept hashed.
+        :param address: where the request comes from. Nobody has looked at the token yet, and a new one is soon
+            invented: an address has no more requests than `TOKENS_OF_ADDRESS` tokens have.
+        :param token: is kept hashed.
         """
         if not self.rate:
             return 0.0
+        if token is None:
+            return self._take(f'address {address}', 1.0)
+        return self._take(f'address {address}', 1 / TOKENS_OF_ADDRESS) or self._take(token, 1.0)
+
+    def _take(self, caller: str, cost: float) -> float:
         key, now = _key(caller), self._clock()
         left, since = self._buckets.pop(key, (self.capacity, now))
         left = min(self.capacity, left + (now - since) * self.rate)
-        wait = 0.0 if left >= 1 else (1 - left) / self.rate
-        self._buckets[key] = (left if wait else left - 1, now)
+        wait = 0.0 if left >= cost else (cost - left) / self.rate
+        self._buckets[key] = (left if wait else left - cost, now)
         if len(self._buckets) > MAX_CALLERS:
             self._buckets.popitem(last=False)
         return wait

@@ -7,7 +7,7 @@ import pytest
 from fastapi.exceptions import HTTPException
 
 from executors.limits import BodyLimits
-from executors.rate import MAX_CALLERS, Buckets, max_body
+from executors.rate import MAX_CALLERS, TOKENS_OF_ADDRESS, Buckets, max_body
 from executors.tls import read_certificate
 
 
@@ -27,6 +27,15 @@ def test_a_bucket_lets_a_burst_through_and_then_the_rate():
     assert buckets.take('a') == 0
     assert buckets.take('a') > 0
     assert buckets.take('b') == 0, 'others have buckets of their own'
+
+
+def test_tokens_that_are_made_up_have_no_end_of_requests():
+    buckets = Buckets(2, Clock())
+    assert [buckets.take('a', 'one token') for _ in range(4)] == [0] * 4
+    assert buckets.take('a', 'one token') > 0
+    admitted = sum(buckets.take('a', f'token {number}') == 0 for number in range(100))
+    assert 30 < admitted < 4 * TOKENS_OF_ADDRESS
+    assert buckets.take('b', 'another token') == 0
 
 
 def test_a_refused_request_costs_nothing():
@@ -132,5 +141,5 @@ def test_a_body_must_not_be_large_or_slow_or_one_too_many(monkeypatch):
 
 def test_a_bucket_knows_callers_by_hashes_alone():
     buckets = Buckets(1)
-    buckets.take('a secret token')
+    buckets.take('a', 'a secret token')
     assert 'secret' not in repr(buckets._buckets)

@@ -2,19 +2,22 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 import requests
-from jina import Executor, Flow
+from jina import Client, Executor, Flow
 from jina import requests as on_requests
 
 from finetuner.client import wire_pb2 as wire
 from finetuner.client.channel import Connection
 from finetuner.client.transport import make_request
-from finetuner.documents import DocumentArray
+from finetuner.documents import Document, DocumentArray
 from tests.integration.conftest import free_ports, wait_until
 
 pytestmark = pytest.mark.slow
@@ -92,6 +95,39 @@ def test_a_request_over_http_whose_connection_is_closed_is_called_off(flow, even
     with post(flow, '/encode'):
         wait_until(lambda: events() == ['begun'], 10, 'the request')
     wait_until(lambda: events() == ['begun', 'called off'], 2, 'the end of the request')
+
+
+STREAM = """
+import os, sys, threading
+from jina import Client
+from finetuner.documents import Document, DocumentArray
+
+threading.Timer(2, lambda: os._exit(9)).start()
+documents = (Document(text=str(number)) for number in range(12))
+Client(port=int(sys.argv[1])).post('/encode', documents, request_size=1, return_type=DocumentArray, prefetch=1)
+"""
+
+
+def test_a_stream_that_breaks_off_leaves_the_gateway_in_peace(flow, events):
+    client = subprocess.run([sys.executable, '-W', 'ignore', '-c', STREAM, str(flow[0])], timeout=60)
+    assert client.returncode == 9
+    wait_until(lambda: events() == ['begun', 'called off'], 2, 'the end of the request')
+    gateway = next(
+        process
+        for process in psutil.Process().children(recursive=True)
+        if any(one.laddr.port == flow[0] and one.status == 'LISTEN' for one in process.net_connections())
+    )
+    before = sum(gateway.cpu_times()[:2])
+    time.sleep(2)
+    assert sum(gateway.cpu_times()[:2]) - before < 0.2
+
+
+def test_a_stream_is_answered_in_the_order_of_its_requests_if_that_is_asked(flow):
+    documents = DocumentArray([Document(text=str(number)) for number in range(30)])
+    answers = Client(port=flow[0]).post(
+        '/encode', documents, request_size=1, return_type=DocumentArray, prefetch=20, results_in_order=True
+    )
+    assert [document.text for document in answers] == [str(number) for number in range(30)]
 
 
 def test_what_leaves_something_goes_on(flow, events):
