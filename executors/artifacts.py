@@ -52,8 +52,8 @@ class LocalStore:
     """The artifacts of the registry that this machine reaches."""
 
     def __init__(self, token: str | None, logger: Logger):
+        self._registry = open_registry(logger)  # which makes an account and its token, if it is the first to do so
         self._token = token or settings.load_token()
-        self._registry = open_registry(logger)
 
     def id_of(self, reference: str) -> str:
         return self._registry.find_artifact(self._account(), reference).id

@@ -35,6 +35,11 @@ def read_token(authorization: str) -> str | None:
     return token.strip() or None if kind.lower() in ('bearer', 'token') else None
 
 
+def token_is_missing() -> HTTPException:
+    detail = 'A token is needed: send the header Authorization: Bearer <token>'
+    return HTTPException(401, detail, {'WWW-Authenticate': 'Bearer'})
+
+
 def with_token(request: Request, parameters: dict[str, Any]) -> dict[str, Any]:
     """The parameters, with the token of the header unless they carry one."""
     token = token_of(request)

@@ -65,6 +65,10 @@ def name_of(endpoint: str) -> str:
     return endpoint.strip('/').replace('/', '_').replace('-', '_') or 'root'
 
 
+def needs_token(handler: RoutingRequestHandler, endpoint: str) -> bool:
+    return endpoint not in OPEN and 'token' in handler.parameters_schema(endpoint).get('properties', {})
+
+
 def describe_endpoint(handler: RoutingRequestHandler, endpoint: str) -> dict[str, Any]:
     """The arguments of a route that posts to an endpoint."""
     documents = {'type': 'array', 'items': _document()}
@@ -108,7 +112,6 @@ def describe_stream(handler: RoutingRequestHandler, endpoint: str, method: str) 
         extra['parameters'] = [
             {'name': name, 'in': 'query', 'required': name in required, 'schema': field}
             for name, field in schema.get('properties', {}).items()
-            if name != 'token'
         ]
     return {
         'summary': f'Streaming endpoint {endpoint}',
@@ -182,10 +185,12 @@ def _security(endpoint: str) -> dict[str, Any]:
 
 
 def _parameters(handler: RoutingRequestHandler, endpoint: str) -> dict[str, Any]:
-    """The schema of an endpoint's parameters, as its executor tells it."""
+    """The schema of an endpoint's parameters, as its executor tells it, but for the token: that is a header."""
     schema = handler.parameters_schema(endpoint)
     if not schema and endpoint in STREAMED:
         schema = STREAMED[endpoint].model_json_schema()
+    if 'properties' in schema:
+        schema = {**schema, 'properties': {name: one for name, one in schema['properties'].items() if name != 'token'}}
     if '$defs' in schema:  # references would lead nowhere here
         return {'type': 'object', 'properties': {name: {} for name in schema.get('properties', {})}}
     return schema or {'type': 'object'}

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StrictBool, ValidationError
 
 from finetuner.excepts import ParameterError
 from registry.queue import SCHEDULING
@@ -84,7 +84,9 @@ class FitParameters(Parameters):
 
     model_config = ConfigDict(extra='allow')
 
-    check_only: bool = Field(default=False, description='Check the arguments, before data is sent, and make no run.')
+    check_only: StrictBool = Field(
+        default=False, description='Check the arguments, before data is sent, and make no run.'
+    )
     priority: int = Field(default=0, ge=-1000, le=1000, description='Runs of a higher one are worked on first.')
     cpus: float | None = Field(default=None, gt=0, le=4096, description='Cores that the run is given, default any.')
     gpus: int | None = Field(
@@ -328,7 +330,7 @@ class SearchParameters(Parameters):
     """`/search`: how much is found, and whether it becomes a session of the clickstream."""
 
     limit: int = Field(default=10, ge=1, le=1000)
-    create_session: bool = False
+    create_session: StrictBool = False
     session_id: str | None = Field(default=None, description='Of the client; default a random one.')
     user_id: str | None = None
 
@@ -344,7 +346,7 @@ class EncodeParameters(Parameters):
 
     model_config = ConfigDict(extra='ignore')
 
-    return_content: bool = Field(
+    return_content: StrictBool = Field(
         default=False, description='Answer with blobs, tensors, chunks and data: URIs, too; else without them.'
     )
     on_error: Literal['raise', 'tag'] = Field(
@@ -353,9 +355,9 @@ class EncodeParameters(Parameters):
         'and no embedding.',
     )
     truncate_dim: int | None = Field(default=None, ge=1, description='Keep so many of the first dimensions.')
-    normalize: bool = Field(default=False, description='Scale the embeddings, after that, to L2 norm 1.')
+    normalize: StrictBool = Field(default=False, description='Scale the embeddings, after that, to L2 norm 1.')
     timeout: float | None = Field(default=None, gt=0, description='Seconds that the request may wait for the model.')
-    return_artifact: bool = Field(
+    return_artifact: StrictBool = Field(
         default=False, description="Put the id of the artifact that answered into each document's tags."
     )
 
@@ -366,5 +368,5 @@ class EncodeTextsParameters(Parameters):
     model: str | None = Field(default=None, description='The model that is to answer; an error if it is another.')
     dtype: Literal['float32', 'float16'] = Field(default='float32', description='Of the numbers in the answer.')
     truncate_dim: int | None = Field(default=None, ge=1, description='Keep so many of the first dimensions.')
-    normalize: bool = Field(default=False, description='Scale the embeddings, after that, to L2 norm 1.')
+    normalize: StrictBool = Field(default=False, description='Scale the embeddings, after that, to L2 norm 1.')
     timeout: float | None = Field(default=None, gt=0, description='Seconds that the request may wait for the model.')

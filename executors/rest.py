@@ -101,6 +101,7 @@ def _add_endpoints(app: FastAPI, handler: 'RoutingRequestHandler', endpoints: Se
 
 def _add_post(app: FastAPI, handler: 'RoutingRequestHandler', endpoint: str) -> None:
     described = openapi.describe_endpoint(handler, endpoint)
+    needs_token = openapi.needs_token(handler, endpoint)
 
     @app.post(endpoint, operation_id=f'post_{openapi.name_of(endpoint)}', **described)
     async def post(request: Request) -> Response:
@@ -109,6 +110,8 @@ def _add_post(app: FastAPI, handler: 'RoutingRequestHandler', endpoint: str) -> 
             return await protobuf.answer(endpoint, request, raw)
         body = await asyncio.to_thread(_parse, raw)
         parameters = calls.with_token(request, body.parameters)
+        if needs_token and not parameters.get('token'):
+            raise calls.token_is_missing()
         message = await asyncio.to_thread(calls.make_message, endpoint, parameters, body.data)
         answer = await calls.send(request, message)
         return await asyncio.to_thread(_render, answer)

@@ -95,8 +95,7 @@ def need_token(request: Request, _: Annotated[Any, Security(bearer)]) -> str:
     """The token of the request, not yet checked: the executor does that."""
     token = calls.token_of(request)
     if token is None:
-        detail = 'A token is needed: send the header Authorization: Bearer <token>'
-        raise HTTPException(401, detail, {'WWW-Authenticate': 'Bearer'})
+        raise calls.token_is_missing()
     return token
 
 

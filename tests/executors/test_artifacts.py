@@ -24,3 +24,9 @@ def test_the_keys_of_a_url_are_not_what_the_artifact_is_called(web, tiny_artifac
     url = f'{web}/{tiny_artifact.name}'
     found, _ = find_artifact(f'{url}?X-Amz-Signature=SECRET', None, logging.getLogger())
     assert found.id == url
+
+
+def test_an_encoder_may_be_the_first_of_a_service_to_start():
+    found, store = find_artifact('support@production', None, logging.getLogger())
+    assert found is None, 'nothing is promoted yet'
+    store.close()
