@@ -17,6 +17,7 @@ from docarray import DocList
 from jina import Executor, requests
 
 from executors.artifacts import Found, Store, find_artifact
+from executors.caching import make_cache
 from executors.drain import drain_at_shutdown
 from executors.endpoints import describe_parameters, unknown_endpoint
 from executors.following import Follower
@@ -28,6 +29,8 @@ from executors.sources import allowed_links, allowed_roots, allowed_schemes
 from finetuner.documents import MAX_DOCUMENTS, Content, Document, DocumentArray
 from finetuner.excepts import ArtifactError, ArtifactNotFoundError, DataError, ParameterError
 from finetuner.inference import load_engine
+from finetuner.inference.cache import ModelCache
+from finetuner.inference.digest import digest_model
 from finetuner.inference.engine import name_document
 from finetuner.inference.remote import without_secrets
 from finetuner.inference.server import MAX_ITEMS, ModelServer, check_dim, shape_embeddings
@@ -74,6 +77,8 @@ class FinetunerExecutor(Executor):
     :param refuse_unknown: whether a request for another endpoint is an error. In a Flow with other executors and Jina's
         own gateway, False lets it pass on to them; `/encode_texts` is not there then.
     :param max_documents: of all requests that may be under way; a request that finds no room is told to try again.
+    :param cache_bytes: of embeddings that are kept for contents that come again, default `FINETUNER_ENCODE_CACHE_BYTES`
+        or 0: none.
     :raises AuthenticationError: a token is needed, and is missing or unknown.
     :raises ArtifactError: there is no such artifact, or it is damaged.
     """
@@ -96,6 +101,7 @@ class FinetunerExecutor(Executor):
         require_token: bool | None = None,
         refuse_unknown: bool = True,
         max_documents: int = MAX_ITEMS,
+        cache_bytes: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -123,6 +129,10 @@ class FinetunerExecutor(Executor):
         self._switching = threading.Lock()
         self._metrics = EncoderMetrics()
         self._max_documents = max_documents
+        self._select_model = select_model
+        self._cache = make_cache(cache_bytes)
+        if self._cache is not None:
+            self._metrics.watch_cache(self._cache)
         self.served: Served | None = None
         self._load_engine = partial(
             load_engine,
@@ -154,7 +164,11 @@ class FinetunerExecutor(Executor):
 
     def _load(self, found: Found) -> Served:
         try:
-            model = ModelServer(self._load_engine(found.source), self._max_documents, self._metrics)
+            engine = self._load_engine(found.source)
+            cache = None
+            if self._cache is not None:
+                cache = ModelCache(self._cache, digest_model(engine, found.source, self._select_model))
+            model = ModelServer(engine, self._max_documents, self._metrics, cache)
             model.warm_up()
             return Served(model, found.id)
         except Exception as error:

@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable, Iterator
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from finetuner.inference.cache import EmbeddingCache
 from finetuner.inference.meter import Batch, Meter
 
 VARIABLE = 'FINETUNER_METRICS_PORT'
@@ -41,6 +42,8 @@ class EncoderMetrics(Meter):
         self._mixed = distribute('batch_requests', 'Requests that share a batch.', ITEMS)
         self._fill = distribute('batch_fill', 'What of its room a batch uses, 0 to 1.', SHARES)
         self._tokens = count('tokens', 'Tokens of texts, or items of other contents, that the model has computed.')
+        self._lookups = count('cache_lookups', 'Items that were looked up in the cache, by what was found.', 'outcome')
+        self._cache = Gauge(f'{PREFIX}_cache_bytes', 'Bytes that the cache takes.', registry=self.registry)
         self._padding = count('padding_tokens', 'Tokens that it has computed beside them, to make rows of one length.')
 
     def watch(self, state: Callable[[], tuple[int, int, str] | None]) -> None:
@@ -49,6 +52,10 @@ class EncoderMetrics(Meter):
             while there is no model.
         """
         self.registry.register(_State(state))
+
+    def watch_cache(self, cache: EmbeddingCache) -> None:
+        """Tell how large a cache is."""
+        self._cache.set_function(lambda: cache.size)
 
     def request(self, items: int, seconds: float, outcome: str) -> None:
         self._requests.labels(outcome).inc()
@@ -65,6 +72,9 @@ class EncoderMetrics(Meter):
         self._fill.observe(batch.used / batch.room)
         self._tokens.inc(batch.used)
         self._padding.inc(batch.computed - batch.used)
+
+    def looked_up(self, items: int, outcome: str) -> None:
+        self._lookups.labels(outcome).inc(items)
 
 
 class _State(Collector):

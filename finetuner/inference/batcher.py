@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 FAILURES = 3
 """Batches that fail one after the other when it is the model that is broken, such as on a GPU that is gone."""
+DEADLINE_PASSED = 'the deadline of the request passed while it waited for the model'
 
 
 @dataclass(eq=False)
@@ -60,7 +61,7 @@ class Job:
         if self.future.done():
             return False
         if self.deadline is not None and time.monotonic() > self.deadline:
-            self.fail(TimeoutError('the deadline of the request passed while it waited for the model'))
+            self.fail(TimeoutError(DEADLINE_PASSED))
             return False
         return True
 

@@ -71,7 +71,7 @@ def load_engine(
     for name, value in {'device_id': device_id, **threads}.items():
         if value is not None and value < 0:
             raise ValueError(f'{name} is {value}: it cannot be negative')
-    source = _model_source(artifact, select_model)
+    source = find_source(artifact, select_model)
     if is_onnx is None:
         is_onnx = isinstance(source, Path) and (source / 'model.onnx').is_file()
     elif is_onnx and isinstance(source, str):
@@ -107,7 +107,7 @@ def best_device(is_onnx: bool) -> str:
         return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
-def _model_source(artifact: Artifact | str | Path, select_model: str | None) -> Path | str:
+def find_source(artifact: Artifact | str | Path, select_model: str | None) -> Path | str:
     """The model directory that is meant, or the name of a pretrained model."""
     if not isinstance(artifact, Artifact):
         path = Path(artifact).expanduser()

@@ -6,18 +6,19 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from finetuner.excepts import BusyError, DataError, EngineError, ParameterError
-from finetuner.inference.batcher import Batcher
+from finetuner.inference.batcher import DEADLINE_PASSED, Batcher
+from finetuner.inference.cache import Entry, Flight, ModelCache, Share
 from finetuner.inference.engine import InferenceEngine
-from finetuner.inference.meter import ANSWERED, FAILED, GIVEN_UP, REFUSED, Meter
+from finetuner.inference.meter import ANSWERED, FAILED, GIVEN_UP, HIT, MISS, REFUSED, SHARED, Meter
 
 if TYPE_CHECKING:
     from finetuner.data.links import Links
@@ -49,17 +50,67 @@ class Embedded:
     tokens: int
 
 
+@dataclass
+class _Asked:
+    """A request: what :meth:`ModelServer.embed` was given, and the answer as far as it is known."""
+
+    contents: Sequence[Any]
+    links: Links | None
+    name: Callable[[int], str]
+    deadline: float | None
+    failed: dict[int, str] | None
+    embeddings: np.ndarray
+    keys: list[bytes | None] = field(default_factory=list)
+    tokens: int = 0
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until nobody waits for it any more."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+    def put(self, found: dict[int, Entry]) -> None:
+        """Take items that others have computed, by position."""
+        if found:
+            rows = np.frombuffer(b''.join(entry.embedding for entry in found.values()), np.float32)
+            self.embeddings[list(found)] = rows.reshape(len(found), -1)
+            self.tokens += sum(entry.tokens for entry in found.values())
+
+
+@dataclass
+class _Part:
+    """Items of a request that are prepared together.
+
+    :param rows: their positions.
+    :param flight: what they were claimed with.
+    :param features: by position, once they are prepared.
+    :param answer: once they wait for the model.
+    """
+
+    rows: Sequence[int]
+    flight: Flight
+    features: dict[int, np.ndarray] = field(default_factory=dict)
+    answer: asyncio.Future[np.ndarray] | None = None
+
+
 class ModelServer:
     """Serves one model to any number of requests at once.
 
     :param max_items: that may be under way; a request that finds no room is refused. One that is alone may be larger.
     :param meter: is told of every request and batch.
+    :param cache: what embeddings are kept in; default none are.
     """
 
-    def __init__(self, engine: InferenceEngine, max_items: int = MAX_ITEMS, meter: Meter | None = None):
+    def __init__(
+        self,
+        engine: InferenceEngine,
+        max_items: int = MAX_ITEMS,
+        meter: Meter | None = None,
+        cache: ModelCache | None = None,
+    ):
         self.engine = engine
         self._max_items = max_items
         self._meter = meter or Meter()
+        self._cache = cache
         is_text = engine.modality == 'text'
         self._window = TEXTS_IN_WINDOW if is_text else OTHERS_IN_WINDOW
         self._batcher = Batcher(engine, MAX_TOKENS if is_text else engine.batch_size, meter)
@@ -141,61 +192,141 @@ class ModelServer:
         :raises TimeoutError: they had to wait for too long.
         :raises EngineError: the model cannot answer.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        asked = _Asked(
+            contents,
+            links,
+            name,
+            None if timeout is None else time.monotonic() + timeout,
+            failed,
+            np.full((len(contents), self.engine.dim), np.nan, np.float32),
+        )
+        everything = range(len(contents))
+        if self._cache is None:
+            await self._compute(asked, (_Part(rows, Flight()) for rows in self._windows(everything)))
+        else:
+            await self._look_up(asked, self._cache)
+        return Embedded(asked.embeddings, asked.tokens)
+
+    async def _look_up(self, asked: _Asked, cache: ModelCache) -> None:
+        """Take what is kept or being computed for others, and compute the rest."""
         loop = asyncio.get_running_loop()
-        embeddings = np.full((len(contents), self.engine.dim), np.nan, np.float32)
-        pending: deque[tuple[list[int], asyncio.Future[np.ndarray]]] = deque()
-        tokens = 0
+        asked.keys = await loop.run_in_executor(self._pool, cache.keys, asked.contents, self.engine.modality)
+        rows: Sequence[int] = range(len(asked.contents))
+        while rows:
+            shared: dict[int, Share] = {}
+            await self._compute(asked, self._claimed(asked, cache, rows, shared))
+            # only now: whoever waits has nothing that others could be waiting for
+            await self._wait(asked, {share.flight for share in shared.values()})
+            given = {row: entry for row, share in shared.items() if (entry := share.entry)}
+            asked.put(given)
+            self._meter.looked_up(len(given), SHARED)
+            lacking = {row: share.flight for row, share in shared.items() if row not in given}
+            # what failed for another is tried alone, to fail under its own name, and not one after the other
+            failed = [row for row, flight in lacking.items() if not flight.was_left]
+            self._meter.looked_up(len(failed), MISS)
+            await self._compute(asked, (_Part(window, Flight()) for window in self._windows(failed)))
+            rows = [row for row, flight in lacking.items() if flight.was_left]
+
+    def _claimed(
+        self, asked: _Asked, cache: ModelCache, rows: Sequence[int], shared: dict[int, Share]
+    ) -> Iterator[_Part]:
+        """What is to be computed of some items, claimed part by part: others need not wait for all of a large request.
+
+        :param shared: takes those that are being computed, by position.
+        """
+        for window in self._windows(rows):
+            claim = cache.entries.claim(window, asked.keys)
+            asked.put(claim.hits)
+            shared |= claim.shared
+            self._meter.looked_up(len(claim.hits), HIT)
+            self._meter.looked_up(len(claim.flight.keys), MISS)
+            yield _Part(claim.missed, claim.flight)
+
+    async def _wait(self, asked: _Asked, flights: set[Flight]) -> None:
+        """
+        :raises TimeoutError: they have not all landed in time.
+        """
+        late = [asyncio.wrap_future(flight.landed) for flight in flights if not flight.landed.done()]
+        # unlike other ways to wait, this one cancels nothing that it waits for
+        if late and (await asyncio.wait(late, timeout=asked.left))[1]:
+            raise TimeoutError(DEADLINE_PASSED)
+
+    async def _compute(self, asked: _Asked, parts: Iterable[_Part]) -> None:
+        """Have items prepared and embedded, part by part. Whether that goes well or not, all their flights land."""
+        loop = asyncio.get_running_loop()
+        pending: deque[_Part] = deque()
+        was_left = False
 
         async def collect() -> None:
-            rows, answer = pending[0]
-            embeddings[rows] = await answer
+            part = pending[0]
+            assert part.answer is not None
+            asked.embeddings[list(part.features)] = await part.answer
             pending.popleft()
+            self._land(asked, part)
 
         try:
-            for start in range(0, len(contents), self._window):
-                window = range(start, min(start + self._window, len(contents)))
-                features = await loop.run_in_executor(self._pool, self._prepare, contents, window, links, name, failed)
-                left = None if deadline is None else deadline - time.monotonic()
-                answer = asyncio.wrap_future(self._batcher.submit(list(features.values()), left))
-                pending.append((list(features), answer))
+            for part in parts:
+                pending.append(part)
+                if part.rows:
+                    part.features = await loop.run_in_executor(self._pool, self._prepare, asked, part.rows)
+                features = list(part.features.values())
+                part.answer = asyncio.wrap_future(self._batcher.submit(features, asked.left))
                 if self.engine.modality == 'text':
-                    tokens += sum(map(len, features.values()))
+                    asked.tokens += sum(map(len, features))
                 if len(pending) == AHEAD:
                     await collect()
             while pending:
                 await collect()
+        except (asyncio.CancelledError, TimeoutError):
+            was_left = True
+            raise
         finally:
-            for _, answer in pending:
-                answer.cancel()
-        return Embedded(embeddings, tokens)
+            for part in pending:
+                if part.answer is not None:
+                    part.answer.cancel()
+                if self._cache is not None:
+                    self._cache.entries.land(part.flight, {}, was_left)
 
-    def _prepare(
-        self,
-        contents: Sequence[Any],
-        window: range,
-        links: Links | None,
-        name: Callable[[int], str],
-        failed: dict[int, str] | None,
-    ) -> dict[int, np.ndarray]:
+    def _land(self, asked: _Asked, part: _Part) -> None:
+        """Let others have what was computed."""
+        if self._cache is None:
+            return
+        is_text = self.engine.modality == 'text'
+        found = {
+            key: Entry(asked.embeddings[row].tobytes(), len(features) if is_text else 0)
+            for row, features in part.features.items()
+            if (key := asked.keys[row]) is not None
+        }
+        self._cache.entries.land(part.flight, found)
+
+    def _windows(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
+        """As many items as are prepared at once, one after the other."""
+        for start in range(0, len(rows), self._window):
+            yield rows[start : start + self._window]
+
+    def _prepare(self, asked: _Asked, rows: Sequence[int]) -> dict[int, np.ndarray]:
         """The features of items, by position: together, or if one of them is faulty, each by itself."""
 
-        def prepare(positions: range) -> dict[int, np.ndarray]:
-            items = contents[positions.start : positions.stop]
-            self.engine.check(items, lambda row: name(positions.start + row))
-            return dict(zip(positions, self.engine.features(items, positions.start, links, name), strict=True))
+        def prepare(rows: Sequence[int]) -> dict[int, np.ndarray]:
+            items = [asked.contents[row] for row in rows]
+
+            def name(item: int) -> str:
+                return asked.name(rows[item])
+
+            self.engine.check(items, name)
+            return dict(zip(rows, self.engine.features(items, 0, asked.links, name), strict=True))
 
         try:
-            return prepare(window)
+            return prepare(rows)
         except DataError:
-            if failed is None:
+            if asked.failed is None:
                 raise
         features: dict[int, np.ndarray] = {}
-        for position in window:
+        for row in rows:
             try:
-                features |= prepare(range(position, position + 1))
+                features |= prepare([row])
             except DataError as error:
-                failed[position] = str(error)
+                asked.failed[row] = str(error)
         return features
 
     def close(self, patience: float = 0.0) -> None:
