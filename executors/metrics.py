@@ -13,7 +13,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from finetuner.inference.cache import EmbeddingCache
-from finetuner.inference.meter import Batch, Meter
+from finetuner.inference.meter import ANSWERED, FAILED, GIVEN_UP, HIT, MISS, REFUSED, SHARED, Batch, Meter
 
 VARIABLE = 'FINETUNER_METRICS_PORT'
 PREFIX = 'finetuner_encode'
@@ -28,13 +28,16 @@ class EncoderMetrics(Meter):
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
 
-        def count(name: str, what: str, *labels: str) -> Counter:
-            return Counter(f'{PREFIX}_{name}', what, labels, registry=self.registry)
+        def count(name: str, what: str, *outcomes: str) -> Counter:
+            counter = Counter(f'{PREFIX}_{name}', what, ['outcome'] if outcomes else [], registry=self.registry)
+            for outcome in outcomes:
+                counter.labels(outcome)  # 0 from the start: of what appears with its first event, no rate tells that
+            return counter
 
-        def distribute(name: str, what: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(f'{PREFIX}_{name}', what, labels, buckets=buckets, registry=self.registry)
+        def distribute(name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f'{PREFIX}_{name}', what, buckets=buckets, registry=self.registry)
 
-        self._requests = count('requests', 'Requests that have ended, by how.', 'outcome')
+        self._requests = count('requests', 'Requests that have ended, by how.', ANSWERED, FAILED, REFUSED, GIVEN_UP)
         self._documents = count('documents', 'Documents of requests that were answered.')
         self._seconds = distribute('request_seconds', 'From the arrival of a request to its answer.', SECONDS)
         self._queue = distribute('queue_seconds', 'What prepared items waited for the model.', SECONDS)
@@ -42,7 +45,7 @@ class EncoderMetrics(Meter):
         self._mixed = distribute('batch_requests', 'Requests that share a batch.', ITEMS)
         self._fill = distribute('batch_fill', 'What of its room a batch uses, 0 to 1.', SHARES)
         self._tokens = count('tokens', 'Tokens of texts, or items of other contents, that the model has computed.')
-        self._lookups = count('cache_lookups', 'Items that were looked up in the cache, by what was found.', 'outcome')
+        self._lookups = count('cache_lookups', 'Items looked up in the cache, by what was found.', HIT, SHARED, MISS)
         self._cache = Gauge(f'{PREFIX}_cache_bytes', 'Bytes that the cache takes.', registry=self.registry)
         self._padding = count('padding_tokens', 'Tokens that it has computed beside them, to make rows of one length.')
 
@@ -59,7 +62,7 @@ class EncoderMetrics(Meter):
 
     def request(self, items: int, seconds: float, outcome: str) -> None:
         self._requests.labels(outcome).inc()
-        if outcome == 'answered':
+        if outcome == ANSWERED:
             self._documents.inc(items)
             self._seconds.observe(seconds)
 
