@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from executors.metrics import EncoderMetrics, metrics_port, serve_metrics
 from executors.opening import open_registry
 from executors.parameters import EncodeParameters, EncodeTextsParameters, Parameters, shorten
 from executors.sources import allowed_links, allowed_roots, allowed_schemes
+from executors.tracing import start_tracing
 from finetuner.documents import MAX_DOCUMENTS, Content, Document, DocumentArray
 from finetuner.excepts import ArtifactError, ArtifactNotFoundError, DataError, ParameterError
 from finetuner.inference import load_engine
@@ -34,6 +36,7 @@ from finetuner.inference.digest import digest_model
 from finetuner.inference.engine import name_document
 from finetuner.inference.remote import without_secrets
 from finetuner.inference.server import MAX_ITEMS, ModelServer, check_dim, shape_embeddings
+from finetuner.inference.watch import ANSWER, Watch
 
 DEFAULT_MODEL = 'all-minilm-l6-v2'
 ARTIFACT_TAG, ERROR_TAG = 'finetuner_artifact', 'finetuner_error'
@@ -128,6 +131,8 @@ class FinetunerExecutor(Executor):
             raise ParameterError(f'artifact is {artifact!r}, not a text: Jina reads digits as a number')
         self._switching = threading.Lock()
         self._metrics = EncoderMetrics()
+        replica = str(getattr(self.runtime_args, 'name', ''))
+        self._tracing = start_tracing(replica, self.tracer_provider)
         self._max_documents = max_documents
         self._select_model = select_model
         self._cache = make_cache(cache_bytes)
@@ -146,7 +151,7 @@ class FinetunerExecutor(Executor):
             inter_op_num_threads=inter_op_num_threads,
         )
         try:
-            self._scraped = self._tell_metrics()
+            self._scraped = self._tell_metrics(replica)
             self.registry = open_registry(self.logger) if require_token else None
             found, store = find_artifact(artifact, token, self.logger)
             self.served = self._load(found) if found is not None else None
@@ -188,9 +193,9 @@ class FinetunerExecutor(Executor):
         current = None if self.served is None else self.served.artifact_id
         return Follower(alias, store, current, switch, self.logger)
 
-    def _tell_metrics(self) -> WSGIServer | None:
+    def _tell_metrics(self, replica: str) -> WSGIServer | None:
         self._metrics.watch(self._state)
-        port = metrics_port(str(getattr(self.runtime_args, 'name', '')))
+        port = metrics_port(replica)
         return serve_metrics(self._metrics.registry, port) if port else None
 
     def _state(self) -> tuple[int, int, str] | None:
@@ -208,6 +213,7 @@ class FinetunerExecutor(Executor):
             self.served.model.close()
         if self.registry is not None:
             self.registry.close()
+        self._tracing.close()
 
     @requests(on='/encode')
     async def encode(self, docs: DocumentArray, parameters: dict[str, Any], **kwargs: Any) -> DocumentArray:
@@ -215,11 +221,16 @@ class FinetunerExecutor(Executor):
 
         :param parameters: the fields of `EncodeParameters`.
         """
-        asked = EncodeParameters(**parameters)
+        with self._tracing.request('/encode', len(docs)) as watch:
+            return await self._encode(docs, EncodeParameters(**parameters), watch)
+
+    async def _encode(self, docs: DocumentArray, asked: EncodeParameters, watch: Watch) -> DocumentArray:
         await self._authenticate(asked)
         with self._admitted(len(docs)) as served:
+            watch.note(artifact=served.artifact_id)
             check_dim(served.model.engine.dim, asked.truncate_dim)
-            failed = await self._embed(served.model, docs, asked)
+            failed = await self._embed(served.model, docs, asked, watch)
+        began = time.monotonic()
         for position, document in enumerate(docs):
             if position in failed:
                 document.tags = {**(document.tags or {}), ERROR_TAG: failed[position]}
@@ -227,6 +238,7 @@ class FinetunerExecutor(Executor):
                 document.tags = {**(document.tags or {}), ARTIFACT_TAG: served.artifact_id}
             if not asked.return_content:
                 _strip(document)
+        watch.stage(ANSWER, began, time.monotonic(), len(docs))
         self.logger.debug(f'embedded {len(docs)} documents')
         return docs
 
@@ -240,16 +252,21 @@ class FinetunerExecutor(Executor):
             `count` (N), `dim` (D), `dtype`, `tokens` (of all texts, special ones included) and `model`, the id of the
             artifact.
         """
-        asked = EncodeTextsParameters(**parameters)
+        with self._tracing.request('/encode_texts', len(docs)) as watch:
+            return await self._encode_texts(docs, EncodeTextsParameters(**parameters), watch)
+
+    async def _encode_texts(self, docs: DocumentArray, asked: EncodeTextsParameters, watch: Watch) -> DocumentArray:
         await self._authenticate(asked)
         texts = await asyncio.to_thread(_read_texts, docs)
         with self._admitted(len(texts)) as served:
+            watch.note(artifact=served.artifact_id, documents=len(texts))
             check_dim(served.model.engine.dim, asked.truncate_dim)
             if asked.model not in (None, served.artifact_id, self._asked_for):
                 raise ArtifactNotFoundError(f'there is no model {shorten(asked.model)}: this is {served.artifact_id!r}')
             if served.model.engine.modality != 'text':
                 raise DataError(f'this model does not take texts: its modality is {served.model.engine.modality}')
-            answer = await served.model.embed(texts, None, lambda row: f'text {row}', asked.timeout)
+            answer = await served.model.embed(texts, None, lambda row: f'text {row}', asked.timeout, watch=watch)
+        began = time.monotonic()
         embeddings = shape_embeddings(answer.embeddings, asked.truncate_dim, asked.normalize)
         tags = {
             'count': len(embeddings),
@@ -259,6 +276,7 @@ class FinetunerExecutor(Executor):
             'model': served.artifact_id,
         }
         blob = embeddings.astype(np.dtype(asked.dtype).newbyteorder('<'), copy=False).tobytes()
+        watch.stage(ANSWER, began, time.monotonic(), len(texts))
         return DocumentArray([Document(blob=blob, tags=tags)])
 
     async def _authenticate(self, asked: Parameters) -> None:
@@ -278,7 +296,9 @@ class FinetunerExecutor(Executor):
                 under_way.enter_context(served.model.admitted(count))
             yield served
 
-    async def _embed(self, model: ModelServer, docs: DocumentArray, parameters: EncodeParameters) -> dict[int, str]:
+    async def _embed(
+        self, model: ModelServer, docs: DocumentArray, parameters: EncodeParameters, watch: Watch
+    ) -> dict[int, str]:
         """Set the embeddings, and return what is wrong with the documents that have none, by position."""
         failed: dict[int, str] = {}
         contents = model.engine.contents(docs, failed if parameters.on_error == 'tag' else None)
@@ -290,6 +310,7 @@ class FinetunerExecutor(Executor):
             lambda row: name_document(good[row], docs[good[row]]),
             parameters.timeout,
             errors if parameters.on_error == 'tag' else None,
+            watch,
         )
         failed |= {good[row]: error for row, error in errors.items()}
         embeddings = shape_embeddings(answer.embeddings, parameters.truncate_dim, parameters.normalize)

@@ -19,6 +19,7 @@ from finetuner.inference.batcher import DEADLINE_PASSED, Batcher
 from finetuner.inference.cache import Entry, Flight, ModelCache, Share
 from finetuner.inference.engine import InferenceEngine
 from finetuner.inference.meter import ANSWERED, FAILED, GIVEN_UP, HIT, MISS, REFUSED, SHARED, Meter
+from finetuner.inference.watch import NOBODY, PREPROCESS, QUEUE, RUN, SHARE, Watch
 
 if TYPE_CHECKING:
     from finetuner.data.links import Links
@@ -60,6 +61,7 @@ class _Asked:
     deadline: float | None
     failed: dict[int, str] | None
     embeddings: np.ndarray
+    watch: Watch
     keys: list[bytes | None] = field(default_factory=list)
     tokens: int = 0
 
@@ -84,12 +86,28 @@ class _Part:
     :param flight: what they were claimed with.
     :param features: by position, once they are prepared.
     :param answer: once they wait for the model.
+    :param prepared: since when they wait for it, by `time.monotonic()`; 0 before.
+    :param given: when it was given the first of them; 0 before.
     """
 
     rows: Sequence[int]
     flight: Flight
     features: dict[int, np.ndarray] = field(default_factory=dict)
     answer: asyncio.Future[np.ndarray] | None = None
+    prepared: float = 0.0
+    given: float = 0.0
+
+    def begin(self) -> None:
+        self.given = time.monotonic()
+
+    def tell(self, watch: Watch) -> None:
+        """Tell how long it waited for the model, and was with it, up to now."""
+        if not self.features:
+            return
+        now = time.monotonic()
+        watch.stage(QUEUE, self.prepared, self.given or now, len(self.features))
+        if self.given:
+            watch.stage(RUN, self.given, now, len(self.features))
 
 
 class ModelServer:
@@ -180,6 +198,7 @@ class ModelServer:
         name: Callable[[int], str],
         timeout: float | None = None,
         failed: dict[int, str] | None = None,
+        watch: Watch = NOBODY,
     ) -> Embedded:
         """Embed items that were admitted. Cancelled, they leave the queue.
 
@@ -188,6 +207,7 @@ class ModelServer:
         :param timeout: seconds after which nobody waits for them.
         :param failed: takes what is wrong with items that cannot be read, by position; their embeddings are NaN. None
             has the first of them fail the request.
+        :param watch: is told of the stages.
         :raises DataError: an item is not what the model takes, or cannot be read.
         :raises TimeoutError: they had to wait for too long.
         :raises EngineError: the model cannot answer.
@@ -199,6 +219,7 @@ class ModelServer:
             None if timeout is None else time.monotonic() + timeout,
             failed,
             np.full((len(contents), self.engine.dim), np.nan, np.float32),
+            watch,
         )
         everything = range(len(contents))
         if self._cache is None:
@@ -216,7 +237,7 @@ class ModelServer:
             shared: dict[int, Share] = {}
             await self._compute(asked, self._claimed(asked, cache, rows, shared))
             # only now: whoever waits has nothing that others could be waiting for
-            await self._wait(asked, {share.flight for share in shared.values()})
+            await self._wait(asked, shared)
             given = {row: entry for row, share in shared.items() if (entry := share.entry)}
             asked.put(given)
             self._meter.looked_up(len(given), SHARED)
@@ -242,13 +263,21 @@ class ModelServer:
             self._meter.looked_up(len(claim.flight.keys), MISS)
             yield _Part(claim.missed, claim.flight)
 
-    async def _wait(self, asked: _Asked, flights: set[Flight]) -> None:
+    async def _wait(self, asked: _Asked, shared: dict[int, Share]) -> None:
         """
-        :raises TimeoutError: they have not all landed in time.
+        :raises TimeoutError: what others compute has not all come in time.
         """
+        began = time.monotonic()
+        flights = {share.flight for share in shared.values()}
         late = [asyncio.wrap_future(flight.landed) for flight in flights if not flight.landed.done()]
-        # unlike other ways to wait, this one cancels nothing that it waits for
-        if late and (await asyncio.wait(late, timeout=asked.left))[1]:
+        if not late:
+            return
+        try:
+            # unlike other ways to wait, this one cancels nothing that it waits for
+            _, missing = await asyncio.wait(late, timeout=asked.left)
+        finally:
+            asked.watch.stage(SHARE, began, time.monotonic(), len(shared))
+        if missing:
             raise TimeoutError(DEADLINE_PASSED)
 
     async def _compute(self, asked: _Asked, parts: Iterable[_Part]) -> None:
@@ -262,15 +291,21 @@ class ModelServer:
             assert part.answer is not None
             asked.embeddings[list(part.features)] = await part.answer
             pending.popleft()
+            part.tell(asked.watch)
             self._land(asked, part)
 
         try:
             for part in parts:
                 pending.append(part)
                 if part.rows:
-                    part.features = await loop.run_in_executor(self._pool, self._prepare, asked, part.rows)
+                    began = time.monotonic()
+                    try:
+                        part.features = await loop.run_in_executor(self._pool, self._prepare, asked, part.rows)
+                    finally:
+                        part.prepared = time.monotonic()
+                        asked.watch.stage(PREPROCESS, began, part.prepared, len(part.rows))
                 features = list(part.features.values())
-                part.answer = asyncio.wrap_future(self._batcher.submit(features, asked.left))
+                part.answer = asyncio.wrap_future(self._batcher.submit(features, asked.left, part.begin))
                 if self.engine.modality == 'text':
                     asked.tokens += sum(map(len, features))
                 if len(pending) == AHEAD:
@@ -282,6 +317,7 @@ class ModelServer:
             raise
         finally:
             for part in pending:
+                part.tell(asked.watch)
                 if part.answer is not None:
                     part.answer.cancel()
                 if self._cache is not None:
