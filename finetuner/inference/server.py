@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetuner.excepts import BusyError, DataError, EngineError, ParameterError
+from finetuner.excepts import DataError, EngineError, ParameterError
+from finetuner.inference.admission import Admission
 from finetuner.inference.batcher import DEADLINE_PASSED, Batcher
 from finetuner.inference.cache import Entry, Flight, ModelCache, Share
 from finetuner.inference.engine import InferenceEngine
-from finetuner.inference.meter import ANSWERED, FAILED, GIVEN_UP, HIT, MISS, REFUSED, SHARED, Meter
+from finetuner.inference.meter import HIT, MISS, SHARED, Meter
 from finetuner.inference.watch import NOBODY, PREPROCESS, QUEUE, RUN, SHARE, Watch
 
 if TYPE_CHECKING:
     from finetuner.data.links import Links
 
-MAX_ITEMS = 100_000
-"""Items of all requests that are under way at once."""
 MAX_TOKENS = 4096
 """Tokens of texts in one batch."""
 PREPARERS = 4
@@ -113,33 +111,31 @@ class _Part:
 class ModelServer:
     """Serves one model to any number of requests at once.
 
-    :param max_items: that may be under way; a request that finds no room is refused. One that is alone may be larger.
-    :param meter: is told of every request and batch.
+    :param meter: is told of every batch, and of what was looked up in the cache.
     :param cache: what embeddings are kept in; default none are.
+    :param admission: lets requests in; default as many as there are by default.
     """
 
     def __init__(
         self,
         engine: InferenceEngine,
-        max_items: int = MAX_ITEMS,
         meter: Meter | None = None,
         cache: ModelCache | None = None,
+        admission: Admission | None = None,
     ):
         self.engine = engine
-        self._max_items = max_items
         self._meter = meter or Meter()
         self._cache = cache
         is_text = engine.modality == 'text'
         self._window = TEXTS_IN_WINDOW if is_text else OTHERS_IN_WINDOW
         self._batcher = Batcher(engine, MAX_TOKENS if is_text else engine.batch_size, meter)
         self._pool = ThreadPoolExecutor(PREPARERS, thread_name_prefix='prepare')
-        self._lock = threading.Lock()
-        self._items = 0
+        self._admission = admission or Admission()
 
     @property
     def items(self) -> int:
         """Items of all requests that are under way."""
-        return self._items
+        return self._admission.items
 
     @property
     def waiting(self) -> int:
@@ -165,31 +161,12 @@ class ModelServer:
         if not self._batcher.is_well:
             raise EngineError('the model fails again and again: the log says why')
 
-    @contextmanager
-    def admitted(self, count: int) -> Iterator[None]:
+    def admitted(self, count: int) -> AbstractContextManager[None]:
         """Within, `count` items of a request count as under way, and the model is not closed.
 
         :raises BusyError: there is no room for them.
         """
-        with self._lock:
-            if self._items and self._items + count > self._max_items:
-                self._meter.request(count, 0.0, REFUSED)
-                raise BusyError(
-                    f'{self._items} documents are under way and no more than {self._max_items} may be: try again in a '
-                    f'moment, or with fewer than {count}'
-                )
-            self._items += count
-        began, outcome = time.monotonic(), FAILED
-        try:
-            yield
-            outcome = ANSWERED
-        except asyncio.CancelledError:
-            outcome = GIVEN_UP
-            raise
-        finally:
-            with self._lock:
-                self._items -= count
-            self._meter.request(count, time.monotonic() - began, outcome)
+        return self._admission.admitted(count)
 
     async def embed(
         self,
@@ -371,7 +348,7 @@ class ModelServer:
         :param patience: of a thread that runs no request: in that of an event loop, none of them would end meanwhile.
         """
         deadline = time.monotonic() + patience
-        while self._items and time.monotonic() < deadline:
+        while self.items and time.monotonic() < deadline:
             time.sleep(0.02)
         self._batcher.close(max(BATCH, deadline - time.monotonic()))
         self._pool.shutdown(wait=False, cancel_futures=True)

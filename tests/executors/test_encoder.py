@@ -128,7 +128,7 @@ def test_embeddings_are_cut_and_normalized(model_directory, picture):
 
 def test_requests_at_the_same_time_are_computed_together(tiny_model):
     executor = FinetunerExecutor(str(tiny_model))
-    engine = executor.served.model.engine
+    engine = executor.served.models.of_texts().engine
     sizes, run = [], engine.embed
 
     def embed(features):
@@ -160,7 +160,9 @@ def test_ids_may_repeat_and_the_order_is_kept(tiny_model):
     words = ['my card', 'lost', 'a much longer text than the others', '', 'lost']
     found = answer(executor, [Document(id='same', text=text) for text in words])
     assert [document.text for document in found] == words and {document.id for document in found} == {'same'}
-    np.testing.assert_allclose(found.embeddings, executor.served.model.engine.encode_texts(words), atol=1e-6)
+    np.testing.assert_allclose(
+        found.embeddings, executor.served.models.of_texts().engine.encode_texts(words), atol=1e-6
+    )
     executor.close()
 
 
@@ -168,7 +170,7 @@ def test_parameters_that_differ_leave_nothing_behind(tiny_model):
     executor = FinetunerExecutor(str(tiny_model))
 
     def state():
-        model = executor.served.model
+        model = executor.served.models.of_texts()
         return threading.active_count(), model.items, model.waiting, len(model._batcher._jobs)
 
     answer(executor, [Document(text='a')])

@@ -115,7 +115,7 @@ def test_a_request_that_fails_says_how_and_shows_nothing_of_what_was_sent(execut
 
 
 def test_a_request_that_is_given_up_is_a_trace_too(executor, memory):
-    engine = executor.served.model.engine
+    engine = executor.served.models.of_texts().engine
     go, embed = threading.Event(), engine.embed
     engine.embed = lambda features: go.wait(10) and embed(features)
 
