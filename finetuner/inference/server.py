@@ -113,7 +113,7 @@ class ModelServer:
 
     :param meter: is told of every batch, and of what was looked up in the cache.
     :param cache: what embeddings are kept in; default none are.
-    :param admission: lets requests in; default as many as there are by default.
+    :param admission: lets requests in; default one of its own.
     """
 
     def __init__(
@@ -234,11 +234,12 @@ class ModelServer:
         """
         for window in self._windows(rows):
             claim = cache.entries.claim(window, asked.keys)
+            # at once, so that whatever goes wrong, what was claimed has somebody who lands it
+            yield _Part(claim.missed, claim.flight)
             asked.put(claim.hits)
             shared |= claim.shared
             self._meter.looked_up(len(claim.hits), HIT)
             self._meter.looked_up(len(claim.flight.keys), MISS)
-            yield _Part(claim.missed, claim.flight)
 
     async def _wait(self, asked: _Asked, shared: dict[int, Share]) -> None:
         """
