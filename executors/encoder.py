@@ -5,11 +5,12 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 from wsgiref.simple_server import WSGIServer
 
 import numpy as np
@@ -17,6 +18,7 @@ from docarray import DocList
 from jina import Executor, requests
 
 from executors.artifacts import Found, Store, find_artifact
+from executors.caching import make_cache
 from executors.drain import drain_at_shutdown
 from executors.endpoints import describe_parameters, unknown_endpoint
 from executors.following import Follower
@@ -25,24 +27,34 @@ from executors.metrics import EncoderMetrics, metrics_port, serve_metrics
 from executors.opening import open_registry
 from executors.parameters import EncodeParameters, EncodeTextsParameters, Parameters, shorten
 from executors.sources import allowed_links, allowed_roots, allowed_schemes
+from executors.tracing import start_tracing
 from finetuner.documents import MAX_DOCUMENTS, Content, Document, DocumentArray
 from finetuner.excepts import ArtifactError, ArtifactNotFoundError, DataError, ParameterError
-from finetuner.inference import load_engine
-from finetuner.inference.engine import name_document
+from finetuner.inference.admission import MAX_ITEMS, Admission
+from finetuner.inference.cache import ModelCache
+from finetuner.inference.digest import digest_model
+from finetuner.inference.engine import InferenceEngine, name_document
+from finetuner.inference.loading import load_engine, load_engines
 from finetuner.inference.remote import without_secrets
-from finetuner.inference.server import MAX_ITEMS, ModelServer, check_dim, shape_embeddings
+from finetuner.inference.router import Router, check_together
+from finetuner.inference.server import ModelServer, check_dim, shape_embeddings
+from finetuner.inference.watch import ANSWER, Watch
 
 DEFAULT_MODEL = 'all-minilm-l6-v2'
 ARTIFACT_TAG, ERROR_TAG = 'finetuner_artifact', 'finetuner_error'
+AUTO = 'auto'
+"""As `select_model`: all models of an artifact."""
 DRAIN = 15.0
 """Seconds that requests have to end when the model is replaced."""
+
+Result = TypeVar('Result')
 
 
 @dataclass(frozen=True)
 class Served:
-    """A model that answers, and the id of its artifact."""
+    """The models that answer, and the id of their artifact."""
 
-    model: ModelServer
+    models: Router
     artifact_id: str
 
 
@@ -55,7 +67,8 @@ class FinetunerExecutor(Executor):
         is answered by one of them. While it names nothing yet, requests are refused.
     :param token: needed to load an artifact of the service; default `FINETUNER_TOKEN` or the credentials file.
     :param batch_size: documents that are embedded at once.
-    :param select_model: which model of an artifact that has several.
+    :param select_model: which model of an artifact that has several, default `FINETUNER_SELECT_MODEL`. 'auto' is all
+        of them: then one of CLIP takes texts and images, in one request, too.
     :param device: 'cpu' or 'cuda', default `FINETUNER_DEVICE` or 'cpu'.
     :param device_id: which GPU.
     :param omp_num_threads: threads that compute one operator, where `intra_op_num_threads` is 0; default the engine's
@@ -74,6 +87,8 @@ class FinetunerExecutor(Executor):
     :param refuse_unknown: whether a request for another endpoint is an error. In a Flow with other executors and Jina's
         own gateway, False lets it pass on to them; `/encode_texts` is not there then.
     :param max_documents: of all requests that may be under way; a request that finds no room is told to try again.
+    :param cache_bytes: of embeddings that are kept for contents that come again, default `FINETUNER_ENCODE_CACHE_BYTES`
+        or 0: none.
     :raises AuthenticationError: a token is needed, and is missing or unknown.
     :raises ArtifactError: there is no such artifact, or it is damaged.
     """
@@ -96,6 +111,7 @@ class FinetunerExecutor(Executor):
         require_token: bool | None = None,
         refuse_unknown: bool = True,
         max_documents: int = MAX_ITEMS,
+        cache_bytes: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -122,21 +138,25 @@ class FinetunerExecutor(Executor):
             raise ParameterError(f'artifact is {artifact!r}, not a text: Jina reads digits as a number')
         self._switching = threading.Lock()
         self._metrics = EncoderMetrics()
+        replica = str(getattr(self.runtime_args, 'name', ''))
+        self._tracing = start_tracing(replica, self.tracer_provider)
         self._max_documents = max_documents
+        self._select_model = select_model or os.environ.get('FINETUNER_SELECT_MODEL') or None
+        self._cache = make_cache(cache_bytes)
+        if self._cache is not None:
+            self._metrics.watch_cache(self._cache)
         self.served: Served | None = None
-        self._load_engine = partial(
-            load_engine,
-            select_model=select_model,
-            is_onnx=is_onnx,
-            device=device or os.environ.get('FINETUNER_DEVICE') or 'cpu',
-            device_id=device_id,
-            batch_size=batch_size,
-            omp_num_threads=omp_num_threads,
-            intra_op_num_threads=intra_op_num_threads,
-            inter_op_num_threads=inter_op_num_threads,
-        )
+        self._options: dict[str, Any] = {
+            'is_onnx': is_onnx,
+            'device': device or os.environ.get('FINETUNER_DEVICE') or 'cpu',
+            'device_id': device_id,
+            'batch_size': batch_size,
+            'omp_num_threads': omp_num_threads,
+            'intra_op_num_threads': intra_op_num_threads,
+            'inter_op_num_threads': inter_op_num_threads,
+        }
         try:
-            self._scraped = self._tell_metrics()
+            self._scraped = self._tell_metrics(replica)
             self.registry = open_registry(self.logger) if require_token else None
             found, store = find_artifact(artifact, token, self.logger)
             self.served = self._load(found) if found is not None else None
@@ -148,19 +168,33 @@ class FinetunerExecutor(Executor):
         if self.served is None:
             self.logger.warning(f'nothing is promoted as {artifact} yet: waiting for it')
         else:
-            engine = self.served.model.engine
-            self.logger.info(f'serving {self._asked_for} with {type(engine).__name__}, {engine.dim} dimensions')
+            engines = ' and '.join(type(server.engine).__name__ for server in self.served.models.servers.values())
+            self.logger.info(f'serving {self._asked_for} with {engines}, {self.served.models.dim} dimensions')
         self._follower = self._follow(artifact, store) if store is not None else None
 
     def _load(self, found: Found) -> Served:
         try:
-            model = ModelServer(self._load_engine(found.source), self._max_documents, self._metrics)
-            model.warm_up()
-            return Served(model, found.id)
+            models = self._serve(found.source)
+            models.warm_up()
+            return Served(models, found.id)
         except Exception as error:
             if found.refusal is None:
                 raise
             raise ArtifactError(f'As a run: {found.refusal}. As a model of a hub: {error}') from error
+
+    def _serve(self, source: str | Path) -> Router:
+        engines: Mapping[Any, InferenceEngine]
+        if self._select_model == AUTO:
+            engines = load_engines(source, **self._options)
+            check_together(engines.values())
+        else:
+            engines = {self._select_model: load_engine(source, select_model=self._select_model, **self._options)}
+        admission = Admission(self._max_documents, self._metrics)
+        servers = []
+        for name, engine in engines.items():
+            cache = None if self._cache is None else ModelCache(self._cache, digest_model(engine, source, name))
+            servers.append(ModelServer(engine, self._metrics, cache, admission))
+        return Router(servers, admission)
 
     def _follow(self, alias: str, store: Store) -> Follower:
         def switch(artifact_id: str) -> None:
@@ -168,20 +202,20 @@ class FinetunerExecutor(Executor):
             with self._switching:
                 before, self.served = self.served, loaded
             if before is not None:
-                before.model.close(DRAIN)
+                before.models.close(DRAIN)
             self.logger.info(f'serving {alias} as it was promoted: the artifact {artifact_id}')
 
         current = None if self.served is None else self.served.artifact_id
         return Follower(alias, store, current, switch, self.logger)
 
-    def _tell_metrics(self) -> WSGIServer | None:
+    def _tell_metrics(self, replica: str) -> WSGIServer | None:
         self._metrics.watch(self._state)
-        port = metrics_port(str(getattr(self.runtime_args, 'name', '')))
+        port = metrics_port(replica)
         return serve_metrics(self._metrics.registry, port) if port else None
 
     def _state(self) -> tuple[int, int, str] | None:
         served = self.served
-        return None if served is None else (served.model.items, served.model.waiting, served.artifact_id)
+        return None if served is None else (served.models.items, served.models.waiting, served.artifact_id)
 
     def close(self) -> None:
         if self._scraped is not None:
@@ -191,9 +225,10 @@ class FinetunerExecutor(Executor):
             self._follower.close()
         if self.served is not None:
             # the server has let requests end, and those that are left wait for the very thread that this runs in
-            self.served.model.close()
+            self.served.models.close()
         if self.registry is not None:
             self.registry.close()
+        self._tracing.close()
 
     @requests(on='/encode')
     async def encode(self, docs: DocumentArray, parameters: dict[str, Any], **kwargs: Any) -> DocumentArray:
@@ -201,11 +236,16 @@ class FinetunerExecutor(Executor):
 
         :param parameters: the fields of `EncodeParameters`.
         """
-        asked = EncodeParameters(**parameters)
+        with self._tracing.request('/encode', len(docs)) as watch:
+            return await self._encode(docs, EncodeParameters(**parameters), watch)
+
+    async def _encode(self, docs: DocumentArray, asked: EncodeParameters, watch: Watch) -> DocumentArray:
         await self._authenticate(asked)
         with self._admitted(len(docs)) as served:
-            check_dim(served.model.engine.dim, asked.truncate_dim)
-            failed = await self._embed(served.model, docs, asked)
+            watch.note(artifact=served.artifact_id)
+            check_dim(served.models.dim, asked.truncate_dim)
+            failed = await self._embed(served.models, docs, asked, watch)
+        began = time.monotonic()
         for position, document in enumerate(docs):
             if position in failed:
                 document.tags = {**(document.tags or {}), ERROR_TAG: failed[position]}
@@ -213,6 +253,7 @@ class FinetunerExecutor(Executor):
                 document.tags = {**(document.tags or {}), ARTIFACT_TAG: served.artifact_id}
             if not asked.return_content:
                 _strip(document)
+        watch.stage(ANSWER, began, time.monotonic(), len(docs))
         self.logger.debug(f'embedded {len(docs)} documents')
         return docs
 
@@ -226,16 +267,20 @@ class FinetunerExecutor(Executor):
             `count` (N), `dim` (D), `dtype`, `tokens` (of all texts, special ones included) and `model`, the id of the
             artifact.
         """
-        asked = EncodeTextsParameters(**parameters)
+        with self._tracing.request('/encode_texts', len(docs)) as watch:
+            return await self._encode_texts(docs, EncodeTextsParameters(**parameters), watch)
+
+    async def _encode_texts(self, docs: DocumentArray, asked: EncodeTextsParameters, watch: Watch) -> DocumentArray:
         await self._authenticate(asked)
         texts = await asyncio.to_thread(_read_texts, docs)
         with self._admitted(len(texts)) as served:
-            check_dim(served.model.engine.dim, asked.truncate_dim)
+            watch.note(artifact=served.artifact_id, documents=len(texts))
+            check_dim(served.models.dim, asked.truncate_dim)
             if asked.model not in (None, served.artifact_id, self._asked_for):
                 raise ArtifactNotFoundError(f'there is no model {shorten(asked.model)}: this is {served.artifact_id!r}')
-            if served.model.engine.modality != 'text':
-                raise DataError(f'this model does not take texts: its modality is {served.model.engine.modality}')
-            answer = await served.model.embed(texts, None, lambda row: f'text {row}', asked.timeout)
+            model = served.models.of_texts()
+            answer = await model.embed(texts, None, lambda row: f'text {row}', asked.timeout, watch=watch)
+        began = time.monotonic()
         embeddings = shape_embeddings(answer.embeddings, asked.truncate_dim, asked.normalize)
         tags = {
             'count': len(embeddings),
@@ -245,6 +290,7 @@ class FinetunerExecutor(Executor):
             'model': served.artifact_id,
         }
         blob = embeddings.astype(np.dtype(asked.dtype).newbyteorder('<'), copy=False).tobytes()
+        watch.stage(ANSWER, began, time.monotonic(), len(texts))
         return DocumentArray([Document(blob=blob, tags=tags)])
 
     async def _authenticate(self, asked: Parameters) -> None:
@@ -253,7 +299,7 @@ class FinetunerExecutor(Executor):
 
     @contextmanager
     def _admitted(self, count: int) -> Iterator[Served]:
-        """The model that answers a request: one for all of it, whatever is promoted meanwhile."""
+        """The artifact that answers a request: one for all of it, whatever is promoted meanwhile."""
         with ExitStack() as under_way:
             with self._switching:
                 served = self.served
@@ -261,27 +307,48 @@ class FinetunerExecutor(Executor):
                     raise ArtifactNotFoundError(
                         f'nothing is promoted as {self._asked_for} yet: finetuner promote RUN {self._asked_for}'
                     )
-                under_way.enter_context(served.model.admitted(count))
+                under_way.enter_context(served.models.admitted(count))
             yield served
 
-    async def _embed(self, model: ModelServer, docs: DocumentArray, parameters: EncodeParameters) -> dict[int, str]:
+    async def _embed(
+        self, models: Router, docs: DocumentArray, asked: EncodeParameters, watch: Watch
+    ) -> dict[int, str]:
         """Set the embeddings, and return what is wrong with the documents that have none, by position."""
         failed: dict[int, str] = {}
-        contents = model.engine.contents(docs, failed if parameters.on_error == 'tag' else None)
-        good = [position for position in range(len(docs)) if position not in failed]
+        parts = models.contents(docs, failed if asked.on_error == 'tag' else None)
+        answers = await _together(
+            *(self._embed_by(model, contents, docs, asked, watch) for model, contents in parts.items())
+        )
+        for errors in answers:
+            failed |= errors
+        return failed
+
+    async def _embed_by(
+        self,
+        model: ModelServer,
+        contents: dict[int, Any],
+        docs: DocumentArray,
+        asked: EncodeParameters,
+        watch: Watch,
+    ) -> dict[int, str]:
+        """The same of those documents that one model takes.
+
+        :param contents: of them, by position.
+        """
+        positions = list(contents)
         errors: dict[int, str] = {}
         answer = await model.embed(
-            [contents[position] for position in good],
+            list(contents.values()),
             self.links,
-            lambda row: name_document(good[row], docs[good[row]]),
-            parameters.timeout,
-            errors if parameters.on_error == 'tag' else None,
+            lambda row: name_document(positions[row], docs[positions[row]]),
+            asked.timeout,
+            errors if asked.on_error == 'tag' else None,
+            watch,
         )
-        failed |= {good[row]: error for row, error in errors.items()}
-        embeddings = shape_embeddings(answer.embeddings, parameters.truncate_dim, parameters.normalize)
-        for row, position in enumerate(good):
-            docs[position].embedding = None if position in failed else embeddings[row]
-        return failed
+        embeddings = shape_embeddings(answer.embeddings, asked.truncate_dim, asked.normalize)
+        for row, position in enumerate(positions):
+            docs[position].embedding = None if row in errors else embeddings[row]
+        return {positions[row]: error for row, error in errors.items()}
 
     @requests
     def unknown(self, docs: DocumentArray, **kwargs: Any) -> DocumentArray:
@@ -290,7 +357,7 @@ class FinetunerExecutor(Executor):
     def _dry_run_func(self, *args: Any, **kwargs: Any) -> None:
         """What is asked for the health of the service."""
         if self.served is not None:
-            self.served.model.check()
+            self.served.models.check()
 
     def _set_level(self, name: str) -> None:
         level = logging.getLevelNamesMapping().get(str(name).upper())
@@ -299,6 +366,20 @@ class FinetunerExecutor(Executor):
         self.logger.logger.setLevel(level)
         self.logger.debug_enabled = level <= logging.DEBUG
         logging.getLogger('finetuner').setLevel(level)
+
+
+async def _together(*calls: Coroutine[Any, Any, Result]) -> list[Result]:
+    """The results of calls that run at the same time. The first that fails ends the others, and is the error."""
+    if len(calls) == 1:
+        return [await calls[0]]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except* Exception as several:
+        error = several
+    else:
+        return [task.result() for task in tasks]
+    raise error.exceptions[0]
 
 
 def _read_texts(docs: DocumentArray) -> list[str]:

@@ -7,12 +7,13 @@ import re
 from collections.abc import Callable, Iterator
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from finetuner.inference.meter import Batch, Meter
+from finetuner.inference.cache import EmbeddingCache
+from finetuner.inference.meter import ANSWERED, FAILED, GIVEN_UP, HIT, MISS, REFUSED, SHARED, Batch, Meter
 
 VARIABLE = 'FINETUNER_METRICS_PORT'
 PREFIX = 'finetuner_encode'
@@ -27,13 +28,16 @@ class EncoderMetrics(Meter):
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
 
-        def count(name: str, what: str, *labels: str) -> Counter:
-            return Counter(f'{PREFIX}_{name}', what, labels, registry=self.registry)
+        def count(name: str, what: str, *outcomes: str) -> Counter:
+            counter = Counter(f'{PREFIX}_{name}', what, ['outcome'] if outcomes else [], registry=self.registry)
+            for outcome in outcomes:
+                counter.labels(outcome)  # 0 from the start: of what appears with its first event, no rate tells that
+            return counter
 
-        def distribute(name: str, what: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(f'{PREFIX}_{name}', what, labels, buckets=buckets, registry=self.registry)
+        def distribute(name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f'{PREFIX}_{name}', what, buckets=buckets, registry=self.registry)
 
-        self._requests = count('requests', 'Requests that have ended, by how.', 'outcome')
+        self._requests = count('requests', 'Requests that have ended, by how.', ANSWERED, FAILED, REFUSED, GIVEN_UP)
         self._documents = count('documents', 'Documents of requests that were answered.')
         self._seconds = distribute('request_seconds', 'From the arrival of a request to its answer.', SECONDS)
         self._queue = distribute('queue_seconds', 'What prepared items waited for the model.', SECONDS)
@@ -41,6 +45,8 @@ class EncoderMetrics(Meter):
         self._mixed = distribute('batch_requests', 'Requests that share a batch.', ITEMS)
         self._fill = distribute('batch_fill', 'What of its room a batch uses, 0 to 1.', SHARES)
         self._tokens = count('tokens', 'Tokens of texts, or items of other contents, that the model has computed.')
+        self._lookups = count('cache_lookups', 'Items looked up in the cache, by what was found.', HIT, SHARED, MISS)
+        self._cache = Gauge(f'{PREFIX}_cache_bytes', 'Bytes that the cache takes.', registry=self.registry)
         self._padding = count('padding_tokens', 'Tokens that it has computed beside them, to make rows of one length.')
 
     def watch(self, state: Callable[[], tuple[int, int, str] | None]) -> None:
@@ -50,9 +56,13 @@ class EncoderMetrics(Meter):
         """
         self.registry.register(_State(state))
 
+    def watch_cache(self, cache: EmbeddingCache) -> None:
+        """Tell how large a cache is."""
+        self._cache.set_function(lambda: cache.size)
+
     def request(self, items: int, seconds: float, outcome: str) -> None:
         self._requests.labels(outcome).inc()
-        if outcome == 'answered':
+        if outcome == ANSWERED:
             self._documents.inc(items)
             self._seconds.observe(seconds)
 
@@ -65,6 +75,9 @@ class EncoderMetrics(Meter):
         self._fill.observe(batch.used / batch.room)
         self._tokens.inc(batch.used)
         self._padding.inc(batch.computed - batch.used)
+
+    def looked_up(self, items: int, outcome: str) -> None:
+        self._lookups.labels(outcome).inc(items)
 
 
 class _State(Collector):

@@ -11,10 +11,8 @@ from finetuner.excepts import SelectModelRequired
 from finetuner.inference.description import has_description, read_description
 from finetuner.inference.encoder import Encoder
 from finetuner.inference.layout import read_json
+from finetuner.inference.loading import MODEL
 from finetuner.models import Library, check_options, find_backbone
-
-MODEL = 'model'
-"""The name of an encoder that is alone."""
 
 _HUB = 'hf-hub:'
 _LOCAL = 'local-dir:'

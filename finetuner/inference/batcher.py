@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 FAILURES = 3
 """Batches that fail one after the other when it is the model that is broken, such as on a GPU that is gone."""
+DEADLINE_PASSED = 'the deadline of the request passed while it waited for the model'
 
 
 @dataclass(eq=False)
@@ -34,6 +35,7 @@ class Job:
     :param features: of its items, as `InferenceEngine.features` gives them.
     :param deadline: by `time.monotonic()`, after which nobody waits for it any more.
     :param order: positions of the items, the longest first.
+    :param begin: is called once, in the model's thread, when the model is given the first of them.
     :param taken: how many of them the model has been given.
     :param missing: how many it has not answered.
     """
@@ -41,6 +43,7 @@ class Job:
     features: Sequence[np.ndarray]
     deadline: float | None
     embeddings: np.ndarray
+    begin: Callable[[], None]
     order: list[int] = field(init=False)
     taken: int = 0
     missing: int = field(init=False)
@@ -60,7 +63,7 @@ class Job:
         if self.future.done():
             return False
         if self.deadline is not None and time.monotonic() > self.deadline:
-            self.fail(TimeoutError('the deadline of the request passed while it waited for the model'))
+            self.fail(TimeoutError(DEADLINE_PASSED))
             return False
         return True
 
@@ -113,14 +116,20 @@ class Batcher:
         """Whether the model answers: not once its thread is gone, or it has failed several times in a row."""
         return self._thread.is_alive() and self._failures < FAILURES
 
-    def submit(self, features: Sequence[np.ndarray], timeout: float | None = None) -> Future[np.ndarray]:
+    def submit(
+        self,
+        features: Sequence[np.ndarray],
+        timeout: float | None = None,
+        begin: Callable[[], None] = lambda: None,
+    ) -> Future[np.ndarray]:
         """Have prepared items embedded: a future of float32 [N, dim]. Cancelled, its items leave the queue.
 
         :param timeout: seconds after which they are dropped.
+        :param begin: is called once, in the model's thread, when the model is given the first of them.
         :raises EngineError: the batcher is closed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        job = Job(features, deadline, np.empty((len(features), self._engine.dim), np.float32))
+        job = Job(features, deadline, np.empty((len(features), self._engine.dim), np.float32), begin)
         if not features:
             job.future.set_result(job.embeddings)
             return job.future
@@ -176,6 +185,7 @@ class Batcher:
                 if rows:
                     if is_first:
                         self._meter.waited(time.monotonic() - job.since)
+                        job.begin()
                     taken.setdefault(job, []).extend(rows)
                     room -= cost
         # the first in line moves to the end, so that of more jobs than fit into a batch each has its turn

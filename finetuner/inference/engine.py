@@ -191,7 +191,7 @@ class InferenceEngine(ABC):
         found: list[Any] = []
         for position, document in enumerate(documents):
             try:
-                found.append(self._content(document, position))
+                found.append(self.content(document, position))
             except DataError as error:
                 if failed is None:
                     raise
@@ -206,7 +206,11 @@ class InferenceEngine(ABC):
                 if fault := _find_fault(text):
                     raise DataError(f'{name(position)} {fault}')
 
-    def _content(self, document: Content, position: int) -> Any:
+    def content(self, document: Content, position: int) -> Any:
+        """What of a document is to be encoded, as :meth:`encode` chooses it.
+
+        :raises DataError: there is nothing.
+        """
         fields = _FIELDS[self.modality]
         for field in fields:
             content = getattr(document, field)

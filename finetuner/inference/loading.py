@@ -6,16 +6,21 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetuner.artifact import Artifact, open_artifact
 from finetuner.artifact.opening import is_artifact_directory
 from finetuner.excepts import ArtifactError
 from finetuner.inference.engine import InferenceEngine
 
+if TYPE_CHECKING:
+    from finetuner.inference.encoder import Encoder
+
 _logger = logging.getLogger(__name__)
 
 DEVICES = ('cpu', 'cuda')
+MODEL = 'model'
+"""The name of a model that is alone."""
 
 _INSTALL = {
     'onnxruntime': 'inference',
@@ -33,7 +38,7 @@ _INSTALL = {
 
 
 def load_engine(
-    artifact: Artifact | str | Path,
+    artifact: Artifact | Encoder | str | Path,
     *,
     select_model: str | None = None,
     is_onnx: bool | None = None,
@@ -46,7 +51,8 @@ def load_engine(
 ) -> InferenceEngine:
     """Load a model for inference.
 
-    :param artifact: an artifact, opened or not, zipped or not; a model directory; a short name or hub id.
+    :param artifact: an artifact, opened or not, zipped or not; a model directory; a short name or hub id; or an encoder
+        that is loaded.
     :param select_model: which model of an artifact, or encoder of a pretrained model, with several; those with one
         ignore it.
     :param is_onnx: onnxruntime or torch; None is onnxruntime where there is a `model.onnx`.
@@ -71,10 +77,10 @@ def load_engine(
     for name, value in {'device_id': device_id, **threads}.items():
         if value is not None and value < 0:
             raise ValueError(f'{name} is {value}: it cannot be negative')
-    source = _model_source(artifact, select_model)
+    source = find_source(artifact, select_model) if isinstance(artifact, (Artifact, str, Path)) else artifact
     if is_onnx is None:
         is_onnx = isinstance(source, Path) and (source / 'model.onnx').is_file()
-    elif is_onnx and isinstance(source, str):
+    elif is_onnx and not isinstance(source, Path):
         raise ValueError(f'the pretrained model {source!r} has no ONNX model: load it with is_onnx=False')
     device = device or best_device(is_onnx)
     options: dict[str, Any] = {'batch_size': batch_size, 'device': device, 'device_id': device_id, **threads}
@@ -85,7 +91,7 @@ def load_engine(
         loaded: InferenceEngine = engine(source, **options)
     _logger.info(
         'loaded %s with %s on %s: %d dimensions, %s, %s threads',
-        source,
+        source if isinstance(source, (str, Path)) else type(source).__name__,
         engine.__name__,
         device,
         loaded.dim,
@@ -93,6 +99,27 @@ def load_engine(
         intra_op_num_threads or omp_num_threads or 'default',
     )
     return loaded
+
+
+def load_engines(artifact: Artifact | str | Path, **options: Any) -> dict[str, InferenceEngine]:
+    """Load all models of an artifact, or all encoders of a pretrained model, by name: two of CLIP, one of others.
+
+    :param artifact: as of :func:`load_engine`.
+    :param options: of :func:`load_engine`, but `select_model`.
+    :raises ArtifactError: the artifact is not there, damaged or unsafe.
+    :raises ValueError: an option is wrong, or the model is not supported.
+    """
+    opened = _opened(artifact)
+    if isinstance(opened, Artifact):
+        return {name: load_engine(opened, select_model=name, **options) for name in sorted(opened.models)}
+    if options.get('is_onnx') or (isinstance(opened, Path) and (opened / 'model.onnx').is_file()):
+        return {MODEL: load_engine(opened, **options)}
+    with named_installs():
+        from finetuner.inference.backbones import load_encoders
+
+        # together, for those of CLIP are two sides of one model
+        encoders = load_encoders(opened)
+    return {name: load_engine(encoder, **options) for name, encoder in encoders.items()}
 
 
 def best_device(is_onnx: bool) -> str:
@@ -107,18 +134,24 @@ def best_device(is_onnx: bool) -> str:
         return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
-def _model_source(artifact: Artifact | str | Path, select_model: str | None) -> Path | str:
+def find_source(artifact: Artifact | str | Path, select_model: str | None) -> Path | str:
     """The model directory that is meant, or the name of a pretrained model."""
-    if not isinstance(artifact, Artifact):
-        path = Path(artifact).expanduser()
-        if path.is_dir() and not is_artifact_directory(path):
-            return path
-        if not path.exists():
-            if isinstance(artifact, str) and not _is_path(artifact):
-                return artifact
-            raise ArtifactError(f'there is no artifact {str(artifact)!r}: no such file or directory')
-        artifact = open_artifact(path)
-    return artifact.model_directory(artifact.select(select_model))
+    opened = _opened(artifact)
+    return opened.model_directory(opened.select(select_model)) if isinstance(opened, Artifact) else opened
+
+
+def _opened(artifact: Artifact | str | Path) -> Artifact | Path | str:
+    """An artifact opened, a model directory, or the name of a pretrained model."""
+    if isinstance(artifact, Artifact):
+        return artifact
+    path = Path(artifact).expanduser()
+    if path.is_dir() and not is_artifact_directory(path):
+        return path
+    if not path.exists():
+        if isinstance(artifact, str) and not _is_path(artifact):
+            return artifact
+        raise ArtifactError(f'there is no artifact {str(artifact)!r}: no such file or directory')
+    return open_artifact(path)
 
 
 def _is_path(text: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ANSWERED, FAILED, REFUSED, GIVEN_UP = 'answered', 'failed', 'refused', 'given_up'
+HIT, SHARED, MISS = 'hit', 'shared', 'miss'
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,6 @@ class Meter:
 
     def batch(self, batch: Batch) -> None:
         """The model has computed a batch."""
+
+    def looked_up(self, items: int, outcome: str) -> None:
+        """So many items were in the cache, were computed for others just then, or were computed."""

@@ -22,7 +22,7 @@ from finetuner.documents import DocumentArray
 class Slow(FinetunerExecutor):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        engine = self.served.model.engine
+        engine = self.served.models.of_texts().engine
         embed = engine.embed
 
         def slowly(features):

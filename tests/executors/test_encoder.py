@@ -128,7 +128,7 @@ def test_embeddings_are_cut_and_normalized(model_directory, picture):
 
 def test_requests_at_the_same_time_are_computed_together(tiny_model):
     executor = FinetunerExecutor(str(tiny_model))
-    engine = executor.served.model.engine
+    engine = executor.served.models.of_texts().engine
     sizes, run = [], engine.embed
 
     def embed(features):
@@ -160,7 +160,9 @@ def test_ids_may_repeat_and_the_order_is_kept(tiny_model):
     words = ['my card', 'lost', 'a much longer text than the others', '', 'lost']
     found = answer(executor, [Document(id='same', text=text) for text in words])
     assert [document.text for document in found] == words and {document.id for document in found} == {'same'}
-    np.testing.assert_allclose(found.embeddings, executor.served.model.engine.encode_texts(words), atol=1e-6)
+    np.testing.assert_allclose(
+        found.embeddings, executor.served.models.of_texts().engine.encode_texts(words), atol=1e-6
+    )
     executor.close()
 
 
@@ -168,7 +170,7 @@ def test_parameters_that_differ_leave_nothing_behind(tiny_model):
     executor = FinetunerExecutor(str(tiny_model))
 
     def state():
-        model = executor.served.model
+        model = executor.served.models.of_texts()
         return threading.active_count(), model.items, model.waiting, len(model._batcher._jobs)
 
     answer(executor, [Document(text='a')])
@@ -215,3 +217,53 @@ def test_one_bad_request_of_twelve_fails_alone(model_directory, picture):
     assert isinstance(answers.pop(5), DataError)
     np.testing.assert_allclose([found[0].embedding for found in answers], [answers[0][0].embedding] * 11, atol=1e-6)
     executor.close()
+
+
+def cached(executor, outcome):
+    labels = {'outcome': outcome}
+    return executor._metrics.registry.get_sample_value('finetuner_encode_cache_lookups_total', labels) or 0
+
+
+def test_a_content_that_comes_again_is_not_computed_again(model_directory, picture, monkeypatch):
+    monkeypatch.setenv('FINETUNER_ENCODE_CACHE_BYTES', str(1 << 20))
+    executor = FinetunerExecutor(str(model_directory))
+    blob = picture.read_bytes()
+    fresh = encode(FinetunerExecutor(str(model_directory), cache_bytes=0), blob=blob)
+    first = encode(executor, blob=blob)
+    np.testing.assert_array_equal(first, fresh)
+    first[:] = 0  # what a caller has is its own
+    np.testing.assert_array_equal(encode(executor, blob=blob), fresh)
+    [short] = answer(executor, [Document(blob=blob)], truncate_dim=4, normalize=True)
+    np.testing.assert_allclose(short.embedding, fresh[:4] / np.linalg.norm(fresh[:4]), rtol=1e-6)
+    bad = [Document(blob=blob), Document(blob=blob[:50]), Document(blob=blob[:50])]
+    whole, *broken = answer(executor, bad, on_error='tag')
+    np.testing.assert_array_equal(whole.embedding, fresh)
+    for number, document in enumerate(broken, 1):
+        assert document.embedding is None and f'document {number} ' in document.tags['finetuner_error']
+    assert (cached(executor, 'miss'), cached(executor, 'hit')) == (3, 3)
+    size = executor._metrics.registry.get_sample_value('finetuner_encode_cache_bytes')
+    assert len(fresh) * 4 < size < 1 << 20
+
+
+def test_a_file_that_changes_is_read_again(model_directory, picture):
+    executor = FinetunerExecutor(str(model_directory), encode_roots=[str(picture.parent)], cache_bytes=1 << 20)
+    before = encode(executor, uri=str(picture))
+    Image.fromarray(np.full((40, 30, 3), 200, np.uint8)).save(picture)
+    after = encode(executor, uri=str(picture))
+    assert not np.allclose(before, after, atol=1e-3)
+    np.testing.assert_array_equal(after, encode(executor, blob=picture.read_bytes()))
+
+
+def test_tokens_are_counted_for_what_is_cached_too(tiny_model):
+    executor = FinetunerExecutor(str(tiny_model), cache_bytes=1 << 20)
+    texts = DocumentArray([Document(text='["my card", "lost", "my card"]')])
+    first, second = (asyncio.run(executor.encode_texts(docs=texts, parameters={}))[0] for _ in range(2))
+    assert first.blob == second.blob and first.tags == second.tags and first.tags['tokens'] > 6
+    assert (cached(executor, 'miss'), cached(executor, 'shared'), cached(executor, 'hit')) == (2, 1, 3)
+    executor.close()
+
+
+@pytest.mark.parametrize('size', [-1, 0.5, '1GB', True])
+def test_the_cache_has_a_number_of_bytes(tiny_model, size):
+    with pytest.raises(ParameterError, match='cache_bytes is .*: it is a number of bytes, and 0 for no cache'):
+        FinetunerExecutor(str(tiny_model), cache_bytes=size)

@@ -72,8 +72,8 @@ def artifacts(registry, account, zips):
 def start(registry):
     started = []
 
-    def make(artifact):
-        started.append(FinetunerExecutor(artifact))
+    def make(artifact, **options):
+        started.append(FinetunerExecutor(artifact, **options))
         return started[-1]
 
     yield make
@@ -106,6 +106,20 @@ def test_a_promotion_is_followed_and_rolled_back(registry, account, artifacts, s
     wait_for(executor, artifacts[1])
     registry.roll_back(account, ALIAS)
     wait_for(executor, artifacts[0])
+
+
+def test_what_is_cached_of_one_artifact_never_answers_for_another(registry, account, artifacts, zips, start):
+    expected = [load_engine(path).encode_texts(TEXTS) for path in zips[:2]]
+    assert not np.allclose(*expected, atol=1e-3)
+    registry.promote(account, ALIAS, artifacts[0])
+    executor = start(ALIAS, cache_bytes=1 << 20)
+    for number in (0, 1, 0):
+        registry.promote(account, ALIAS, artifacts[number])
+        wait_for(executor, artifacts[number])
+        for _ in range(2):
+            np.testing.assert_allclose([answer.embedding for answer in ask(executor)], expected[number], atol=1e-5)
+    lookups = executor._metrics.registry.get_sample_value
+    assert lookups('finetuner_encode_cache_lookups_total', {'outcome': 'miss'}) == 2 * len(TEXTS)
 
 
 def test_every_request_is_answered_by_one_model_while_they_change(registry, account, artifacts, zips, start):

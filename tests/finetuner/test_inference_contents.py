@@ -15,6 +15,7 @@ from finetuner.data.links import Links
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import DataError, SelectModelRequired
 from finetuner.inference import build_model, encode, get_model, load_engine
+from finetuner.inference.digest import digest_model
 from finetuner.inference.image_encoder import ImageEncoder
 from finetuner.inference.mlp_encoder import MLPEncoder
 from finetuner.inference.onnx_engine import ONNXRuntimeInferenceEngine
@@ -209,6 +210,7 @@ def test_both_sides_of_clip(tiny_clip, pictures):
     assert isinstance(images, TorchInferenceEngine)
     assert encode(texts, ['red', 'a red cap']).shape == (2, texts.dim)
     assert encode(images, [str(path) for path in pictures]).shape == (10, texts.dim)
+    assert digest_model(texts, str(tiny_clip), 'clip-text') != digest_model(images, str(tiny_clip), 'clip-vision')
 
 
 def test_pretrained_models_with_options(pictures):

@@ -20,6 +20,7 @@ from finetuner.artifact import ModelInfo, open_artifact, pack
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import ArtifactError, DataError, SelectModelRequired
 from finetuner.inference import load_engine
+from finetuner.inference.digest import digest_model
 from finetuner.inference.loading import named_installs
 from finetuner.inference.onnx_engine import ONNXRuntimeInferenceEngine
 from finetuner.inference.torch_engine import TorchInferenceEngine
@@ -231,6 +232,13 @@ def test_several_models_in_one_artifact(tiny_model, tmp_path):
         load_engine(path)
     with pytest.raises(ValueError, match="no model 'clip-audio': it has clip-text, clip-vision"):
         load_engine(path, select_model='clip-audio')
+
+
+def test_the_engine_is_a_part_of_the_digest_of_a_model(tiny_artifact):
+    onnx, torch, default = (
+        digest_model(load_engine(tiny_artifact, is_onnx=is_onnx), tiny_artifact) for is_onnx in (True, False, None)
+    )
+    assert onnx == default != torch
 
 
 def test_one_model_ignores_select_model(tiny_artifact):

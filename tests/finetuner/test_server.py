@@ -10,6 +10,7 @@ import pytest
 
 from finetuner.excepts import BusyError, DataError
 from finetuner.inference import load_engine
+from finetuner.inference.admission import Admission
 from finetuner.inference.server import ModelServer
 
 WORDS = ['card', 'lost', 'where', 'my', 'is', 'the', 'money', 'refund']
@@ -22,7 +23,7 @@ def engine(tiny_model):
 
 @pytest.fixture
 def server(engine):
-    server = ModelServer(engine, max_items=5000)
+    server = ModelServer(engine, admission=Admission(max_items=5000))
     yield server
     server.close()
 
