@@ -44,8 +44,8 @@ DEFAULT_MODEL = 'all-minilm-l6-v2'
 ARTIFACT_TAG, ERROR_TAG = 'finetuner_artifact', 'finetuner_error'
 AUTO = 'auto'
 """As `select_model`: all models of an artifact."""
-DRAIN = 15.0
-"""Seconds that requests have to end when the model is replaced."""
+DRAIN = 300.0
+"""Seconds that requests have to end when their model was replaced by another."""
 
 Result = TypeVar('Result')
 
@@ -146,6 +146,7 @@ class FinetunerExecutor(Executor):
         if self._cache is not None:
             self._metrics.watch_cache(self._cache)
         self.served: Served | None = None
+        self._retiring: Router | None = None
         self._options: dict[str, Any] = {
             'is_onnx': is_onnx,
             'device': device or os.environ.get('FINETUNER_DEVICE') or 'cpu',
@@ -175,7 +176,11 @@ class FinetunerExecutor(Executor):
     def _load(self, found: Found) -> Served:
         try:
             models = self._serve(found.source)
-            models.warm_up()
+            try:
+                models.warm_up()
+            except BaseException:
+                models.close()  # its threads would keep it in memory
+                raise
             return Served(models, found.id)
         except Exception as error:
             if found.refusal is None:
@@ -202,11 +207,21 @@ class FinetunerExecutor(Executor):
             with self._switching:
                 before, self.served = self.served, loaded
             if before is not None:
-                before.models.close(DRAIN)
+                self._retire(before.models)
             self.logger.info(f'serving {alias} as it was promoted: the artifact {artifact_id}')
 
         current = None if self.served is None else self.served.artifact_id
         return Follower(alias, store, current, switch, self.logger)
+
+    def _retire(self, models: Router) -> None:
+        """Let a model answer what it has begun, while another one answers what comes: a rollback need not wait for it.
+
+        There is one such model at a time, as each of them takes memory: the one before ends at once.
+        """
+        if self._retiring is not None:
+            self._retiring.close()
+        self._retiring = models
+        threading.Thread(target=models.close, args=(DRAIN,), name='retire', daemon=True).start()
 
     def _tell_metrics(self, replica: str) -> WSGIServer | None:
         self._metrics.watch(self._state)
@@ -226,6 +241,8 @@ class FinetunerExecutor(Executor):
         if self.served is not None:
             # the server has let requests end, and those that are left wait for the very thread that this runs in
             self.served.models.close()
+        if self._retiring is not None:
+            self._retiring.close()
         if self.registry is not None:
             self.registry.close()
         self._tracing.close()

@@ -99,6 +99,7 @@ class Batcher:
         self._running: list[Piece] = []
         self._closing = False
         self._failures = 0
+        self._proven: np.ndarray | None = None
         self._start()
 
     def _start(self) -> None:
@@ -115,6 +116,14 @@ class Batcher:
     def is_well(self) -> bool:
         """Whether the model answers: not once its thread is gone, or it has failed several times in a row."""
         return self._thread.is_alive() and self._failures < FAILURES
+
+    def try_again(self) -> None:
+        """Have the model embed an item once more that it could embed before: if it can, it is well again. Requests that
+        no model could embed might have been what failed.
+        """
+        if self._proven is not None:
+            with suppress(EngineError):  # it is being shut down
+                self.submit([self._proven])
 
     def submit(
         self,
@@ -231,7 +240,7 @@ class Batcher:
             for piece in pieces:
                 self._run([piece])
             return
-        self._failures = 0
+        self._failures, self._proven = 0, features[0]
         used = sum(map(self._cost, features))
         self._meter.batch(Batch(len(features), len(pieces), used, computed, self._max_cost))
         start = 0

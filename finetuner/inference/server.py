@@ -159,6 +159,7 @@ class ModelServer:
     def check(self) -> None:
         """:raises EngineError: the model does not answer any more."""
         if not self._batcher.is_well:
+            self._batcher.try_again()
             raise EngineError('the model fails again and again: the log says why')
 
     def admitted(self, count: int) -> AbstractContextManager[None]:

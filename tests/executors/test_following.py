@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from executors import following
+from executors.artifacts import Found
 from executors.encoder import ARTIFACT_TAG, FinetunerExecutor
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import ArtifactError, ArtifactNotFoundError
 from finetuner.inference import load_engine
+from finetuner.inference.server import ModelServer
 from finetuner.inference.text_encoder import TextEncoder
 from registry import Registry
 from registry.queue import Machine, Resources
@@ -192,3 +195,39 @@ def test_a_run_that_is_not_there_is_told_beside_the_hub_that_has_no_such_model(a
 def test_a_token_that_is_wrong_is_told_beside_the_hub_that_has_no_such_model(artifacts):
     with pytest.raises(ArtifactError, match='As a run: .*token.* As a model of a hub: '):
         FinetunerExecutor('default/run-1', token='wrong')
+
+
+def test_a_model_that_cannot_be_warmed_up_leaves_no_thread(registry, account, artifacts, start, monkeypatch):
+    registry.promote(account, ALIAS, artifacts[0])
+    executor = start(ALIAS)
+    before = [thread for thread in threading.enumerate() if thread.name == 'model']
+
+    def fail(self):
+        raise MemoryError('there is no room for another model')
+
+    monkeypatch.setattr(ModelServer, 'warm_up', fail)
+    with pytest.raises(MemoryError):
+        executor._load(Found(registry.artifact_file(registry.find_artifact(account, artifacts[1])), artifacts[1]))
+    assert [thread for thread in threading.enumerate() if thread.name == 'model'] == before
+
+
+def test_a_request_that_is_longer_than_a_promotion_is_answered(registry, account, artifacts, start, monkeypatch):
+    registry.promote(account, ALIAS, artifacts[0])
+    executor = start(ALIAS)
+    engine = executor.served.models.of_texts().engine
+    at_work, embed = threading.Event(), engine.embed
+
+    def embed_slowly(features):
+        at_work.set()
+        time.sleep(3)
+        return embed(features)
+
+    monkeypatch.setattr(engine, 'embed', embed_slowly)
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(who_answers, executor)
+        assert at_work.wait(10)
+        registry.promote(account, ALIAS, artifacts[1])
+        wait_for(executor, artifacts[1])
+        registry.roll_back(account, ALIAS)
+        wait_for(executor, artifacts[0])
+        assert long.result(30) == artifacts[0]

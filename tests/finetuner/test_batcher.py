@@ -194,6 +194,20 @@ def test_a_model_that_fails_again_and_again_is_not_well(engine, batcher):
     assert batcher.is_well
 
 
+def test_a_model_is_well_again_if_what_it_could_embed_it_can(engine, batcher):
+    finish(engine)
+    batcher.submit(items(1)).result(1)
+    for _ in range(3):
+        with pytest.raises(ValueError, match='the number 13'):
+            batcher.submit(items(1, value=13)).result(1)
+    assert not batcher.is_well
+    batcher.try_again()
+    deadline = time.monotonic() + 1
+    while not batcher.is_well:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 class PaddingEngine(SlowEngine):
     """Pads every batch of 32 to its longest item, as onnxruntime needs it."""
 
