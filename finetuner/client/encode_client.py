@@ -94,7 +94,7 @@ class EncodeClient:
         :raises DataError: one of them is not a text; nothing was sent then.
         :raises ArtifactNotFoundError: the service has another model, or none.
         :raises BusyError: the service was busy for too long.
-        :raises FinetunerServerError: the service cannot be reached, or has failed.
+        :raises FinetunerServerError: the service cannot be reached, has failed, or was given another model meanwhile.
         """
         return self._encode(texts, self._parameters(truncate_dim, normalize, model), show_progress, threading.Event())
 
@@ -128,7 +128,8 @@ class EncodeClient:
 
         _check(texts)
         embeddings = np.empty((0, 0), np.float32)
-        under_way: deque[tuple[int, Future[np.ndarray]]] = deque()
+        artifact: str | None = None
+        under_way: deque[tuple[int, Future[tuple[np.ndarray, str | None]]]] = deque()
         batches = _split(texts, self._batch_size)
         with ExitStack() as stack:
             advance = _show(len(texts), stack) if show_progress else None
@@ -139,11 +140,12 @@ class EncodeClient:
                     if not under_way:
                         return embeddings
                     start, answer = under_way[0]
-                    rows = answer.result()
+                    rows, answered_by = answer.result()
                     under_way.popleft()
                     if not start:
+                        artifact = answered_by
                         embeddings = np.empty((len(texts), rows.shape[1]), np.float32)
-                    if rows.shape[1] != embeddings.shape[1]:
+                    if answered_by != artifact or rows.shape[1] != embeddings.shape[1]:
                         raise FinetunerServerError(f'another model was promoted at {self.host} meanwhile: encode again')
                     embeddings[start : start + len(rows)] = rows
                     if advance:
@@ -154,8 +156,10 @@ class EncodeClient:
                     for _, answer in under_way:
                         answer.cancel()
 
-    def _ask(self, texts: Sequence[str], parameters: dict[str, Any], stop: threading.Event) -> np.ndarray:
-        """The embeddings of one request, [N, D], in the type in which they came."""
+    def _ask(
+        self, texts: Sequence[str], parameters: dict[str, Any], stop: threading.Event
+    ) -> tuple[np.ndarray, str | None]:
+        """The embeddings of one request, [N, D], in the type in which they came, and the artifact that answered."""
         import numpy as np
 
         from finetuner.client import wire_pb2 as wire
@@ -177,7 +181,8 @@ class EncodeClient:
         shape = int(answer.tags['count']), int(answer.tags['dim'])
         if shape[0] != len(texts):
             raise FinetunerServerError(f'{self.host} answered {len(texts)} texts with {shape[0]} embeddings')
-        return np.frombuffer(answer.blob or b'', np.dtype(answer.tags['dtype']).newbyteorder('<')).reshape(shape)
+        rows = np.frombuffer(answer.blob or b'', np.dtype(answer.tags['dtype']).newbyteorder('<')).reshape(shape)
+        return rows, answer.tags.get('model')
 
 
 def _check(texts: Sequence[str]) -> None:

@@ -16,10 +16,13 @@ from finetuner.excepts import BusyError, FinetunerServerError
 
 
 class Service:
-    """Embeds a text as its length and its first letter. `errors` come before the first answer."""
+    """Embeds a text as its length and its first letter. `errors` come before the first answer.
 
-    def __init__(self, *errors, delay=0.0, dim=2):
-        self.errors, self.delay, self.dim = list(errors), delay, dim
+    :param models: what answers one request after the other; the last one goes on.
+    """
+
+    def __init__(self, *errors, delay=0.0, dim=2, models=('one',)):
+        self.errors, self.delay, self.dim, self.models = list(errors), delay, dim, list(models)
         self.sizes, self.at_once, self.most = [], 0, 0
         self._lock = threading.Lock()
 
@@ -32,6 +35,7 @@ class Service:
             self.at_once += 1
             self.most = max(self.most, self.at_once)
             error = self.errors.pop(0) if self.errors else None
+            model = self.models.pop(0) if len(self.models) > 1 else self.models[0]
         time.sleep(self.delay)
         with self._lock:
             self.at_once -= 1
@@ -42,6 +46,7 @@ class Service:
         answer.data['blob'].blob = rows.tobytes()
         entries = answer.data['tags'].entries.data
         entries['count'].integer, entries['dim'].integer, entries['dtype'].text = *rows.shape, 'float32'
+        entries['model'].text = model
         return wire.DocumentList(docs=[answer]).SerializeToString()
 
 
@@ -76,6 +81,14 @@ def test_a_service_that_is_busy_is_asked_again(connect):
     with connect(service) as client:
         assert client.encode(['abc']).tolist() == [[3, 97]]
     assert len(service.sizes) == 3
+
+
+def test_embeddings_of_two_models_are_never_put_into_one_array(connect):
+    service = Service(models=['old', 'old', 'new'])
+    with connect(service, batch_size=2, prefetch=1) as client:
+        with pytest.raises(FinetunerServerError, match='another model was promoted at .* meanwhile: encode again'):
+            client.encode(list('abcdefgh'))
+        assert len(client.encode(list('abcdefgh'))) == 8
 
 
 def test_an_error_ends_all_that_is_under_way(connect):
