@@ -64,7 +64,7 @@ class HttpChannel:
         while True:
             try:
                 status, headers, content = self._post(endpoint, body, timeout)
-            except (http.client.RemoteDisconnected, http.client.IncompleteRead, ConnectionError) as error:
+            except (http.client.IncompleteRead, OSError) as error:
                 if attempt == ATTEMPTS or endpoint in ONCE:
                     hint = f'{error}; {MAY_BE_DONE}' if endpoint in ONCE else str(error)
                     raise FinetunerServerError(f'{self.host} broke off {endpoint}', hint) from None
@@ -86,7 +86,8 @@ class HttpChannel:
     def _post(self, endpoint: str, body: bytes, timeout: float) -> tuple[int, http.client.HTTPMessage, bytes]:
         """Status, headers and content of the answer.
 
-        :raises OSError: the connection, which was there, broke.
+        :raises OSError: the connection, which was there, broke: of TLS it may be an `ssl.SSLError`.
+        :raises http.client.IncompleteRead: it broke within the answer.
         :raises FinetunerServerError: there is no connection, or no answer in time.
         """
         connection = self._connect()
@@ -102,12 +103,10 @@ class HttpChannel:
             raise FinetunerServerError(f'{self.host} did not answer {endpoint} within {timeout:g} seconds') from None
         except (http.client.HTTPException, OSError) as error:
             self._drop()
-            if isinstance(error, http.client.HTTPException) and not isinstance(
-                error, http.client.RemoteDisconnected | http.client.IncompleteRead
-            ):
-                hint = 'check the port: that of gRPC is for grpc://name:port'
-                raise Unreachable(f'{self.host} answers, but speaks no HTTP', hint) from None
-            raise
+            if isinstance(error, OSError | http.client.IncompleteRead):
+                raise
+            hint = 'check the port: that of gRPC is for grpc://name:port'
+            raise Unreachable(f'{self.host} answers, but speaks no HTTP', hint) from None
 
     def _connect(self) -> http.client.HTTPConnection:
         """The connection of this thread, made if there is none."""

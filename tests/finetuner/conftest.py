@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -126,6 +128,13 @@ class HttpServer(ThreadingHTTPServer):
         self.turned_away: list[tuple[int | None, dict[str, str]]] = []
         self.connections: set[Any] = set()
         self.requests: list[tuple[str, str]] = []
+        self.sockets: list[socket.socket] = []
+
+    def end_connections(self) -> None:
+        """End the connections that are open, without a word of TLS."""
+        while self.sockets:
+            with contextlib.suppress(OSError):
+                self.sockets.pop().shutdown(socket.SHUT_RDWR)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -135,6 +144,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers['Content-Length']))
         self.server.connections.add(self.client_address)
+        self.server.sockets.append(self.connection)
         self.server.requests.append((self.path, self.headers['Content-Type']))
         if self.server.turned_away:
             status, headers = self.server.turned_away.pop(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import os
 import socket
 import ssl
@@ -17,7 +18,7 @@ import finetuner
 from finetuner import settings
 from finetuner.client import http_channel, reaching, session
 from finetuner.client.http_channel import HttpChannel
-from finetuner.documents import Document
+from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import AuthenticationError, FinetunerServerError, RegistryError
 
 
@@ -126,6 +127,16 @@ def test_a_connection_that_broke_is_made_again(http, no_pause):
     assert finetuner.whoami() == 'local' and no_pause == [0.0]
     http.turned_away += [(None, {})] * 9
     with pytest.raises(FinetunerServerError, match='broke off /whoami'):
+        finetuner.whoami()
+
+
+def test_a_network_that_goes_away_is_an_error_that_says_so(http, monkeypatch):
+    def request(*_):
+        raise OSError(errno.EHOSTUNREACH, 'No route to host')
+
+    finetuner.whoami()
+    monkeypatch.setattr('http.client.HTTPConnection.request', request)
+    with pytest.raises(FinetunerServerError, match='broke off /whoami.*No route to host'):
         finetuner.whoami()
 
 
@@ -252,11 +263,15 @@ def certificate(tmp_path_factory):
     return folder / 'cert.pem', folder / 'key.pem'
 
 
-def test_tls_over_http(http, certificate, monkeypatch):
+def speak_tls(http, certificate):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
     http.socket = context.wrap_socket(http.socket, server_side=True)
-    host = http.host.replace('http', 'https')
+    return http.host.replace('http', 'https')
+
+
+def test_tls_over_http(http, certificate, monkeypatch):
+    host = speak_tls(http, certificate)
     token = settings.load_token()
     with pytest.raises(FinetunerServerError, match='is not trusted.*FINETUNER_CA_CERT'):
         HttpChannel(host).call('/whoami', {'token': token})
@@ -268,6 +283,17 @@ def test_tls_over_http(http, certificate, monkeypatch):
     monkeypatch.setenv('FINETUNER_CA_CERT', '/nowhere.pem')
     with pytest.raises(ValueError, match='FINETUNER_CA_CERT names no file: /nowhere.pem'):
         HttpChannel(host)
+
+
+def test_a_connection_with_tls_that_was_idle_for_too_long_is_made_again(http, service, certificate, monkeypatch):
+    service.endpoints['/ingest'] = lambda parameters, documents: {'rows': len(documents)}
+    documents = DocumentArray([Document(text='x' * (8 << 20))]).to_protobuf().SerializeToString()
+    monkeypatch.setenv('FINETUNER_CA_CERT', str(certificate[0]))
+    monkeypatch.setenv('FINETUNER_HOST', speak_tls(http, certificate))
+    finetuner.whoami()
+    http.end_connections()
+    time.sleep(0.1)
+    assert session.current_session().request('/ingest', documents).tags == {'rows': 1}
 
 
 def test_tls_over_grpc(certificate, monkeypatch):
