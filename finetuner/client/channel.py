@@ -150,14 +150,14 @@ class Channel:
                 return excepts.FinetunerServerError(f'the certificate of {self.host} is not trusted', hint)
             return nobody_at(self.host)
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            message, hint = f'{self.host} did not answer {endpoint} within {timeout:g} seconds', details
+            message = f'{self.host} did not answer {endpoint} within {timeout:g} seconds'
         elif code == grpc.StatusCode.UNIMPLEMENTED:
             message = f'{self.host} answers, but is no Jina Flow with gRPC'
             return Unreachable(message, 'check the port: the HTTP port is for http://name:port', code.value[0])
         else:
-            message, hint = f'{self.host} failed in {endpoint}', details
-            if endpoint in ONCE:
-                hint = f'{details}; {MAY_BE_DONE}'
+            message = f'{self.host} failed in {endpoint}'
+        is_refused = code == grpc.StatusCode.RESOURCE_EXHAUSTED  # by the gateway, which had asked no executor
+        hint = f'{details}; {MAY_BE_DONE}' if endpoint in ONCE and not is_refused else details
         return excepts.FinetunerServerError(message, hint, code.value[0])
 
 

@@ -26,6 +26,7 @@ from finetuner.client.transport import (
     CONNECT_TIMEOUT,
     MAX_WAIT,
     MAY_BE_DONE,
+    NOT_DONE,
     ONCE,
     TIMEOUT,
     Unreachable,
@@ -71,7 +72,8 @@ class HttpChannel:
                 pause = _backoff(attempt) if attempt > 1 else 0.0  # it may have been kept for too long
             else:
                 pause = _asked_pause(headers) or _backoff(attempt)
-                if status not in TRY_AGAIN or attempt == ATTEMPTS or pause > MAX_WAIT:
+                is_final = status not in TRY_AGAIN or _may_be_done(endpoint, status, headers)
+                if is_final or attempt == ATTEMPTS or pause > MAX_WAIT:
                     return self._read(endpoint, status, headers, content, len(body))
             sleep(pause)
             attempt += 1
@@ -100,7 +102,8 @@ class HttpChannel:
             return response.status, response.headers, response.read()
         except TimeoutError:
             self._drop()
-            raise FinetunerServerError(f'{self.host} did not answer {endpoint} within {timeout:g} seconds') from None
+            message = f'{self.host} did not answer {endpoint} within {timeout:g} seconds'
+            raise FinetunerServerError(message, MAY_BE_DONE if endpoint in ONCE else '') from None
         except (http.client.HTTPException, OSError) as error:
             self._drop()
             if isinstance(error, OSError | http.client.IncompleteRead):
@@ -180,7 +183,14 @@ class HttpChannel:
                 hint = f'it names {headers.get("Location", "no place")}: give that as the host'
             case _:
                 message, hint = f'{self.host} failed in {endpoint} with the HTTP status {status}', 'its log says more'
+        if _may_be_done(endpoint, status, headers):
+            hint = MAY_BE_DONE
         return FinetunerServerError(message, f'{said.rstrip(".")}; {hint}' if said else hint, int(status))
+
+
+def _may_be_done(endpoint: str, status: int, headers: http.client.HTTPMessage) -> bool:
+    """Whether a request that must not be repeated may have had its effect, although the answer is an error."""
+    return endpoint in ONCE and status >= 500 and NOT_DONE not in headers
 
 
 def _detail(content: bytes) -> str:

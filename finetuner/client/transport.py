@@ -28,6 +28,8 @@ ONCE = frozenset(
 )
 """Endpoints whose calls cannot: when a connection breaks, what was asked for may have been done."""
 MAY_BE_DONE = 'it may have been done: look before you ask again'
+NOT_DONE = 'Finetuner-Not-Done'
+"""A header over HTTP: the gateway answered by itself, and no executor was asked."""
 WAYS_OUT = 'start one with `finetuner serve`, or name another with FINETUNER_HOST or finetuner.login(host=...)'
 
 

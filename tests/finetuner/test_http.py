@@ -150,6 +150,34 @@ def test_what_may_have_been_done_is_not_asked_for_twice(http, service):
     assert finetuner.rollback('support@production').number == 1
 
 
+@pytest.mark.parametrize(
+    ('status', 'headers', 'told'),
+    [
+        (503, {'Retry-After': '1'}, 'does not answer (503): the reason of the service; it may have been done: look'),
+        (502, {}, 'does not answer (502): the reason of the service; it may have been done: look'),
+        (504, {}, 'does not answer (504): the reason of the service; it may have been done: look'),
+        (500, {}, 'with the HTTP status 500 (500): the reason of the service; it may have been done: look'),
+        (429, {'Retry-After': '900'}, 'too many requests (429): the reason of the service; try again in 900 seconds'),
+    ],
+)
+def test_an_answer_that_leaves_open_what_was_done_is_not_asked_for_twice(http, status, headers, told):
+    http.turned_away += [(status, headers)] * 2
+    with pytest.raises(FinetunerServerError) as caught:
+        finetuner.rollback('support@production')
+    assert told in str(caught.value) and len(http.requests) == 1
+
+
+@pytest.mark.parametrize('answer', [(429, {}), (503, {'Finetuner-Not-Done': 'true'})])
+def test_what_was_refused_before_anything_was_done_is_asked_for_again(http, service, answer):
+    service.endpoints['/rollback'] = lambda *_: {'artifact_id': 'a', 'number': 1, 'created_at': 'now'}
+    http.turned_away += [answer] * 2
+    assert finetuner.rollback('support@production').number == 1
+    http.turned_away += [answer] * 9
+    with pytest.raises(FinetunerServerError, match='try again later') as caught:
+        finetuner.rollback('support@production')
+    assert 'may have been done' not in str(caught.value)
+
+
 def test_threads_have_connections_of_their_own(http, service):
     together = threading.Barrier(4, timeout=10)
     service.endpoints['/whoami'] = lambda *_: {'account': str(together.wait())}
@@ -163,6 +191,9 @@ def test_a_late_answer_is_an_error_that_says_so(http, service):
     with pytest.raises(FinetunerServerError, match='did not answer /slow within 0.1 seconds'):
         HttpChannel(http.host).call('/slow', {'token': settings.load_token()}, timeout=0.1)
     assert finetuner.whoami() == 'local', 'the late answer is not taken for another'
+    service.endpoints['/rollback'] = lambda *_: threading.Event().wait(0.5) or {}
+    with pytest.raises(FinetunerServerError, match='did not answer /rollback .*it may have been done: look'):
+        HttpChannel(http.host).call('/rollback', {'token': settings.load_token()}, timeout=0.1)
 
 
 def test_nobody_there():
