@@ -34,7 +34,7 @@ from finetuner.client.transport import (
     nobody_at,
     raise_for,
 )
-from finetuner.excepts import FinetunerServerError
+from finetuner.excepts import BusyError, FinetunerServerError, UnavailableError
 
 CONTENT_TYPE = 'application/x-protobuf'
 TRY_AGAIN = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
@@ -68,7 +68,7 @@ class HttpChannel:
             except (http.client.IncompleteRead, OSError) as error:
                 if attempt == ATTEMPTS or endpoint in ONCE:
                     hint = f'{error}; {MAY_BE_DONE}' if endpoint in ONCE else str(error)
-                    raise FinetunerServerError(f'{self.host} broke off {endpoint}', hint) from None
+                    raise UnavailableError(f'{self.host} broke off {endpoint}', hint) from None
                 pause = _backoff(attempt) if attempt > 1 else 0.0  # it may have been kept for too long
             else:
                 pause = _asked_pause(headers) or _backoff(attempt)
@@ -161,6 +161,7 @@ class HttpChannel:
     ) -> FinetunerServerError:
         """The error that an HTTP status is: of the service before it looked into the request, or of what is between."""
         said = _detail(content)
+        kind = FinetunerServerError
         match status:
             case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
                 message, hint = f'{self.host} lets us not in', 'give another token with finetuner.login(token=...)'
@@ -175,8 +176,10 @@ class HttpChannel:
             case HTTPStatus.TOO_MANY_REQUESTS:
                 message = f'{self.host} had too many requests'
                 pause = _asked_pause(headers)
+                kind = BusyError if pause <= MAX_WAIT else kind  # which is for what is over in a moment
                 hint = f'try again in {pause:.0f} seconds' if pause else 'try again later'
             case HTTPStatus.SERVICE_UNAVAILABLE | HTTPStatus.BAD_GATEWAY | HTTPStatus.GATEWAY_TIMEOUT:
+                kind = kind if status == HTTPStatus.GATEWAY_TIMEOUT else UnavailableError
                 message, hint = f'the service at {self.host} does not answer', 'it may be starting: try again later'
             case _ if 300 <= status < 400:  # which we do not follow: the token would go elsewhere
                 message = f'{self.host} is elsewhere now'
@@ -185,7 +188,7 @@ class HttpChannel:
                 message, hint = f'{self.host} failed in {endpoint} with the HTTP status {status}', 'its log says more'
         if _may_be_done(endpoint, status, headers):
             hint = MAY_BE_DONE
-        return FinetunerServerError(message, f'{said.rstrip(".")}; {hint}' if said else hint, int(status))
+        return kind(message, f'{said.rstrip(".")}; {hint}' if said else hint, int(status))
 
 
 def _may_be_done(endpoint: str, status: int, headers: http.client.HTTPMessage) -> bool:

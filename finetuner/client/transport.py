@@ -37,6 +37,10 @@ class Unreachable(excepts.FinetunerServerError):
     """No service answers at an address: what was sent reached none, and may be sent to another address."""
 
 
+class NobodyThere(Unreachable, excepts.UnavailableError):
+    """Nothing takes connections at an address: perhaps not yet."""
+
+
 class Transport(Protocol):
     """A way to a service. Threads may share it."""
 
@@ -47,8 +51,10 @@ class Transport(Protocol):
         :param docs: the documents, a serialized `docarray.DocListProto`.
         :param timeout: in seconds.
         :return: a serialized `docarray.DocListProto`.
-        :raises Exception: the class of `finetuner.excepts` that the service raised; `FinetunerServerError` for any
-            other error and if the service cannot be reached.
+        :raises Exception: the class of `finetuner.excepts` that the service raised.
+        :raises BusyError: there was no room for the request, each time that it was sent.
+        :raises UnavailableError: the service, or an executor of it, cannot be reached.
+        :raises FinetunerServerError: any other error.
         """
 
     def stream(self, endpoint: str, tags: Mapping[str, Any]) -> Iterator[Answer]:
@@ -72,8 +78,8 @@ def make_request(endpoint: str, parameters: Mapping[str, Any], docs: bytes) -> w
     return request
 
 
-def nobody_at(*addresses: str) -> Unreachable:
-    return Unreachable(f'no service answers at {" or ".join(addresses)}: {WAYS_OUT}', '', 14)
+def nobody_at(*addresses: str) -> NobodyThere:
+    return NobodyThere(f'no service answers at {" or ".join(addresses)}: {WAYS_OUT}', '', 14)
 
 
 def raise_for(status: wire.Status) -> None:

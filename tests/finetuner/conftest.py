@@ -29,7 +29,10 @@ def _missing(parameters: dict[str, Any], documents: Any) -> Any:
 
 
 class Service:
-    """`endpoints[name](parameters, documents)` answers with documents, one dict of tags, or raises."""
+    """`endpoints[name](parameters, documents)` answers with documents, one dict of tags, or raises.
+
+    :param turned_away: (status, trailing metadata) of the next answers over gRPC, in place of these.
+    """
 
     def __init__(self, port: int):
         self.host = f'grpc://localhost:{port}'
@@ -38,12 +41,17 @@ class Service:
             '/dataset': _missing,
         }
         self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.turned_away: list[tuple[grpc.StatusCode, dict[str, str]]] = []
 
     def process_single_data(self, request: Any, context: Any) -> Any:
         from docarray.proto import DocListProto
 
         from finetuner.documents import DocumentArray
 
+        if context is not None and self.turned_away:
+            code, metadata = self.turned_away.pop(0)
+            context.set_trailing_metadata(tuple(metadata.items()))
+            context.abort(code, 'the reason of the service')
         documents = DocumentArray.from_protobuf(DocListProto.FromString(request.data.docs))
         response = wire_pb2.DataRequest(header=request.header)
         try:
