@@ -61,6 +61,20 @@ def test_options(export, options, sentence):
     assert sentence in str(raised.value) and ':pw' not in str(raised.value)
 
 
+@pytest.mark.parametrize('options', [(), ('--database', 'postgres', '--ingress-host', 'h', '--generate-secrets')])
+def test_no_executor_takes_the_place_of_another_file(export, tmp_path, options):
+    flow = 'jtype: Flow\nexecutors: [{name: %s, uses: DatasetExecutor}, {name: t, uses: TrainerExecutor}]'
+    (tmp_path / 'flow.yml').write_text(flow % 'd')
+    written = export('kubernetes', 'flow.yml', *options)
+    others = {path.stem for path in (written.folder / 'kubernetes').glob('*.yaml')} - {'d', 't'}
+    before = {path: path.read_text() for path in (written.folder / 'kubernetes').iterdir()}
+    for name in {*others, 'config', 'ingress', 'kustomization', 'namespace', 'network-policies', 'secret', 'volumes'}:
+        (tmp_path / 'flow.yml').write_text(flow % name)
+        with pytest.raises(ValueError, match=rf"give the executor '{name}' another name|neither gateway nor postgres"):
+            export('kubernetes', 'flow.yml', *options)
+    assert {path: path.read_text() for path in (written.folder / 'kubernetes').iterdir()} == before
+
+
 @pytest.mark.parametrize('where', ['executor', 'gateway', 'with'])
 @pytest.mark.parametrize(
     ('name', 'place'),
