@@ -15,6 +15,7 @@ from jina.proto import jina_pb2
 from starlette.requests import ClientDisconnect
 
 from executors.parameters import shorten
+from finetuner.client.transport import NOT_DONE
 from finetuner.excepts import FinetunerServerError
 
 # the status of an answer by the name of the error that the executor raised; others are the service's fault: 500
@@ -104,7 +105,7 @@ def _sentence(found: Any) -> str:
 def absent(error: FinetunerServerError) -> HTTPException:
     """What no executor has: for ever, or until those have answered that start."""
     code = STATUS.get(type(error).__name__, 404)
-    return HTTPException(code, str(error), HEADERS.get(code))
+    return HTTPException(code, str(error), {**HEADERS.get(code, {}), NOT_DONE: 'true'})
 
 
 def install(app: FastAPI, unknown: Callable[[str], FinetunerServerError]) -> None:

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from executors.calls import read_token
 from executors.errors import refuse
 from executors.rate import REQUESTS_AT_ONCE, TOO_MANY_AT_ONCE, Buckets, max_body
+from finetuner.client.transport import NOT_DONE
 
 BODY_PATIENCE = 30.0
 """Seconds without a byte after which a body is given up."""
@@ -91,7 +92,8 @@ class _Body:
         if self.size > self.limits.limit:
             raise HTTPException(413, self.limits.too_large, {'Connection': 'close'})
         if self.limits.held > self.limits.room:
-            raise HTTPException(503, TOO_MANY_AT_ONCE, {'Retry-After': '1', 'Connection': 'close'})
+            headers = {'Retry-After': '1', NOT_DONE: 'true', 'Connection': 'close'}
+            raise HTTPException(503, TOO_MANY_AT_ONCE, headers)
 
     async def discard(self) -> None:
         """Read what still comes, for `LINGER` seconds at most."""

@@ -22,7 +22,11 @@ class FinetunerServerError(Exception):
 
 
 class UnavailableError(FinetunerServerError):
-    """Something that the service needs, such as its database, cannot be reached: try again in a moment."""
+    """The service, or something that it needs such as its database, cannot be reached: try again in a moment."""
+
+
+class BusyError(FinetunerServerError):
+    """The service has as much to do as it can hold: try again in a moment."""
 
 
 class AuthenticationError(PermissionError):
@@ -55,10 +59,6 @@ class NotFoundError(RegistryError):
 
 class ArtifactNotFoundError(ArtifactError):
     """There is no artifact of this id that the caller may read."""
-
-
-class BusyError(Exception):
-    """The service has as much to do as it can hold: try again in a moment."""
 
 
 class EngineError(RuntimeError):

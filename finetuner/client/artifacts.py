@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 from pathlib import Path
 
 from finetuner.client.session import Session, current_session
@@ -65,12 +66,11 @@ def download(session: Session, artifact_id: str, directory: str | Path, file_nam
     folder = Path(directory).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / file_name
-    aside = folder / f'.{file_name}.{os.getpid()}.part'
-    digest = hashlib.sha256()
+    aside = folder / f'.{file_name}.{secrets.token_hex(4)}.part'  # another may be on its way to the same name
     received = 0
     try:
         with (
-            aside.open('wb') as file,
+            aside.open('x+b') as file,
             make_progress(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as progress,
         ):
             task = progress.add_task(file_name, total=None)
@@ -78,7 +78,6 @@ def download(session: Session, artifact_id: str, directory: str | Path, file_nam
                 answer = session.request('/artifact', artifact_id=artifact_id, offset=received, length=PIECE)
                 piece, size = answer.blob or b'', int(answer.tags['size'])
                 file.write(piece)
-                digest.update(piece)
                 received += len(piece)
                 progress.update(task, completed=received, total=size)
                 if received >= size:
@@ -87,7 +86,9 @@ def download(session: Session, artifact_id: str, directory: str | Path, file_nam
                     raise ArtifactError(f'artifact {artifact_id} broke off after {received} of {size} bytes: try again')
             file.flush()
             os.fsync(file.fileno())
-        if digest.hexdigest() != answer.tags['sha256']:
+            file.seek(0)
+            digest = hashlib.file_digest(file, 'sha256').hexdigest()
+        if digest != answer.tags['sha256']:
             raise ArtifactError(f'artifact {artifact_id} arrived damaged (its sha256 differs): try again')
         os.replace(aside, target)
     finally:

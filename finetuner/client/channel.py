@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterator, Mapping
+from time import sleep
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -102,7 +102,7 @@ class Channel:
                 pause = _pause(error, attempt, endpoint)
                 if pause is None or attempt == ATTEMPTS:
                     raise self._describe(error, endpoint, timeout) from None
-                time.sleep(pause)
+                sleep(pause)
             else:
                 raise_for(response.header.status)
                 return response.data.docs
@@ -144,21 +144,24 @@ class Channel:
 
     def _describe(self, error: grpc.RpcError, endpoint: str, timeout: float | None) -> excepts.FinetunerServerError:
         code, details = error.code(), error.details() or ''
+        kind = excepts.UnavailableError if code == grpc.StatusCode.UNAVAILABLE else excepts.FinetunerServerError
         if _is_refused(error):
             if 'CERTIFICATE_VERIFY_FAILED' in details:
                 hint = 'name the authority that signed it with FINETUNER_CA_CERT, the path of a PEM'
                 return excepts.FinetunerServerError(f'the certificate of {self.host} is not trusted', hint)
             return nobody_at(self.host)
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            message, hint = f'{self.host} did not answer {endpoint} within {timeout:g} seconds', details
+            message = f'{self.host} did not answer {endpoint} within {timeout:g} seconds'
         elif code == grpc.StatusCode.UNIMPLEMENTED:
             message = f'{self.host} answers, but is no Jina Flow with gRPC'
             return Unreachable(message, 'check the port: the HTTP port is for http://name:port', code.value[0])
+        elif _asked_pause(error) is not None:
+            kind, message = excepts.BusyError, f'{self.host} had too many requests'
         else:
-            message, hint = f'{self.host} failed in {endpoint}', details
-            if endpoint in ONCE:
-                hint = f'{details}; {MAY_BE_DONE}'
-        return excepts.FinetunerServerError(message, hint, code.value[0])
+            message = f'{self.host} failed in {endpoint}'
+        is_refused = code == grpc.StatusCode.RESOURCE_EXHAUSTED  # by the gateway, which had asked no executor
+        hint = f'{details}; {MAY_BE_DONE}' if endpoint in ONCE and not is_refused else details
+        return kind(message, hint, code.value[0])
 
 
 def _parse_host(host: str) -> tuple[str, bool]:
@@ -174,11 +177,16 @@ def _parse_host(host: str) -> tuple[str, bool]:
 def _pause(error: grpc.RpcError, attempt: int, endpoint: str) -> float | None:
     """Seconds until a call may be sent again; None if it must not."""
     if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:  # and nothing was done
-        asked = dict(error.trailing_metadata() or ()).get('retry-after', '')
-        return min(float(asked), MAX_WAIT) if asked.isdecimal() else None
+        return _asked_pause(error)
     if error.code() != grpc.StatusCode.UNAVAILABLE or endpoint in ONCE or _is_refused(error):
         return None
     return 0.25 * 2**attempt
+
+
+def _asked_pause(error: grpc.RpcError) -> float | None:
+    """The seconds that a gateway without room asks for; None from one that refuses what is too large."""
+    asked = dict(error.trailing_metadata() or ()).get('retry-after', '')
+    return min(float(asked), MAX_WAIT) if asked.isdecimal() else None
 
 
 def _is_refused(error: grpc.RpcError) -> bool:

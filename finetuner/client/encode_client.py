@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 ENDPOINT = '/encode_texts'
-ATTEMPTS = 7
-"""Of a request that finds the service busy, or starting again: for about half a minute."""
+PATIENCE = 30.0
+"""Seconds for which a request that finds the service busy, or starting again, is sent again."""
+MAX_PAUSE = 4.0
+"""Seconds between two tries, at most."""
 CHARACTERS = 4 << 20
 """Of the texts in one request: a gateway takes 64 MiB."""
 
@@ -93,8 +96,9 @@ class EncodeClient:
         :return: float32 [N, D], in the order of `texts`; [0, 0] of none.
         :raises DataError: one of them is not a text; nothing was sent then.
         :raises ArtifactNotFoundError: the service has another model, or none.
-        :raises BusyError: the service was busy for too long.
-        :raises FinetunerServerError: the service cannot be reached, or has failed.
+        :raises BusyError: the service was busy for half a minute.
+        :raises UnavailableError: the service could not be reached for half a minute.
+        :raises FinetunerServerError: the service has failed, or was given another model meanwhile.
         """
         return self._encode(texts, self._parameters(truncate_dim, normalize, model), show_progress, threading.Event())
 
@@ -128,7 +132,8 @@ class EncodeClient:
 
         _check(texts)
         embeddings = np.empty((0, 0), np.float32)
-        under_way: deque[tuple[int, Future[np.ndarray]]] = deque()
+        artifact: str | None = None
+        under_way: deque[tuple[int, Future[tuple[np.ndarray, str | None]]]] = deque()
         batches = _split(texts, self._batch_size)
         with ExitStack() as stack:
             advance = _show(len(texts), stack) if show_progress else None
@@ -139,11 +144,12 @@ class EncodeClient:
                     if not under_way:
                         return embeddings
                     start, answer = under_way[0]
-                    rows = answer.result()
+                    rows, answered_by = answer.result()
                     under_way.popleft()
                     if not start:
+                        artifact = answered_by
                         embeddings = np.empty((len(texts), rows.shape[1]), np.float32)
-                    if rows.shape[1] != embeddings.shape[1]:
+                    if answered_by != artifact or rows.shape[1] != embeddings.shape[1]:
                         raise FinetunerServerError(f'another model was promoted at {self.host} meanwhile: encode again')
                     embeddings[start : start + len(rows)] = rows
                     if advance:
@@ -154,8 +160,10 @@ class EncodeClient:
                     for _, answer in under_way:
                         answer.cancel()
 
-    def _ask(self, texts: Sequence[str], parameters: dict[str, Any], stop: threading.Event) -> np.ndarray:
-        """The embeddings of one request, [N, D], in the type in which they came."""
+    def _ask(
+        self, texts: Sequence[str], parameters: dict[str, Any], stop: threading.Event
+    ) -> tuple[np.ndarray, str | None]:
+        """The embeddings of one request, [N, D], in the type in which they came, and the artifact that answered."""
         import numpy as np
 
         from finetuner.client import wire_pb2 as wire
@@ -164,20 +172,23 @@ class EncodeClient:
         document = wire.Document()
         document.data['text'].text = json.dumps(list(texts), ensure_ascii=False)
         docs = wire.DocumentList(docs=[document]).SerializeToString()
-        for attempt in range(1, ATTEMPTS + 1):
+        end = time.monotonic() + PATIENCE
+        for attempt in itertools.count(1):
             if stop.is_set():
                 raise CancelledError
             try:
                 [answer] = read_answers(self._transport.call(ENDPOINT, parameters, docs, self._timeout))
                 break
             except (BusyError, EngineError, UnavailableError):
-                if attempt == ATTEMPTS:
+                pause = min(0.25 * 2**attempt, MAX_PAUSE) * random.uniform(0.5, 1)
+                if time.monotonic() + pause > end:
                     raise
-                stop.wait(0.25 * 2**attempt * random.uniform(0.5, 1))
+                stop.wait(pause)
         shape = int(answer.tags['count']), int(answer.tags['dim'])
         if shape[0] != len(texts):
             raise FinetunerServerError(f'{self.host} answered {len(texts)} texts with {shape[0]} embeddings')
-        return np.frombuffer(answer.blob or b'', np.dtype(answer.tags['dtype']).newbyteorder('<')).reshape(shape)
+        rows = np.frombuffer(answer.blob or b'', np.dtype(answer.tags['dtype']).newbyteorder('<')).reshape(shape)
+        return rows, answer.tags.get('model')
 
 
 def _check(texts: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ def encode_remotely(texts: Sequence[str]) -> np.ndarray:
     """Have the service encode texts with the artifact that it serves.
 
     :return: [texts, dimensions], float32.
-    :raises FinetunerServerError: the service serves no artifact, or cannot be reached.
+    :raises FinetunerServerError: the service serves no artifact, or cannot be reached for half a minute.
     """
     session = current_session()
     with EncodeClient(session.host, session.token) as client:

@@ -26,6 +26,7 @@ from finetuner.client.transport import (
     CONNECT_TIMEOUT,
     MAX_WAIT,
     MAY_BE_DONE,
+    NOT_DONE,
     ONCE,
     TIMEOUT,
     Unreachable,
@@ -33,7 +34,7 @@ from finetuner.client.transport import (
     nobody_at,
     raise_for,
 )
-from finetuner.excepts import FinetunerServerError
+from finetuner.excepts import BusyError, FinetunerServerError, UnavailableError
 
 CONTENT_TYPE = 'application/x-protobuf'
 TRY_AGAIN = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
@@ -64,14 +65,15 @@ class HttpChannel:
         while True:
             try:
                 status, headers, content = self._post(endpoint, body, timeout)
-            except (http.client.RemoteDisconnected, http.client.IncompleteRead, ConnectionError) as error:
+            except (http.client.IncompleteRead, OSError) as error:
                 if attempt == ATTEMPTS or endpoint in ONCE:
                     hint = f'{error}; {MAY_BE_DONE}' if endpoint in ONCE else str(error)
-                    raise FinetunerServerError(f'{self.host} broke off {endpoint}', hint) from None
+                    raise UnavailableError(f'{self.host} broke off {endpoint}', hint) from None
                 pause = _backoff(attempt) if attempt > 1 else 0.0  # it may have been kept for too long
             else:
                 pause = _asked_pause(headers) or _backoff(attempt)
-                if status not in TRY_AGAIN or attempt == ATTEMPTS or pause > MAX_WAIT:
+                is_final = status not in TRY_AGAIN or _may_be_done(endpoint, status, headers)
+                if is_final or attempt == ATTEMPTS or pause > MAX_WAIT:
                     return self._read(endpoint, status, headers, content, len(body))
             sleep(pause)
             attempt += 1
@@ -86,7 +88,8 @@ class HttpChannel:
     def _post(self, endpoint: str, body: bytes, timeout: float) -> tuple[int, http.client.HTTPMessage, bytes]:
         """Status, headers and content of the answer.
 
-        :raises OSError: the connection, which was there, broke.
+        :raises OSError: the connection, which was there, broke: of TLS it may be an `ssl.SSLError`.
+        :raises http.client.IncompleteRead: it broke within the answer.
         :raises FinetunerServerError: there is no connection, or no answer in time.
         """
         connection = self._connect()
@@ -99,15 +102,14 @@ class HttpChannel:
             return response.status, response.headers, response.read()
         except TimeoutError:
             self._drop()
-            raise FinetunerServerError(f'{self.host} did not answer {endpoint} within {timeout:g} seconds') from None
+            message = f'{self.host} did not answer {endpoint} within {timeout:g} seconds'
+            raise FinetunerServerError(message, MAY_BE_DONE if endpoint in ONCE else '') from None
         except (http.client.HTTPException, OSError) as error:
             self._drop()
-            if isinstance(error, http.client.HTTPException) and not isinstance(
-                error, http.client.RemoteDisconnected | http.client.IncompleteRead
-            ):
-                hint = 'check the port: that of gRPC is for grpc://name:port'
-                raise Unreachable(f'{self.host} answers, but speaks no HTTP', hint) from None
-            raise
+            if isinstance(error, OSError | http.client.IncompleteRead):
+                raise
+            hint = 'check the port: that of gRPC is for grpc://name:port'
+            raise Unreachable(f'{self.host} answers, but speaks no HTTP', hint) from None
 
     def _connect(self) -> http.client.HTTPConnection:
         """The connection of this thread, made if there is none."""
@@ -159,6 +161,7 @@ class HttpChannel:
     ) -> FinetunerServerError:
         """The error that an HTTP status is: of the service before it looked into the request, or of what is between."""
         said = _detail(content)
+        kind = FinetunerServerError
         match status:
             case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
                 message, hint = f'{self.host} lets us not in', 'give another token with finetuner.login(token=...)'
@@ -173,15 +176,24 @@ class HttpChannel:
             case HTTPStatus.TOO_MANY_REQUESTS:
                 message = f'{self.host} had too many requests'
                 pause = _asked_pause(headers)
+                kind = BusyError if pause <= MAX_WAIT else kind  # which is for what is over in a moment
                 hint = f'try again in {pause:.0f} seconds' if pause else 'try again later'
             case HTTPStatus.SERVICE_UNAVAILABLE | HTTPStatus.BAD_GATEWAY | HTTPStatus.GATEWAY_TIMEOUT:
+                kind = kind if status == HTTPStatus.GATEWAY_TIMEOUT else UnavailableError
                 message, hint = f'the service at {self.host} does not answer', 'it may be starting: try again later'
             case _ if 300 <= status < 400:  # which we do not follow: the token would go elsewhere
                 message = f'{self.host} is elsewhere now'
                 hint = f'it names {headers.get("Location", "no place")}: give that as the host'
             case _:
                 message, hint = f'{self.host} failed in {endpoint} with the HTTP status {status}', 'its log says more'
-        return FinetunerServerError(message, f'{said.rstrip(".")}; {hint}' if said else hint, int(status))
+        if _may_be_done(endpoint, status, headers):
+            hint = MAY_BE_DONE
+        return kind(message, f'{said.rstrip(".")}; {hint}' if said else hint, int(status))
+
+
+def _may_be_done(endpoint: str, status: int, headers: http.client.HTTPMessage) -> bool:
+    """Whether a request that must not be repeated may have had its effect, although the answer is an error."""
+    return endpoint in ONCE and status >= 500 and NOT_DONE not in headers
 
 
 def _detail(content: bytes) -> str:

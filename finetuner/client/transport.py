@@ -28,11 +28,17 @@ ONCE = frozenset(
 )
 """Endpoints whose calls cannot: when a connection breaks, what was asked for may have been done."""
 MAY_BE_DONE = 'it may have been done: look before you ask again'
+NOT_DONE = 'Finetuner-Not-Done'
+"""A header over HTTP: the gateway answered by itself, and no executor was asked."""
 WAYS_OUT = 'start one with `finetuner serve`, or name another with FINETUNER_HOST or finetuner.login(host=...)'
 
 
 class Unreachable(excepts.FinetunerServerError):
     """No service answers at an address: what was sent reached none, and may be sent to another address."""
+
+
+class NobodyThere(Unreachable, excepts.UnavailableError):
+    """Nothing takes connections at an address: perhaps not yet."""
 
 
 class Transport(Protocol):
@@ -45,8 +51,10 @@ class Transport(Protocol):
         :param docs: the documents, a serialized `docarray.DocListProto`.
         :param timeout: in seconds.
         :return: a serialized `docarray.DocListProto`.
-        :raises Exception: the class of `finetuner.excepts` that the service raised; `FinetunerServerError` for any
-            other error and if the service cannot be reached.
+        :raises Exception: the class of `finetuner.excepts` that the service raised.
+        :raises BusyError: there was no room for the request, each time that it was sent.
+        :raises UnavailableError: the service, or an executor of it, cannot be reached.
+        :raises FinetunerServerError: any other error.
         """
 
     def stream(self, endpoint: str, tags: Mapping[str, Any]) -> Iterator[Answer]:
@@ -70,8 +78,8 @@ def make_request(endpoint: str, parameters: Mapping[str, Any], docs: bytes) -> w
     return request
 
 
-def nobody_at(*addresses: str) -> Unreachable:
-    return Unreachable(f'no service answers at {" or ".join(addresses)}: {WAYS_OUT}', '', 14)
+def nobody_at(*addresses: str) -> NobodyThere:
+    return NobodyThere(f'no service answers at {" or ".join(addresses)}: {WAYS_OUT}', '', 14)
 
 
 def raise_for(status: wire.Status) -> None:

@@ -77,6 +77,16 @@ class Links:
 
         :raises DataError: there is none, or it may not be read.
         """
+        try:
+            return self._find(uri)
+        except DataError:
+            raise
+        except (OSError, RuntimeError, ValueError) as error:  # too long, in a circle, of a user that there is not, ...
+            shown = uri if len(uri) <= 80 else f'{uri[:80]}…'
+            reason = getattr(error, 'strerror', None) or error
+            raise DataError(f'{shown!r} is no path that can be read: {reason}') from error
+
+    def _find(self, uri: str) -> Path:
         if '://' in uri:
             parts = urlsplit(uri)
             if parts.netloc not in ('', 'localhost'):

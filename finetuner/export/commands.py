@@ -108,10 +108,12 @@ def export_compose(
     deployment = _plan(flow, options, '{}')
     content = compose.compose_file(deployment, publish, port, http_port)
     refuse_foreign(output)
+    folder = output.parent / 'secrets'
     output.parent.mkdir(parents=True, exist_ok=True)
+    if generate_secrets:
+        _make_private(folder)
     write_file(output, to_yaml([content]))
     console.print(f'Wrote [bold]{escape(str(output))}[/]: {_names(deployment)}.')
-    folder = output.parent / 'secrets'
     made = secrets.generate(deployment, POSTGRES)
     if generate_secrets:
         _write_secret_files(folder, made)
@@ -225,9 +227,17 @@ def _plan(flow: str | None, options: Options, host: str) -> Deployment:
     return plan(content, options, host)
 
 
-def _write_secret_files(folder: Path, values: Mapping[str, str]) -> None:
-    """The folder is for its owner alone; the files in it are read in containers by users with other numbers."""
+def _make_private(folder: Path) -> None:
+    """Make a folder that its owner alone may enter: the files in it are read in containers by users with other numbers.
+
+    :raises PermissionError: it is there, and is for others, too.
+    """
     folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        raise PermissionError(f'others may enter {folder}, and read the secrets in it: chmod 700 {folder}')
+
+
+def _write_secret_files(folder: Path, values: Mapping[str, str]) -> None:
     kept = {key: '' for key in values if (folder / key).exists()}
     for key, value in secrets.complete(kept, values).items():
         if key not in kept:

@@ -29,6 +29,12 @@ KNOWN_OF_EXECUTOR = {
 }
 KNOWN_OF_GATEWAY = {'uses', 'py_modules', 'env', 'host', 'port', 'protocol'}
 NAME = re.compile(r'[a-z]([-a-z0-9]{0,30}[a-z0-9])?')
+SECRET_NAMES = ('TOKEN', 'SECRET', 'PASSWORD', 'PASSWD', 'KEY')
+"""How the names of variables end whose values are secrets."""
+NO_SECRETS = {'FINETUNER_REQUIRE_TOKEN', 'FINETUNER_TLS_KEY'}
+"""Variables that only look as if: a switch, and a path."""
+USER = re.compile(r'://[^/?#\s]*@')
+"""The user and the password in a URL."""
 VARIABLE = re.compile(r'\$\{\{\s*(?:ENV\.)?(\w+)\s*\}\}')
 
 
@@ -132,6 +138,11 @@ def _read_executor(path: Path, entry: Any) -> FlowExecutor:
     if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas < 1:
         raise ValueError(f'{path}: replicas of the executor {name} is {replicas!r}, not a number from 1 on')
     uses_with = _expand(path, _mapping(path, 'uses_with', entry.get('uses_with')))
+    if USER.search(str(uses_with)):
+        raise ValueError(
+            f'{path}: a URL in uses_with of the executor {name} has a user or a password, which would stand in a '
+            'command line for all to read: give one that needs none'
+        )
     if 'token' in uses_with:
         raise ValueError(
             f'{path}: the executor {name} has a token in uses_with, which would stand in a command line for all to '
@@ -166,7 +177,27 @@ def _find_class(path: Path, uses: str) -> tuple[str, str]:
 
 
 def _environment(path: Path, value: Any) -> dict[str, str]:
-    return {str(name): str(text) for name, text in _expand(path, _mapping(path, 'env', value)).items()}
+    variables = {str(name): str(text) for name, text in _expand(path, _mapping(path, 'env', value)).items()}
+    for name, text in variables.items():
+        is_secret = text and name.upper().endswith(SECRET_NAMES) and name not in NO_SECRETS
+        if is_secret or USER.search(text):
+            what = 'is a secret' if is_secret else 'has a user or a password in a URL'
+            raise ValueError(
+                f'{path}: {name} in env {what}, and what is exported is for all to read: leave it out, '
+                f'{_place_of(name)}'
+            )
+    return variables
+
+
+def _place_of(secret: str) -> str:
+    """Where the value of a variable comes from in place of the Flow file."""
+    if secret in ('FINETUNER_TOKEN', 'JINA_AUTH_TOKEN'):
+        return 'the secret "token" takes its place'
+    if secret == 'FINETUNER_DATABASE_URL':
+        return 'and name a secret that has it with --database postgres --database-url-secret'
+    if secret.startswith('AWS_'):
+        return 'with --objects s3 the secret "s3-credentials" takes its place'
+    return 'and hand it over in an env_file of compose, or a Secret of Kubernetes, of your own beside what is exported'
 
 
 def _expand(path: Path, value: Any) -> Any:

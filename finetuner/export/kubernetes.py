@@ -14,10 +14,20 @@ from finetuner.export.kubernetes_postgres import postgres
 from finetuner.export.parts import SHARED, Deployment, Part
 
 SECRET_FILE = 'secret.yaml'
+OTHER_FILES = {'namespace', 'config', 'volumes', 'secret', 'network-policies', 'ingress', 'kustomization'}
+"""Files, without `.yaml`, that are not of a part: whether this export has them or another one."""
 
 
 def manifests(deployment: Deployment, cluster: Cluster) -> dict[str, list[Manifest]]:
-    """The manifests by the name of their file."""
+    """The manifests by the name of their file.
+
+    :raises ValueError: an executor would have the file of something else.
+    """
+    if taken := sorted(OTHER_FILES & {part.name for part in deployment.executors}):
+        raise ValueError(
+            f'{taken[0]}.yaml is another file of the export than that of an executor: give the executor {taken[0]!r} '
+            'another name'
+        )
     config = manifest('v1', 'ConfigMap', CONFIG, cluster, data=dict(deployment.environment))
     files = {'namespace.yaml': [_namespace(cluster)], 'config.yaml': [config]}
     if claims := _claims(deployment, cluster):

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from finetuner.export.flow import FlowFile
+from finetuner.export.flow import USER, FlowFile
 
 DATABASES = ('sqlite', 'postgres')
 OBJECTS = ('folder', 's3')
@@ -68,6 +68,7 @@ def check_options(options: Options, flow: FlowFile) -> None:
             raise ValueError(f'--{name} is {chosen!r}: choose {" or ".join(known)}')
     if options.database_url_secret and options.database != 'postgres':
         raise ValueError('--database-url-secret is of PostgreSQL: add --database postgres')
+    _check_urls(options)
     _check_objects(options)
     _check_numbers(options)
     if options.artifact is not None and not ARTIFACT.fullmatch(options.artifact):
@@ -106,6 +107,19 @@ def _lacking(options: Options) -> str:
     if options.database == 'sqlite':
         return 'SQLite is a file on one machine'
     return 'the objects are in a folder on one machine'
+
+
+def _check_urls(options: Options) -> None:
+    for name, value, place in (
+        ('artifact', options.artifact, 'give an id, or a URL that needs none'),
+        ('objects-url', options.objects_url, 'they belong into the secret "s3-credentials"'),
+        ('s3-endpoint', options.s3_endpoint, 'they belong into the secret "s3-credentials"'),
+        ('database-url-secret', options.database_url_secret, 'put the URL into a secret, and name that'),
+    ):
+        if value and USER.search(value):
+            raise ValueError(
+                f'--{name} has a user or a password in it, and what is exported is for all to read: {place}'
+            )
 
 
 def _check_objects(options: Options) -> None:

@@ -88,7 +88,7 @@ def answer(executor, documents, **parameters):
     return asyncio.run(executor.encode(docs=DocumentArray(documents), parameters=parameters))
 
 
-def test_a_document_that_cannot_be_read_can_fail_alone(model_directory, picture):
+def test_a_document_that_cannot_be_read_can_fail_alone(model_directory, picture, monkeypatch):
     executor = FinetunerExecutor(str(model_directory))
     good = picture.read_bytes()
     documents = [Document(blob=good), Document(blob=good[:50]), Document(text='no image'), Document(blob=good)]
@@ -101,6 +101,11 @@ def test_a_document_that_cannot_be_read_can_fail_alone(model_directory, picture)
     assert second.embedding is None and 'document 1 ' in second.tags['finetuner_error']
     assert third.embedding is None and 'has no image to encode' in third.tags['finetuner_error']
     assert first.tags == last.tags == {}
+    monkeypatch.setenv('FINETUNER_ENCODE_ROOTS', str(picture.parent))
+    executor = FinetunerExecutor(str(model_directory))
+    uris = [str(picture), f'{picture.parent}/{300 * "a"}.png']
+    first, second = answer(executor, [Document(uri=uri) for uri in uris], on_error='tag')
+    assert first.embedding is not None and 'File name too long' in second.tags['finetuner_error']
 
 
 def test_what_was_sent_comes_back_when_it_is_asked_for(model_directory, picture):

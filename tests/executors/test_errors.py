@@ -2,12 +2,15 @@
 
 import grpc
 import pytest
+from fastapi import FastAPI, Request
+from fastapi.testclient import TestClient
 from jina.excepts import InternalNetworkError
 from jina.types.request.data import SingleDocumentRequest
 
 from executors import errors
 from executors.gateway import _set_error
-from finetuner.excepts import BusyError
+from executors.limits import BodyLimits
+from finetuner.excepts import BusyError, UnavailableError
 
 
 def broken(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
@@ -39,3 +42,23 @@ def test_who_finds_no_room_is_told_when_to_come_again():
     with pytest.raises(errors.HTTPException) as caught:
         errors.raise_for_status(request.header.status)
     assert (caught.value.status_code, caught.value.headers) == (429, {'Retry-After': '1'})
+
+
+def test_what_the_gateway_refuses_by_itself_is_told_to_be_undone(monkeypatch):
+    monkeypatch.setenv('FINETUNER_MAX_BODY_BYTES', '10')
+    app = FastAPI()
+
+    @app.post('/promote')
+    async def promote(request: Request) -> int:
+        return len(await request.body())
+
+    errors.install(app, lambda path: UnavailableError(f'{path} is not known yet'))
+    limits = BodyLimits(app)
+    client = TestClient(limits)
+    unknown = client.post('/rollback')
+    assert (unknown.status_code, unknown.headers['Finetuner-Not-Done']) == (503, 'true')
+    limits.held = limits.room
+    full = client.post('/promote', content=b'x')
+    assert (full.status_code, full.headers['Finetuner-Not-Done']) == (503, 'true')
+    away = errors.unreachable(InternalNetworkError(broken(grpc.StatusCode.UNAVAILABLE)))
+    assert 'Finetuner-Not-Done' not in away.headers

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +29,10 @@ def _missing(parameters: dict[str, Any], documents: Any) -> Any:
 
 
 class Service:
-    """`endpoints[name](parameters, documents)` answers with documents, one dict of tags, or raises."""
+    """`endpoints[name](parameters, documents)` answers with documents, one dict of tags, or raises.
+
+    :param turned_away: (status, trailing metadata) of the next answers over gRPC, in place of these.
+    """
 
     def __init__(self, port: int):
         self.host = f'grpc://localhost:{port}'
@@ -36,12 +41,17 @@ class Service:
             '/dataset': _missing,
         }
         self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.turned_away: list[tuple[grpc.StatusCode, dict[str, str]]] = []
 
     def process_single_data(self, request: Any, context: Any) -> Any:
         from docarray.proto import DocListProto
 
         from finetuner.documents import DocumentArray
 
+        if context is not None and self.turned_away:
+            code, metadata = self.turned_away.pop(0)
+            context.set_trailing_metadata(tuple(metadata.items()))
+            context.abort(code, 'the reason of the service')
         documents = DocumentArray.from_protobuf(DocListProto.FromString(request.data.docs))
         response = wire_pb2.DataRequest(header=request.header)
         try:
@@ -126,6 +136,13 @@ class HttpServer(ThreadingHTTPServer):
         self.turned_away: list[tuple[int | None, dict[str, str]]] = []
         self.connections: set[Any] = set()
         self.requests: list[tuple[str, str]] = []
+        self.sockets: list[socket.socket] = []
+
+    def end_connections(self) -> None:
+        """End the connections that are open, without a word of TLS."""
+        while self.sockets:
+            with contextlib.suppress(OSError):
+                self.sockets.pop().shutdown(socket.SHUT_RDWR)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -135,6 +152,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers['Content-Length']))
         self.server.connections.add(self.client_address)
+        self.server.sockets.append(self.connection)
         self.server.requests.append((self.path, self.headers['Content-Type']))
         if self.server.turned_away:
             status, headers = self.server.turned_away.pop(0)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -142,6 +145,36 @@ def stored(service, run_record, archive):
 def test_an_artifact_is_downloaded_by_whatever_names_it(stored, tmp_path, name):
     path = finetuner.download_artifact(name, tmp_path)
     assert path == tmp_path / f'{ID}.zip' and path.read_bytes() == stored
+
+
+def test_two_artifacts_on_their_way_to_one_name_are_kept_apart(service, run_record, tmp_path, monkeypatch):
+    monkeypatch.setattr('finetuner.client.artifacts.PIECE', 4)
+    contents = {'slow': b'slow' * 3, 'fast': b'fast' * 2}
+    began, went_by = threading.Event(), threading.Event()
+
+    def artifact(parameters, documents):
+        content, offset = contents[parameters['artifact_id']], int(parameters['offset'])
+        if parameters['artifact_id'] == 'slow' and offset:
+            began.set()
+            assert went_by.wait(5)
+        tags = {'size': len(content), 'sha256': hashlib.sha256(content).hexdigest()}
+        return [Document(blob=content[offset : offset + 4], tags=tags)]
+
+    def status(parameters, documents):
+        name = parameters['experiment_name']
+        return run_record('FINISHED', experiment_name=name, artifact_id=name)(parameters, documents)
+
+    service.endpoints.update({'/artifact': artifact, '/status': status})
+    slow, fast = (finetuner.get_run('brisk-heron', experiment_name=name) for name in contents)
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(slow.save_artifact, tmp_path / 'artifacts')
+        assert began.wait(5)
+        path = Path(fast.save_artifact(tmp_path / 'artifacts'))
+        assert path.read_bytes() == contents['fast']
+        went_by.set()
+        assert first.result() == str(path)
+    assert path.read_bytes() == contents['slow']
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize('name', [ID, 'support/brisk-heron', 'support@production'])

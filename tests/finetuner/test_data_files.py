@@ -368,6 +368,28 @@ def test_files_have_limits(folder, monkeypatch):
             here.read(name, 'image')
 
 
+@pytest.mark.parametrize(
+    ('path', 'sentence'),
+    [
+        (f'{300 * "a"}.png', "'a{80}…' is no path that can be read: File name too long"),
+        ('circle.png', "'circle.png' is no path that can be read: "),
+        ('~nobody-of-this-name/a.png', 'is no path that can be read: Could not determine home'),
+        ('file:///[a]/b.png', 'there is no file'),
+        ('file://[a/b.png', 'is no path that can be read: Invalid IPv6 URL'),
+        ('/a\ud800.png', r"'/a\\ud800.png' is no path that can be read: "),
+    ],
+)
+def test_what_no_path_can_be_is_an_error_of_the_data(folder, path, sentence):
+    (folder / 'circle.png').symlink_to('circle.png')
+    here = links.Links(folder)
+    for read in (here.path, lambda uri: here.read(uri, 'image')):
+        with pytest.raises(DataError, match=sentence):
+            read(path)
+    if path.isascii():
+        with pytest.raises(DataError, match=f'table.csv, line 1, column 1: .*{sentence}'):
+            list(read_data(table(folder, (path, 'x')), task='image-to-image'))
+
+
 def test_schemes_may_be_limited():
     limited = links.Links(schemes=('https',))
     for uri in ('http://127.0.0.1/a.png', 's3://bucket/a.png', 'memory://a.png'):

@@ -1,25 +1,33 @@
-"""EncodeClient against a service that is busy, slow or broken, which no real one is when it is asked to be."""
+"""EncodeClient against a service that is busy, slow, broken or away, which no real one is when it is asked to be."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 import threading
 import time
 
+import grpc
 import numpy as np
 import pytest
 
-from finetuner import EncodeClient
+from finetuner import EncodeClient, settings
+from finetuner.client import encode_client
 from finetuner.client import wire_pb2 as wire
-from finetuner.excepts import BusyError, FinetunerServerError
+from finetuner.documents import Document
+from finetuner.excepts import BusyError, FinetunerServerError, UnavailableError
 
 
 class Service:
-    """Embeds a text as its length and its first letter. `errors` come before the first answer."""
+    """Embeds a text as its length and its first letter. `errors` come before the first answer.
 
-    def __init__(self, *errors, delay=0.0, dim=2):
-        self.errors, self.delay, self.dim = list(errors), delay, dim
+    :param models: what answers one request after the other; the last one goes on.
+    """
+
+    def __init__(self, *errors, delay=0.0, dim=2, models=('one',)):
+        self.errors, self.delay, self.dim, self.models = list(errors), delay, dim, list(models)
         self.sizes, self.at_once, self.most = [], 0, 0
         self._lock = threading.Lock()
 
@@ -32,6 +40,7 @@ class Service:
             self.at_once += 1
             self.most = max(self.most, self.at_once)
             error = self.errors.pop(0) if self.errors else None
+            model = self.models.pop(0) if len(self.models) > 1 else self.models[0]
         time.sleep(self.delay)
         with self._lock:
             self.at_once -= 1
@@ -42,6 +51,7 @@ class Service:
         answer.data['blob'].blob = rows.tobytes()
         entries = answer.data['tags'].entries.data
         entries['count'].integer, entries['dim'].integer, entries['dtype'].text = *rows.shape, 'float32'
+        entries['model'].text = model
         return wire.DocumentList(docs=[answer]).SerializeToString()
 
 
@@ -76,6 +86,103 @@ def test_a_service_that_is_busy_is_asked_again(connect):
     with connect(service) as client:
         assert client.encode(['abc']).tolist() == [[3, 97]]
     assert len(service.sizes) == 3
+
+
+def test_embeddings_of_two_models_are_never_put_into_one_array(connect):
+    service = Service(models=['old', 'old', 'new'])
+    with connect(service, batch_size=2, prefetch=1) as client:
+        with pytest.raises(FinetunerServerError, match='another model was promoted at .* meanwhile: encode again'):
+            client.encode(list('abcdefgh'))
+        assert len(client.encode(list('abcdefgh'))) == 8
+
+
+@pytest.fixture
+def encoding(service, monkeypatch):
+    """A real service that encodes; it does not take long to be called in vain."""
+    monkeypatch.setattr('finetuner.client.channel.sleep', lambda seconds: None)
+    monkeypatch.setattr('finetuner.client.http_channel.sleep', lambda seconds: None)
+    monkeypatch.setattr(encode_client, 'MAX_PAUSE', 0.01)
+    row = np.array([3, 97], '<f4').tobytes()
+    tags = {'count': 1, 'dim': 2, 'dtype': 'float32', 'tokens': 3, 'model': 'one'}
+    service.endpoints['/encode_texts'] = lambda *_: [Document(blob=row, tags=tags)]
+    return service
+
+
+UNAVAILABLE, EXHAUSTED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize(
+    ('answer', 'kind'),
+    [((UNAVAILABLE, {}), UnavailableError), ((EXHAUSTED, {'retry-after': '1'}), BusyError)],
+)
+def test_a_service_that_starts_or_is_busy_is_asked_again_over_grpc(encoding, monkeypatch, answer, kind):
+    with EncodeClient(encoding.host) as client:
+        encoding.turned_away += [answer] * 9
+        assert client.encode(['abc']).tolist() == [[3, 97]]
+        monkeypatch.setattr(encode_client, 'PATIENCE', 0)
+        encoding.turned_away += [answer] * 9
+        with pytest.raises(kind, match='the reason of the service') as caught:
+            client.encode(['abc'])
+        assert caught.value.code == answer[0].value[0]
+
+
+def test_a_request_that_is_too_large_is_not_sent_again(encoding):
+    encoding.turned_away += [(EXHAUSTED, {})] * 2
+    with EncodeClient(encoding.host) as client, pytest.raises(FinetunerServerError, match='failed in /encode_texts'):
+        client.encode(['abc'])
+    assert len(encoding.turned_away) == 1
+
+
+@pytest.mark.parametrize(
+    ('answer', 'kind'),
+    [
+        ((503, {}), UnavailableError),
+        ((502, {}), UnavailableError),
+        ((None, {}), UnavailableError),
+        ((429, {}), BusyError),
+    ],
+)
+def test_a_service_that_starts_or_is_busy_is_asked_again_over_http(encoding, http, monkeypatch, answer, kind):
+    with EncodeClient(http.host) as client:
+        http.turned_away += [answer] * 9
+        assert client.encode(['abc']).tolist() == [[3, 97]]
+        monkeypatch.setattr(encode_client, 'PATIENCE', 0)
+        http.turned_away += [answer] * 9
+        with pytest.raises(kind, match=http.host):
+            client.encode(['abc'])
+
+
+@pytest.mark.parametrize('scheme', ['grpc', 'http'])
+def test_a_service_that_is_not_there_yet_is_asked_again(encoding, http, monkeypatch, scheme):
+    host = {'grpc': encoding, 'http': http}[scheme].host
+    with socket.socket() as later:
+        later.bind(('localhost', 0))
+        awaited = f'{scheme}://localhost:{later.getsockname()[1]}'
+        monkeypatch.setattr(encode_client, 'MAX_PAUSE', 0.1)
+        with EncodeClient(awaited, token=settings.load_token()) as client:
+            starting = threading.Timer(0.3, forward, (later, int(host.rpartition(':')[2])))
+            starting.start()
+            assert client.encode(['abc']).tolist() == [[3, 97]]
+            starting.join()
+    monkeypatch.setattr(encode_client, 'PATIENCE', 0)
+    with EncodeClient('http://localhost:9') as client, pytest.raises(UnavailableError, match='no service answers at'):
+        client.encode(['abc'])
+
+
+def forward(listener, port):
+    """Begin to take connections: the first one leads to a port."""
+    listener.listen()
+    taken, _ = listener.accept()
+    server = socket.create_connection(('localhost', port))
+
+    def pump(source, target):
+        with contextlib.suppress(OSError):
+            while piece := source.recv(1 << 16):
+                target.sendall(piece)
+            target.shutdown(socket.SHUT_WR)
+
+    for way in ((taken, server), (server, taken)):
+        threading.Thread(target=pump, args=way, daemon=True).start()
 
 
 def test_an_error_ends_all_that_is_under_way(connect):

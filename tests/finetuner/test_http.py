@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import os
 import socket
 import ssl
@@ -17,7 +18,7 @@ import finetuner
 from finetuner import settings
 from finetuner.client import http_channel, reaching, session
 from finetuner.client.http_channel import HttpChannel
-from finetuner.documents import Document
+from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import AuthenticationError, FinetunerServerError, RegistryError
 
 
@@ -129,6 +130,16 @@ def test_a_connection_that_broke_is_made_again(http, no_pause):
         finetuner.whoami()
 
 
+def test_a_network_that_goes_away_is_an_error_that_says_so(http, monkeypatch):
+    def request(*_):
+        raise OSError(errno.EHOSTUNREACH, 'No route to host')
+
+    finetuner.whoami()
+    monkeypatch.setattr('http.client.HTTPConnection.request', request)
+    with pytest.raises(FinetunerServerError, match='broke off /whoami.*No route to host'):
+        finetuner.whoami()
+
+
 def test_what_may_have_been_done_is_not_asked_for_twice(http, service):
     service.endpoints['/rollback'] = lambda *_: {'artifact_id': 'a', 'number': 1, 'created_at': 'now'}
     finetuner.whoami()
@@ -137,6 +148,34 @@ def test_what_may_have_been_done_is_not_asked_for_twice(http, service):
         finetuner.rollback('support@production')
     assert [path for path, _ in http.requests] == ['/whoami', '/rollback'] and len(http.connections) == 2
     assert finetuner.rollback('support@production').number == 1
+
+
+@pytest.mark.parametrize(
+    ('status', 'headers', 'told'),
+    [
+        (503, {'Retry-After': '1'}, 'does not answer (503): the reason of the service; it may have been done: look'),
+        (502, {}, 'does not answer (502): the reason of the service; it may have been done: look'),
+        (504, {}, 'does not answer (504): the reason of the service; it may have been done: look'),
+        (500, {}, 'with the HTTP status 500 (500): the reason of the service; it may have been done: look'),
+        (429, {'Retry-After': '900'}, 'too many requests (429): the reason of the service; try again in 900 seconds'),
+    ],
+)
+def test_an_answer_that_leaves_open_what_was_done_is_not_asked_for_twice(http, status, headers, told):
+    http.turned_away += [(status, headers)] * 2
+    with pytest.raises(FinetunerServerError) as caught:
+        finetuner.rollback('support@production')
+    assert told in str(caught.value) and len(http.requests) == 1
+
+
+@pytest.mark.parametrize('answer', [(429, {}), (503, {'Finetuner-Not-Done': 'true'})])
+def test_what_was_refused_before_anything_was_done_is_asked_for_again(http, service, answer):
+    service.endpoints['/rollback'] = lambda *_: {'artifact_id': 'a', 'number': 1, 'created_at': 'now'}
+    http.turned_away += [answer] * 2
+    assert finetuner.rollback('support@production').number == 1
+    http.turned_away += [answer] * 9
+    with pytest.raises(FinetunerServerError, match='try again later') as caught:
+        finetuner.rollback('support@production')
+    assert 'may have been done' not in str(caught.value)
 
 
 def test_threads_have_connections_of_their_own(http, service):
@@ -152,6 +191,9 @@ def test_a_late_answer_is_an_error_that_says_so(http, service):
     with pytest.raises(FinetunerServerError, match='did not answer /slow within 0.1 seconds'):
         HttpChannel(http.host).call('/slow', {'token': settings.load_token()}, timeout=0.1)
     assert finetuner.whoami() == 'local', 'the late answer is not taken for another'
+    service.endpoints['/rollback'] = lambda *_: threading.Event().wait(0.5) or {}
+    with pytest.raises(FinetunerServerError, match='did not answer /rollback .*it may have been done: look'):
+        HttpChannel(http.host).call('/rollback', {'token': settings.load_token()}, timeout=0.1)
 
 
 def test_nobody_there():
@@ -252,11 +294,15 @@ def certificate(tmp_path_factory):
     return folder / 'cert.pem', folder / 'key.pem'
 
 
-def test_tls_over_http(http, certificate, monkeypatch):
+def speak_tls(http, certificate):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
     http.socket = context.wrap_socket(http.socket, server_side=True)
-    host = http.host.replace('http', 'https')
+    return http.host.replace('http', 'https')
+
+
+def test_tls_over_http(http, certificate, monkeypatch):
+    host = speak_tls(http, certificate)
     token = settings.load_token()
     with pytest.raises(FinetunerServerError, match='is not trusted.*FINETUNER_CA_CERT'):
         HttpChannel(host).call('/whoami', {'token': token})
@@ -268,6 +314,17 @@ def test_tls_over_http(http, certificate, monkeypatch):
     monkeypatch.setenv('FINETUNER_CA_CERT', '/nowhere.pem')
     with pytest.raises(ValueError, match='FINETUNER_CA_CERT names no file: /nowhere.pem'):
         HttpChannel(host)
+
+
+def test_a_connection_with_tls_that_was_idle_for_too_long_is_made_again(http, service, certificate, monkeypatch):
+    service.endpoints['/ingest'] = lambda parameters, documents: {'rows': len(documents)}
+    documents = DocumentArray([Document(text='x' * (8 << 20))]).to_protobuf().SerializeToString()
+    monkeypatch.setenv('FINETUNER_CA_CERT', str(certificate[0]))
+    monkeypatch.setenv('FINETUNER_HOST', speak_tls(http, certificate))
+    finetuner.whoami()
+    http.end_connections()
+    time.sleep(0.1)
+    assert session.current_session().request('/ingest', documents).tags == {'rows': 1}
 
 
 def test_tls_over_grpc(certificate, monkeypatch):

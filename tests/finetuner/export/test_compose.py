@@ -73,6 +73,17 @@ def test_generated_secrets_are_files_that_stay(export, tmp_path):
     assert {path.name: path.read_text() for path in folder.iterdir()} == values
 
 
+def test_secrets_are_not_written_where_others_may_read_them(export, tmp_path):
+    (tmp_path / 'secrets').mkdir()
+    (tmp_path / 'secrets').chmod(0o755)
+    with pytest.raises(PermissionError, match='others may enter secrets, and read the secrets in it: chmod 700 secr'):
+        export('compose', '--generate-secrets')
+    assert [path.name for path in tmp_path.rglob('*')] == ['secrets']
+    (tmp_path / 'secrets').chmod(0o700)
+    export('compose', '--generate-secrets')
+    assert (tmp_path / 'secrets' / 'token').is_file()
+
+
 def test_missing_secrets_are_named(export):
     written = export('compose', *POSTGRES, '--objects', 's3', '--objects-url', 's3://b/p', '--generate-secrets')
     assert 'Missing: secrets/s3-credentials' in written.output
