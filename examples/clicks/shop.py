@@ -28,6 +28,8 @@ NEEDS: dict[tuple[str, ...], tuple[str, ...]] = {
 }
 LOOKS = ('red', 'navy blue', 'forest green', 'black', 'sand', 'bamboo', 'steel', 'recycled')
 EXTRAS = ('compact', 'large', 'foldable', 'classic', 'light', 'sturdy')
+WISHES = ('', 'please', 'for my sister', 'not too dear', 'soon', 'as a present')
+"""What people add that changes nothing: most of the queries of a shop are hardly ever typed twice."""
 
 RIGHT, SIMILAR, WRONG = 1.0, 0.5, 0.02
 """How attractive a thing is that meets the need and looks as asked for, one that only meets it, and any other."""
@@ -64,9 +66,9 @@ class Shop:
                 title = f'{random.choice(EXTRAS)} {kind}, {look}'
                 self.products.append(Product(f'p{len(self.products):04d}', title, kind, str(look)))
         self.queries = [
-            Query(f'{phrase}, {look}', frozenset(kinds), look)
+            Query(', '.join(filter(None, (phrase, look, wish))), frozenset(kinds), look)
             for phrases, kinds in NEEDS.items()
-            for phrase, look in product(phrases, LOOKS)
+            for phrase, look, wish in product(phrases, LOOKS, WISHES)
         ]
         self.popularity = 1 / (1 + random.permutation(len(self.queries))) ** 0.5
         self.popularity /= self.popularity.sum()

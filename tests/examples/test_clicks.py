@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from examples.clicks.shop import NEEDS, Shop
+from examples.clicks.shop import NEEDS, WISHES, Shop
 from examples.clicks.users import Behaviour, visits
 from registry import Registry
 
@@ -38,7 +38,7 @@ def test_a_seed_makes_one_shop_and_one_history(shop):
 
 def test_the_catalogue_is_complete(shop):
     assert len({found.object_id for found in shop.products}) == len(shop.titles) == len(shop.products) == 216
-    assert len({query.text for query in shop.queries}) == len(shop.queries) == 3 * len(NEEDS) * 8
+    assert len({query.text for query in shop.queries}) == len(shop.queries) == 3 * len(NEEDS) * 8 * len(WISHES)
     for query in shop.queries:
         relevance = shop.relevance(query)
         assert (relevance >= 0.5).sum() == 18 and relevance.min() > 0

@@ -10,7 +10,7 @@ import numpy as np
 
 from training.clicks.collapse import find_collapse
 from training.clicks.examples import Items, Judged
-from training.clicks.ranking import distance_shifts, ranking_metrics, session_scores
+from training.clicks.ranking import distance_shifts, ranking_metrics, session_scores, session_weights
 from training.clicks.significance import Comparison, compare
 
 Embed = Callable[[Sequence[str | Path]], np.ndarray]
@@ -28,7 +28,8 @@ class Embedded:
 @dataclass(frozen=True, eq=False)
 class Verdict:
     """
-    :param metrics: the two models by each metric, over the held-out sessions with a click.
+    :param metrics: the two models by each metric, over the held-out sessions with a click, weighted by
+        `session_weights`.
     :param shifts: `not_irrelevant_dist_shift` and `irrelevant_dist_shift`, which decide nothing.
     :param sessions: how many had a click.
     :param refusal: why the second model does not take the place of the first; None if it does.
@@ -74,8 +75,10 @@ def judge_model(
         for model in scores
     ]
     queries = [judged.sessions[number].key for number in clicked]
+    weights = session_weights([gains[number] for number in clicked])
     metrics = {
-        name: compare(values[0][name], values[1][name], queries, confidence=confidence, seed=seed) for name in values[0]
+        name: compare(values[0][name], values[1][name], queries, weights=weights, confidence=confidence, seed=seed)
+        for name in values[0]
     }
     names = list(before.items)
     collapse = find_collapse(*(np.stack([model.items[name] for name in names]) for model in (before, after)))

@@ -65,6 +65,16 @@ def ranking_metrics(scores: Sequence[np.ndarray], gains: Sequence[np.ndarray], k
     }
 
 
+def session_weights(gains: Sequence[np.ndarray]) -> np.ndarray:
+    """How much each session counts in the mean of a metric: the sum of its gains, float64 [sessions].
+
+    A metric compares the gains of one session with each other alone: what a session with a single click is worth does
+    not depend on how likely its position was looked at. So the sessions themselves have to count by that. Else most of
+    them are those whose click was at the top of what the model before had shown, and a better one hardly ever wins.
+    """
+    return np.array([float(gain.sum()) for gain in gains])
+
+
 def session_scores(
     feedback: Sequence[Feedback], queries: Mapping[str, np.ndarray], items: Mapping[str, np.ndarray]
 ) -> list[np.ndarray]:

@@ -51,17 +51,19 @@ def bootstrap_interval(
     values: np.ndarray,
     groups: Sequence[object] | None = None,
     *,
+    weights: np.ndarray | None = None,
     confidence: float = 0.95,
     samples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """The mean of the values and its percentile bootstrap interval.
+    """The weighted mean of the values and its percentile bootstrap interval.
 
     :param values: one of each session, float [N].
     :param groups: the query of each session; None if each stands for itself.
+    :param weights: how much each session counts, above 0, float [N]; None if all count the same.
     :raises ValueError: there are no values.
     """
-    sums, sizes = _by_group(np.asarray(values, np.float64), groups)
+    sums, sizes = _by_group(np.asarray(values, np.float64), groups, weights)
     random = np.random.default_rng((seed, 5))
     means = []
     for start in range(0, samples, AT_ONCE):
@@ -76,6 +78,7 @@ def compare(
     after: np.ndarray,
     groups: Sequence[object] | None = None,
     *,
+    weights: np.ndarray | None = None,
     confidence: float = 0.95,
     samples: int = 2000,
     seed: int = 0,
@@ -83,6 +86,8 @@ def compare(
     """Compare a metric of two models on the same sessions, by a paired bootstrap and a test by changing signs.
 
     :param before: one value of each session, float [N]; `after` the same.
+    :param groups: the query of each session; None if each stands for itself.
+    :param weights: how much each session counts, above 0, float [N]; None if all count the same.
     :raises ValueError: there are no sessions, or not the same number.
     """
     before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
@@ -90,9 +95,9 @@ def compare(
         raise ValueError(f'{len(before)} sessions before and {len(after)} after: the same ones are needed')
 
     def interval(values: np.ndarray) -> Interval:
-        return bootstrap_interval(values, groups, confidence=confidence, samples=samples, seed=seed)
+        return bootstrap_interval(values, groups, weights=weights, confidence=confidence, samples=samples, seed=seed)
 
-    sums, sizes = _by_group(after - before, groups)
+    sums, sizes = _by_group(after - before, groups, weights)
     random = np.random.default_rng((seed, 6))
     as_large, found = 0, abs(sums.sum())
     for start in range(0, samples, AT_ONCE):
@@ -102,12 +107,15 @@ def compare(
     return Comparison(interval(before), interval(after), interval(after - before), p_value, confidence)
 
 
-def _by_group(values: np.ndarray, groups: Sequence[object] | None) -> tuple[np.ndarray, np.ndarray]:
-    """The sum of each group's values, and how many there are."""
+def _by_group(
+    values: np.ndarray, groups: Sequence[object] | None, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The weighted sum of each group's values, and the sum of its weights."""
     if not len(values):
         raise ValueError('There are no sessions to measure on')
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)
     if groups is None:
-        return values, np.ones(len(values))
+        return weights * values, weights
     numbers: dict[object, int] = {}
     number = np.array([numbers.setdefault(group, len(numbers)) for group in groups], np.int64)
-    return np.bincount(number, values), np.bincount(number).astype(np.float64)
+    return np.bincount(number, weights * values), np.bincount(number, weights)

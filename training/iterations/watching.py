@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from training.callbacks.base import Callback
 from training.clicks.comparing import Embedded
-from training.clicks.ranking import distance_shifts, ranking_metrics, session_scores
+from training.clicks.ranking import distance_shifts, ranking_metrics, session_scores, session_weights
 from training.iterations.embedding import embed_by_encoders
 from training.iterations.material import Material
 from training.state import TrainingState
@@ -69,9 +71,9 @@ class Watch(Callback):
         judged, items = self._material.validation, self._material.items
         embedded = embed_by_encoders(state.task.by_name, self._modality, judged, items)
         scores = session_scores(judged.sessions, embedded.queries, embedded.items)
-        metrics = ranking_metrics(
-            [scores[number] for number in self._clicked], [self._gains[number] for number in self._clicked]
-        )
-        found = {name: float(values.mean()) for name, values in metrics.items()}
+        gains = [self._gains[number] for number in self._clicked]
+        metrics = ranking_metrics([scores[number] for number in self._clicked], gains)
+        weights = session_weights(gains)
+        found = {name: float(np.average(values, weights=weights)) for name, values in metrics.items()}
         found |= distance_shifts(judged.sessions, self._before, scores)
         return {PREFIX + name: value for name, value in found.items()}

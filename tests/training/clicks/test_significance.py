@@ -28,6 +28,15 @@ def test_sessions_of_one_query_are_no_independent_witnesses():
     assert blind.high - blind.low < (few.high - few.low) / 4
 
 
+def test_a_session_that_weighs_twice_is_one_that_is_there_twice():
+    values, groups, weights = np.array([0.1, 0.5, 0.9, 0.4]), ['a', 'a', 'b', 'c'], np.array([1, 3, 2, 1])
+    twice = bootstrap_interval(np.repeat(values, weights), list(np.repeat(groups, weights)))
+    assert bootstrap_interval(values, groups, weights=weights) == twice
+    found = compare(values, values[::-1], groups, weights=weights)
+    again = compare(np.repeat(values, weights), np.repeat(values[::-1], weights), list(np.repeat(groups, weights)))
+    assert found.difference.mean == pytest.approx(again.difference.mean) and found.p_value == again.p_value
+
+
 def test_a_gain_beyond_noise_is_seen_and_noise_is_not():
     random = np.random.default_rng(0)
     before = random.uniform(0, 1, 200)
