@@ -7,6 +7,7 @@ import pytest
 from finetuner import settings
 from finetuner.excepts import AuthenticationError, NotFoundError, RegistryError, RunInProgressError
 from registry.names import new_id
+from registry.search_items import NewItem
 
 
 @pytest.fixture
@@ -56,6 +57,21 @@ def test_all_goes_that_the_account_has_and_nothing_else(registry, account, fill,
     with pytest.raises(NotFoundError, match='There is no account'):
         registry.delete_account(support)
     assert registry.create_account('support').id != support
+
+
+def test_what_comes_for_an_account_that_was_deleted_meanwhile_is_refused(registry):
+    account = registry.create_account('support').id
+    registry.delete_account(account)
+    session, events = [{'object_id': 'a'}], [{'event_id': 'e', 'object_id': 'a'}]
+    for add in (
+        lambda: registry.clicks.register_session(account, 's', 'a query', session),
+        lambda: registry.clicks.register_events(account, 's', events),
+        lambda: registry.items.upsert(account, 'model', [NewItem('a', 'a shoe', None, bytes(4))]),
+        lambda: registry.create_experiment(account, 'support'),
+    ):
+        with pytest.raises(NotFoundError, match='account'):
+            add()
+    registry.create_account('another')  # nothing is locked any more
 
 
 def test_an_account_whose_run_is_at_work_stays_until_that_is_cancelled(registry, fill, dump, stored_files):
