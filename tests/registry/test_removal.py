@@ -3,9 +3,11 @@
 import shutil
 
 import pytest
+from sqlalchemy import func, select
 
 from finetuner import settings
 from finetuner.excepts import AuthenticationError, NotFoundError, RegistryError, RunInProgressError
+from registry.models import Base
 from registry.names import new_id
 from registry.search_items import NewItem
 
@@ -35,6 +37,8 @@ def fill(registry, documents, artifact_path, tmp_path):
         registry.clicks.register_session(account_id, 'collected', 'a query', [{'object_id': 'a'}])
         registry.clicks.register_events(account_id, 'collected', [{'event_id': 'e', 'object_id': 'a'}])
         registry.clicks.register_events(account_id, 'to come', [{'event_id': 'e', 'object_id': 'a'}])
+        registry.tuning.create_task(account_id, 'text-to-text', {})
+        registry.items.upsert(account_id, 'model', [NewItem('a', 'a shoe', {'size': 38}, bytes(4))])
         return registry.create_token(account_id, 'laptop')
 
     return make
@@ -57,6 +61,22 @@ def test_all_goes_that_the_account_has_and_nothing_else(registry, account, fill,
     with pytest.raises(NotFoundError, match='There is no account'):
         registry.delete_account(support)
     assert registry.create_account('support').id != support
+
+
+def test_what_is_deleted_here_is_of_every_table_that_accounts_have(registry, fill):
+    support = registry.create_account('support').id
+    fill(support)
+    owned = [table for table in Base.metadata.sorted_tables if 'account_id' in table.columns]
+
+    def count():
+        with registry.database.read() as session:
+            counts = {table.name: select(func.count()).where(table.c.account_id == support) for table in owned}
+            return {name: session.scalar(query) for name, query in counts.items()}
+
+    before = count()
+    assert all(before.values()), f'`fill` adds nothing to one of them: {before}'
+    registry.delete_account(support)
+    assert not any(count().values())
 
 
 def test_what_comes_for_an_account_that_was_deleted_meanwhile_is_refused(registry):
