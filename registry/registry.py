@@ -169,7 +169,7 @@ class Registry:
             return accounts.find_account(session, name)
 
     def delete_account(self, account_id: str) -> None:
-        """Delete an account with its tokens, data sets, experiments, runs, artifacts, aliases, clicks and search items, for good.
+        """Delete an account with its tokens, data sets, experiments, runs, artifacts, aliases, clicks and search items.
 
         For who runs the service. What its runs have left in the folders of other machines stays there.
 
