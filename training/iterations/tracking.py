@@ -192,14 +192,15 @@ class Iteration:
 
     def start(self, values: Parameters) -> str:
         """The id of the run of a training, which is made if there is none of these parameters."""
-        name = parameters.name_of(values)
-        for training in self.trainings():
-            if training.name == name:
-                self.tracker.client.update_run(training.run_id, 'RUNNING')
-                return training.run_id
         from mlflow.entities import Param
 
-        run_id = str(self.tracker.client.create_run(self.id, run_name=name).info.run_id)
+        name = parameters.name_of(values)
+        run_id = next((training.run_id for training in self.trainings() if training.name == name), None)
+        if run_id is None:
+            run_id = str(self.tracker.client.create_run(self.id, run_name=name).info.run_id)
+        else:
+            self.tracker.client.update_run(run_id, 'RUNNING')
+        # also of one that is there: the worker that made it may have been lost before it could
         texts = {'batch_id': self.batch_id, 'plugin_name': self.method, **parameters.write(values)}
         self.tracker.client.log_batch(run_id, params=[Param(key, text) for key, text in texts.items()])
         return run_id

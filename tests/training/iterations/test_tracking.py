@@ -64,6 +64,14 @@ def test_an_iteration_is_an_experiment_and_a_training_a_run(tracker):
     assert [(point.step, point.value) for point in history] == [(1, 0.3), (2, 0.6)]
 
 
+def test_a_training_whose_worker_was_lost_at_once_has_its_parameters_when_it_goes_on(tracker):
+    iteration = tracker.begin('account', 'shop', 'batch', 'owner')
+    run_id = tracker.client.create_run(iteration.id, run_name=name_of(FIRST)).info.run_id
+    assert iteration.start(FIRST) == iteration.start(FIRST) == run_id
+    iteration.end(run_id, FINISHED, 0.6)
+    assert iteration.top(SPACE, 1) == [FIRST]
+
+
 def test_the_initial_model_is_kept_once_for_each_method(tracker, model):
     made = []
 
