@@ -157,7 +157,8 @@ class SearchExecutor(Executor):
                 self._add(index, engine, _pages(self.registry.items.read, artifact_id))
                 self.searched = Searched(engine, index)
         finally:
-            self._deleted = None
+            with self._writing:  # who deletes looks whether it is there, and then adds to it
+                self._deleted = None
         self.logger.info(f'searching by the artifact {artifact_id}')
 
     def _make_index(self, engine: InferenceEngine, model: str) -> VectorIndex:

@@ -139,6 +139,27 @@ def promote(registry, account, artifact):
     return run.artifact_id
 
 
+def test_what_is_deleted_while_a_model_takes_over_is_noted_under_the_lock_alone(
+    executor, account, call, tiny_artifact, monkeypatch
+):
+    changes = []
+
+    class Watched(SearchExecutor):
+        def __setattr__(self, name, value):
+            if name == '_deleted':
+                changes.append(self._writing.locked())
+            super().__setattr__(name, value)
+
+    add(call)
+    monkeypatch.setattr(executor, '__class__', Watched)
+    promote(executor.registry, account, tiny_artifact)
+    deadline = time.monotonic() + 20
+    while len(changes) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert changes == [True, True]
+
+
 def test_a_promoted_model_takes_over_and_what_came_meanwhile_is_there(
     executor, account, call, search, tiny_artifact, monkeypatch
 ):
