@@ -144,7 +144,7 @@ def _fitting(session: Session, account_id: str, sizes: Sequence[tuple[str, int]]
     """How many of the sessions, whose ids and sizes without events are given, may be held at once; one at least."""
     inner = _numbered(account_id, [session_id for session_id, _ in sizes])
     query = select(inner.c.session_id, func.sum(_size(inner.c.meta))).where(inner.c.place <= events_limit)
-    of_events = dict(session.execute(query.group_by(inner.c.session_id)).tuples().all())
+    of_events: dict[str, int] = dict(session.execute(query.group_by(inner.c.session_id)).tuples().all())
     fitting, room = 0, MAX_PAGE_BYTES
     for session_id, size in sizes:
         room -= size + int(of_events.get(session_id, 0))
@@ -162,7 +162,7 @@ def _numbered(account_id: str, session_ids: Sequence[str]) -> Subquery:
     return select(ClickEventRow, place).where(*owned).subquery()
 
 
-def _size(*columns: ColumnElement[Any]) -> ColumnElement[int]:
+def _size(*columns: Any) -> ColumnElement[int]:
     """About how many bytes a row takes, by what can be long in it."""
     lengths = [func.coalesce(func.length(cast(column, Text)), 0) for column in columns]
     return sum(lengths, literal(ROW_BYTES))
