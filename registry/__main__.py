@@ -114,6 +114,7 @@ def delete_account(name: Name, yes: Annotated[bool, typer.Option('--yes', '-y', 
         registry.delete_account(found.id)
         _tell_place(registry.database)
     typer.echo(f'The account {name!r} is deleted, with {has}')
+    typer.echo('`python -m training.iterations.tidying` removes what its tasks have left in MLflow', err=True)
 
 
 @app.command()

@@ -171,7 +171,8 @@ class Registry:
     def delete_account(self, account_id: str) -> None:
         """Delete an account with its tokens, data sets, experiments, runs, artifacts, aliases, clicks and search items.
 
-        For who runs the service. What its runs have left in the folders of other machines stays there.
+        For who runs the service. What its runs have left in MLflow and in the folders of other machines stays there,
+        until `training.iterations.tidying` and the trainers there remove it.
 
         :raises RegistryError: there is no such account, or it is the one of the first start.
         :raises RunInProgressError: one of its runs is at work; then nothing is deleted.

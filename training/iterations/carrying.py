@@ -17,6 +17,7 @@ from training.heartbeat import Heartbeat
 from training.interruption import Interruption
 from training.iterations.iteration import BEST, TRIALS, Outcome, Start, Work, iterate
 from training.iterations.material import DIGEST, ITEMS, SHARD
+from training.iterations.tidying import remove_lost
 from training.iterations.tracking import PROMOTED, REFUSED
 from training.methods import load_method
 from training.run_folder import remove_training
@@ -62,6 +63,7 @@ def carry(
         _finish(registry, run, outcome, heartbeat.lease, alias, start)
     try:
         _conclude(outcome, task.account_id)
+        remove_lost(registry, outcome.iteration.tracker)
     except Exception:  # what matters is stored
         logger.exception('MLflow could not be told of the end of the iteration')
     _tidy(folder)
