@@ -24,10 +24,13 @@ from finetuner.documents import DocumentArray
 from finetuner.excepts import DataError
 from finetuner.inference import InferenceEngine, load_engine
 from finetuner.inference.remote import without_secrets
+from registry.plain import MAX_JSON, json_size
 from registry.search_items import NewItem, SearchItem
 
 PIECE = 256
 """Items that are embedded at once."""
+JSON_ROOM = 8
+"""Bytes of JSON around a value of a list: more than there are."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,9 @@ class SearchExecutor(Executor):
         session_id = None
         if parameters.create_session:
             session_id = parameters.session_id or str(uuid.uuid4())
-            self.registry.clicks.register_session(account.id, session_id, query, results, user_id=parameters.user_id)
+            self.registry.clicks.register_session(
+                account.id, session_id, query, _within_room(results), user_id=parameters.user_id
+            )
         return answer(search_results=results, session_id=session_id, model=searched.index.model)
 
     @requests
@@ -157,7 +162,8 @@ class SearchExecutor(Executor):
                 self._add(index, engine, _pages(self.registry.items.read, artifact_id))
                 self.searched = Searched(engine, index)
         finally:
-            self._deleted = None
+            with self._writing:  # who deletes looks whether it is there, and then adds to it
+                self._deleted = None
         self.logger.info(f'searching by the artifact {artifact_id}')
 
     def _make_index(self, engine: InferenceEngine, model: str) -> VectorIndex:
@@ -188,6 +194,15 @@ class SearchExecutor(Executor):
 def _entry(item: NewItem | SearchItem, embedding: np.ndarray) -> Entry:
     values: dict[str, Any] = {'id': item.object_id, 'text': item.text, 'meta': dict(item.meta or {})}
     return Entry(**values, embedding=embedding)  # type: ignore[arg-type]  # it takes any array
+
+
+def _within_room(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results as a session has room for them: of those that it has none for, their ids and scores are kept."""
+    kept, room = [], MAX_JSON - JSON_ROOM
+    for result in results:
+        room -= json_size(result['meta']) + JSON_ROOM
+        kept.append(result if room >= 0 else {**result, 'meta': None})
+    return kept
 
 
 def _pages(read: Any, not_of: str | None) -> Iterable[list[SearchItem]]:

@@ -98,7 +98,7 @@ def account(name: Name) -> None:
 
 @app.command(name='delete-account')
 def delete_account(name: Name, yes: Annotated[bool, typer.Option('--yes', '-y', help='Do not ask.')] = False) -> None:
-    """Delete an account with its tokens, data sets, runs, artifacts, aliases and clicks, for good.
+    """Delete an account with its tokens, data sets, runs, artifacts, aliases, clicks and search items, for good.
 
     Runs that are at work are to be cancelled first.
     """
@@ -114,6 +114,7 @@ def delete_account(name: Name, yes: Annotated[bool, typer.Option('--yes', '-y', 
         registry.delete_account(found.id)
         _tell_place(registry.database)
     typer.echo(f'The account {name!r} is deleted, with {has}')
+    typer.echo('`python -m training.iterations.tidying` removes what its tasks have left in MLflow', err=True)
 
 
 @app.command()

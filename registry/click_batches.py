@@ -10,18 +10,18 @@ from sqlalchemy.orm import Session
 
 from finetuner.excepts import NotFoundError
 from registry.click_records import COLLECTING, RELEASED, ClickBatch
-from registry.database import read_page
+from registry.database import find_or_insert, read_page
 from registry.models import ClickBatchRow, ClickSessionRow, now
 from registry.records import Page
 
 
 def lock_collecting(session: Session, account_id: str) -> ClickBatchRow:
     """The batch that collects, made if there is none. Nobody else changes it before this transaction ends."""
-    query = select(ClickBatchRow).where(*_collecting(account_id)).with_for_update()
-    while (row := session.scalar(query)) is None:
-        # another may have made one at once, and one that was there may have been released meanwhile
-        with suppress(IntegrityError), session.begin_nested():
-            session.add(ClickBatchRow(account_id=account_id, status=COLLECTING, last_number=0))
+    row, _ = find_or_insert(
+        session,
+        select(ClickBatchRow).where(*_collecting(account_id)).with_for_update(),
+        lambda: ClickBatchRow(account_id=account_id, status=COLLECTING, last_number=0),
+    )
     return row
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, Subquery, Text, cast, delete, exists, func, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, aliased
 
@@ -19,6 +19,11 @@ from registry.models import ClickBatchRow, ClickEventRow, ClickSessionRow
 from registry.names import new_id
 
 INSERT: dict[str, Any] = {'sqlite': sqlite.insert, 'postgresql': postgresql.insert}
+
+MAX_PAGE_BYTES = 8 << 20
+"""Of the sessions that are held at once, as the database has them: objects of Python take some times as much."""
+ROW_BYTES = 500
+"""Of a session or an event without what can be long in it."""
 
 
 def insert_session(session: Session, account_id: str, session_id: str, values: dict[str, Any]) -> bool:
@@ -65,11 +70,14 @@ def get_session(session: Session, account_id: str, session_id: str, events_limit
 def batch_sessions(
     session: Session, account_id: str, batch_id: str, after_number: int, limit: int, events_limit: int
 ) -> SessionsOfBatch:
-    """The sessions of a batch that come after a number; none of a batch that there is not."""
+    """The sessions of a batch that come after a number, as many as may be held at once, but one at least; none of a
+    batch that there is not."""
     owned = ClickBatchRow.id == ClickSessionRow.batch_id, ClickBatchRow.account_id == account_id
     query = select(ClickSessionRow).join(ClickBatchRow, owned[0]).where(owned[1], ClickSessionRow.batch_id == batch_id)
-    query = query.where(ClickSessionRow.number > after_number).order_by(ClickSessionRow.number).limit(limit)
-    rows = list(session.scalars(query))
+    query = query.where(ClickSessionRow.number > after_number).order_by(ClickSessionRow.number)
+    size = _size(ClickSessionRow.search_query, ClickSessionRow.search_results, ClickSessionRow.search_meta)
+    sizes = session.execute(query.with_only_columns(ClickSessionRow.session_id, size).limit(limit)).tuples().all()
+    rows = list(session.scalars(query.limit(_fitting(session, account_id, sizes, events_limit))))
     events = _events(session, account_id, [row.session_id for row in rows], events_limit)
     sessions = [_session(row, events[row.session_id]) for row in rows]
     return SessionsOfBatch(batch_id, sessions[-1].number if sessions else None, sessions)
@@ -122,12 +130,7 @@ def _events(
     session: Session, account_id: str, session_ids: Sequence[str], limit: int
 ) -> defaultdict[str, list[ClickEvent]]:
     """The first events of each of the sessions, the oldest first."""
-    order = ClickEventRow.created_at, ClickEventRow.position, ClickEventRow.event_id
-    place = func.row_number().over(partition_by=ClickEventRow.session_id, order_by=order).label('place')
-    numbered = select(ClickEventRow, place).where(
-        ClickEventRow.account_id == account_id, ClickEventRow.session_id.in_(session_ids)
-    )
-    inner = numbered.subquery()
+    inner = _numbered(account_id, session_ids)
     row = aliased(ClickEventRow, inner)
     found: defaultdict[str, list[ClickEvent]] = defaultdict(list)
     for event in session.scalars(select(row).where(inner.c.place <= limit).order_by(inner.c.place)):
@@ -135,6 +138,34 @@ def _events(
             ClickEvent(event.event_id, event.object_id, event.event_type, event.created_at, event.meta)
         )
     return found
+
+
+def _fitting(session: Session, account_id: str, sizes: Sequence[tuple[str, int]], events_limit: int) -> int:
+    """How many of the sessions, whose ids and sizes without events are given, may be held at once; one at least."""
+    inner = _numbered(account_id, [session_id for session_id, _ in sizes])
+    query = select(inner.c.session_id, func.sum(_size(inner.c.meta))).where(inner.c.place <= events_limit)
+    of_events: dict[str, int] = dict(session.execute(query.group_by(inner.c.session_id)).tuples().all())
+    fitting, room = 0, MAX_PAGE_BYTES
+    for session_id, size in sizes:
+        room -= size + int(of_events.get(session_id, 0))
+        if room < 0:
+            break
+        fitting += 1
+    return max(fitting, 1)
+
+
+def _numbered(account_id: str, session_ids: Sequence[str]) -> Subquery:
+    """The events of the sessions, each with its `place` in its own one, the oldest first."""
+    order = ClickEventRow.created_at, ClickEventRow.position, ClickEventRow.event_id
+    place = func.row_number().over(partition_by=ClickEventRow.session_id, order_by=order).label('place')
+    owned = ClickEventRow.account_id == account_id, ClickEventRow.session_id.in_(session_ids)
+    return select(ClickEventRow, place).where(*owned).subquery()
+
+
+def _size(*columns: Any) -> ColumnElement[int]:
+    """About how many bytes a row takes, by what can be long in it."""
+    lengths = [func.coalesce(func.length(cast(column, Text)), 0) for column in columns]
+    return sum(lengths, literal(ROW_BYTES))
 
 
 def _session(row: ClickSessionRow, events: list[ClickEvent]) -> ClickSession:

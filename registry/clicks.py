@@ -12,7 +12,7 @@ from registry import click_batches, click_sessions
 from registry.click_records import ClickBatch, ClickSession, SessionsOfBatch
 from registry.database import Database
 from registry.models import now
-from registry.plain import clean, plain
+from registry.plain import check_size, clean, plain
 from registry.records import Page
 
 MAX_PAGE_SIZE = 1000
@@ -51,16 +51,23 @@ class Clicks:
         :param search_results: as they were shown: `object_id`, and perhaps `rank` and `meta`.
         :param user_id: of the client's user; `delete_user_sessions` goes by it.
         :param created_at: seconds since 1970 in UTC, default now; from 12 hours ago to 5 minutes from now.
-        :raises RegistryError: a value is malformed, or the time is none of these.
+        :raises RegistryError: a value is malformed, the time is none of these, or `search_meta` and the `meta` of all
+            results are more than 64 KiB together.
         """
         session_id = check_key('session_id', session_id)
         if len(search_query) > MAX_QUERY:
             raise RegistryError(f'search_query has {len(search_query)} characters: at most {MAX_QUERY} are taken')
         time = now()
+        results = [_result(result, number) for number, result in enumerate(_few(search_results))]
+        meta = None if search_meta is None else plain(search_meta, 'search_meta')
+        check_size(
+            [meta, *(result['meta'] for result in results if 'meta' in result)],
+            'search_meta, with the meta of results,',
+        )
         values = {
             'search_query': clean(search_query),
-            'search_results': [_result(result, number) for number, result in enumerate(_few(search_results))],
-            'search_meta': None if search_meta is None else plain(search_meta, 'search_meta'),
+            'search_results': results,
+            'search_meta': meta,
             'user_id': None if user_id is None else check_key('user_id', user_id),
             'created_at': check_time(created_at, time - OLDEST, time + NEWEST) or time,
         }
@@ -72,7 +79,7 @@ class Clicks:
 
         :param session_id: whose session may come later.
         :param events: `event_id` and `object_id`, and perhaps `event_type` ('click'), `created_at` and `meta`.
-        :raises RegistryError: a value is malformed.
+        :raises RegistryError: a value is malformed, or the `meta` of an event is more than 64 KiB.
         """
         session_id = check_key('session_id', session_id)
         time = now()
@@ -128,7 +135,8 @@ class Clicks:
     def batch_sessions(
         self, account_id: str, batch_id: str, after_number: int = 0, limit: int = 10, events_limit: int = 100
     ) -> SessionsOfBatch:
-        """The sessions of a batch after a number, at most `limit` (1 to 1000) of them with their first events.
+        """The sessions of a batch after a number, at most `limit` (1 to 1000) of them with their first events. They are
+        fewer where they are large.
 
         What the answer calls its `last_number` is the `after_number` of the next. A batch that there is not has none.
 
@@ -141,7 +149,7 @@ class Clicks:
             )
 
     def all_batch_sessions(self, account_id: str, batch_id: str, size: int = 500) -> Iterator[ClickSession]:
-        """All sessions of a batch by their numbers, `size` of them in memory at a time."""
+        """All sessions of a batch by their numbers, at most `size` of them in memory at a time."""
         after: int | None = 0
         while after is not None:
             found = self.batch_sessions(account_id, batch_id, after, size, MAX_EVENTS)
@@ -204,12 +212,15 @@ def _result(result: Mapping[str, Any], number: int) -> dict[str, Any]:
 def _event(event: Mapping[str, Any], number: int, time: datetime) -> dict[str, Any]:
     place = f'events[{number}]'
     meta = event.get('meta')
+    if meta is not None:
+        meta = plain(meta, f'{place}.meta')
+        check_size(meta, f'{place}.meta')
     return {
         'event_id': check_key(f'{place}.event_id', event['event_id']),
         'object_id': check_key(f'{place}.object_id', event['object_id']),
         'event_type': check_key(f'{place}.event_type', event.get('event_type') or 'click'),
         'created_at': check_time(event.get('created_at'), datetime.fromtimestamp(0, UTC), time + NEWEST) or time,
-        'meta': None if meta is None else plain(meta, f'{place}.meta'),
+        'meta': meta,
     }
 
 

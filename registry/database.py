@@ -30,7 +30,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.orm import Session
 
-from finetuner.excepts import RegistryError, UnavailableError
+from finetuner.excepts import NotFoundError, RegistryError, UnavailableError
 from registry.models import Base
 
 BUSY_TIMEOUT_MS = 60_000
@@ -40,6 +40,8 @@ MIGRATION_LOCK = 0x66_69_6E_65
 INSERT_ATTEMPTS = 5
 FOR_NOW = ('starting up', 'shutting down', 'in recovery mode', 'too many', 'connection slots')
 """What PostgreSQL says to a client that it would have at another time."""
+FOREIGN_KEY = '23503'
+"""What PostgreSQL calls a row that refers to none, or to which others refer."""
 LOCKED = ('40001', '40P01', '55P03')
 """What PostgreSQL calls two transactions that cannot both go on, a deadlock, and a lock that was not to be had."""
 
@@ -242,7 +244,8 @@ def _parse(url: str | URL) -> URL:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Tell in a sentence of a connection that was lost or not to be had, and of locks that were not.
+    """Tell in a sentence of a connection that was lost or not to be had, of locks that were not, and of what others
+    have deleted or added meanwhile.
 
     After a lost connection nobody knows whether a commit was the last thing that it did.
     """
@@ -254,6 +257,10 @@ def _told() -> Iterator[None]:
             raise UnavailableError('The database is busy: try again in a moment') from error
         if error.connection_invalidated or (isinstance(error, OperationalError) and error.statement is None):
             raise UnavailableError('The database cannot be reached: try again in a moment') from error
+        if _breaks_foreign_key(error):
+            if (error.statement or '').startswith('DELETE'):
+                raise RegistryError('Something belongs to what is to be deleted: nothing is deleted') from error
+            raise NotFoundError('The account, or what else this belongs to, has been deleted') from error
         raise
 
 
@@ -262,6 +269,12 @@ def _is_busy(error: DBAPIError) -> bool:
     if getattr(error.orig, 'sqlite_errorcode', 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return True
     return getattr(error.orig, 'sqlstate', None) in LOCKED
+
+
+def _breaks_foreign_key(error: DBAPIError) -> bool:
+    if getattr(error.orig, 'sqlite_errorcode', 0) == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
+        return True
+    return getattr(error.orig, 'sqlstate', None) == FOREIGN_KEY
 
 
 def _is_away(error: DBAPIError) -> bool:

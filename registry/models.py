@@ -313,7 +313,7 @@ class SearchItemRow(Base):
     """What can be searched for, with the embedding that a model made of it."""
 
     __tablename__ = 'search_items'
-    __table_args__ = (UniqueConstraint('account_id', 'object_id'),)
+    __table_args__ = (UniqueConstraint('account_id', 'object_id'), Index(None, 'account_id', 'size'))
 
     account_id: Mapped[str] = mapped_column(ForeignKey('accounts.id'))
     object_id: Mapped[str]
@@ -322,3 +322,4 @@ class SearchItemRow(Base):
     model: Mapped[str]  # that the embedding is of
     embedding: Mapped[bytes] = mapped_column(LargeBinary)
     revision: Mapped[int]  # another one with each text
+    size: Mapped[int] = mapped_column(default=0, server_default='0')  # what it counts of what an account may have

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import numpy as np
 
 from finetuner.excepts import RegistryError
+
+MAX_JSON = 64 << 10
+"""Bytes of what a client tells beside the fields that are known: `meta` and its like."""
 
 
 def plain(value: Any, place: str, *, lossy: bool = False) -> Any:
@@ -35,6 +39,20 @@ def plain(value: Any, place: str, *, lossy: bool = False) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item, f'{place}[{index}]', lossy=lossy) for index, item in enumerate(value)]
     raise RegistryError(f'{place} is a {type(value).__name__}, which JSON cannot hold')
+
+
+def check_size(value: Any, place: str) -> None:
+    """
+    :param value: as `plain` returns it.
+    :raises RegistryError: it is more JSON than is kept of a client in one place.
+    """
+    if (size := json_size(value)) > MAX_JSON:
+        raise RegistryError(f'{place} has {size} bytes of JSON: at most {MAX_JSON} are taken')
+
+
+def json_size(value: Any) -> int:
+    """The bytes of `value` as JSON in UTF-8."""
+    return len(json.dumps(value, ensure_ascii=False).encode())
 
 
 def clean(text: str) -> str:

@@ -19,6 +19,23 @@ from registry.models import ArtifactRow, ExperimentRow, PromotionRow, RunRow
 from registry.names import known, shorten
 from registry.records import ArtifactRecord, Page, Promotion
 
+ANYTHING = ''
+"""What an alias may name where it does not matter."""
+
+
+class AliasMovedError(RegistryError):
+    """An alias names another artifact than was thought."""
+
+
+def check_named(session: Session, account_id: str, alias: str, artifact_id: str | None) -> None:
+    """See that the alias names this artifact now, or nothing. The account is locked.
+
+    :raises AliasMovedError: it does not.
+    """
+    now = _current(session, account_id, alias)
+    if (None if now is None else now.artifact_id) != artifact_id:
+        raise AliasMovedError(f'{alias} was given another model meanwhile, which this one was not compared with')
+
 
 def promote(session: Session, account_id: str, alias: str, artifact: ArtifactRecord) -> Promotion:
     """Have the alias name the artifact from now on. If it does already, nothing changes.

@@ -7,6 +7,7 @@ goes beyond the quota, for hours of training are worth more than the bytes.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from sqlalchemy import func, select
@@ -14,8 +15,11 @@ from sqlalchemy.orm import Session
 
 from finetuner.excepts import QuotaError, RegistryError
 from registry.accounts import get_account_row, lock_account, to_account
-from registry.models import AccountRow, ArtifactRow, CheckpointRow, DatasetRow, ExperimentRow, RunRow
+from registry.models import AccountRow, ArtifactRow, CheckpointRow, DatasetRow, ExperimentRow, RunRow, SearchItemRow
 from registry.records import CREATED, STARTED, Account, Stored, Usage
+
+SEARCH_BYTES, DEFAULT_SEARCH_BYTES = 'FINETUNER_SEARCH_BYTES', 1_000_000_000
+"""Of the search items of each account."""
 
 
 def set_quota(session: Session, account_id: str, max_bytes: int | None, max_runs: int | None) -> Account:
@@ -82,6 +86,20 @@ def lock_quota(session: Session, account_id: str) -> bool:
     if limited:
         lock_account(session, account_id)
     return limited
+
+
+def check_items(session: Session, account_id: str) -> None:
+    """See whether the account's search items, which are all in the memory of what searches, are within their limit.
+
+    :raises QuotaError: they are not.
+    """
+    limit = int(os.environ.get(SEARCH_BYTES) or DEFAULT_SEARCH_BYTES)
+    used = int(session.scalar(select(_sum(SearchItemRow.size)).where(SearchItemRow.account_id == account_id)) or 0)
+    if used > limit:
+        raise QuotaError(
+            f'The search items of the account would take {used} bytes: at most {limit} are kept ({SEARCH_BYTES}). '
+            'Delete items first'
+        )
 
 
 def used_bytes(session: Session, account_id: str) -> int:

@@ -169,9 +169,10 @@ class Registry:
             return accounts.find_account(session, name)
 
     def delete_account(self, account_id: str) -> None:
-        """Delete an account with its tokens, data sets, experiments, runs, artifacts, aliases and clicks, for good.
+        """Delete an account with its tokens, data sets, experiments, runs, artifacts, aliases, clicks and search items.
 
-        For who runs the service. What its runs have left in the folders of other machines stays there.
+        For who runs the service. What its runs have left in MLflow and in the folders of other machines stays there,
+        until `training.iterations.tidying` and the trainers there remove it.
 
         :raises RegistryError: there is no such account, or it is the one of the first start.
         :raises RunInProgressError: one of its runs is at work; then nothing is deleted.
@@ -472,13 +473,17 @@ class Registry:
         lease: str | None = None,
         details: str = 'Run finished',
         alias: str | None = None,
+        in_place_of: str | None = promotions.ANYTHING,
     ) -> None:
         """Store the artifact and end the run as FINISHED: both or neither. Its checkpoint is deleted.
 
         :param artifact_path: copied, and left where it is.
         :param details: one sentence.
         :param alias: is to name the artifact from then on, in the same moment.
+        :param in_place_of: the id of the artifact that the alias must name until then, None for nothing; by default
+            that does not matter.
         :raises RegistryError: the run is not STARTED, or another's.
+        :raises AliasMovedError: the alias names another artifact; then nothing is stored.
         """
         run = self.get_run_by_id(run_id)
         if run.status != STARTED or (lease is not None and run.lease != lease):
@@ -493,6 +498,8 @@ class Registry:
             with self.database.write() as session:
                 if alias is not None:  # the account first: whoever deletes runs locks it before them
                     accounts.lock_account(session, run.account_id)
+                    if in_place_of != promotions.ANYTHING:
+                        promotions.check_named(session, run.account_id, alias, in_place_of)
                 runs.finish_run(session, run_id, metrics, examples, sha256, size, staged.key, lease, details)
                 if alias is not None:
                     artifact = artifacts.get_artifact(session, run.account_id, run.artifact_id)

@@ -9,7 +9,7 @@ from finetuner.excepts import RegistryError
 from registry.datasets import delete_all
 from registry.experiments import Deleted, delete_experiments
 from registry.first_start import LOCAL_ACCOUNT
-from registry.models import AccountRow, ClickBatchRow, ClickEventRow, ClickSessionRow, PromotionRow, TokenRow
+from registry.models import AccountRow, Base, PromotionRow
 
 
 def delete_account(session: Session, account_id: str) -> Deleted:
@@ -24,12 +24,12 @@ def delete_account(session: Session, account_id: str) -> Deleted:
         raise RegistryError(
             f'The account {LOCAL_ACCOUNT!r} is that of the service itself, and stays: delete its runs and data sets'
         )
-    session.execute(delete(TokenRow).where(TokenRow.account_id == account_id))
+    # aliases go before what they name
     session.execute(delete(PromotionRow).where(PromotionRow.account_id == account_id))
     deleted = delete_experiments(session, account_id, None)
     deleted.keys += delete_all(session, account_id)
-    session.execute(delete(ClickEventRow).where(ClickEventRow.account_id == account_id))
-    session.execute(delete(ClickSessionRow).where(ClickSessionRow.account_id == account_id))
-    session.execute(delete(ClickBatchRow).where(ClickBatchRow.account_id == account_id))
+    for table in reversed(Base.metadata.sorted_tables):
+        if 'account_id' in table.columns:
+            session.execute(delete(table).where(table.columns.account_id == account_id))
     session.execute(delete(AccountRow).where(AccountRow.id == account_id))
     return deleted

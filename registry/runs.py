@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from finetuner.excepts import NotFoundError, RegistryError
 from registry.database import find_or_insert, read_page
 from registry.experiments import find_or_make_row, find_row
-from registry.models import ArtifactRow, ExperimentRow, RunRow, now
+from registry.models import ArtifactRow, ExperimentRow, RunRow, TuningTaskRow, now
 from registry.names import known
 from registry.plain import clean, plain
 from registry.queue import SCHEDULING, positions
@@ -215,7 +215,11 @@ def resume_run(session: Session, run_id: str) -> bool:
         'attempts': 0,
         'not_before': None,
     }
-    return _step(session, run_id, [FAILED, CANCELLED], status=CREATED, **values)
+    resumed = _step(session, run_id, [FAILED, CANCELLED], status=CREATED, **values)
+    if resumed:  # what its task asks for is wanted again
+        task = update(TuningTaskRow).where(TuningTaskRow.run_id == run_id).values(is_canceled=False, updated_at=now())
+        session.execute(task, execution_options={'synchronize_session': False})
+    return resumed
 
 
 def not_started(run: RunRecord) -> RegistryError:

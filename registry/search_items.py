@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +10,19 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from finetuner.excepts import RegistryError
+from registry.accounts import lock_account
 from registry.clicks import check_key
 from registry.database import Database, find_or_insert
 from registry.models import SearchItemRow
-from registry.plain import clean, plain
+from registry.plain import check_size, clean, json_size, plain
+from registry.quotas import check_items
 
 MAX_ITEMS = 1000
 """Of one call."""
 MAX_TEXT = 100_000
 """Characters of an item."""
+ITEM_BYTES = 4096
+"""What an item counts beside its text and its `meta`: about what its embedding takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +64,27 @@ class SearchItems:
         self._database = database
 
     def upsert(self, account_id: str, model: str, items: Sequence[NewItem]) -> None:
-        """Add items, or put them in the place of those that there are.
+        """Add items, or put them in the place of those that there are: all of them, or none.
 
         :param model: that the embeddings are of.
-        :raises RegistryError: a value is malformed, or there are more than 1,000 items.
+        :raises RegistryError: a value is malformed, there are more than 1,000 items, or there is no such account.
+        :raises QuotaError: the account would have more than `FINETUNER_SEARCH_BYTES`.
         """
         if len(items) > MAX_ITEMS:
             raise RegistryError(f'There are {len(items)} items in one request: at most {MAX_ITEMS} are taken')
         rows = [_checked(item) for item in items]
         with self._database.write() as session:
+            _lock(session, [account_id])
             for row in rows:
                 _upsert(session, account_id, model, row)
+            check_items(session, account_id)
 
     def delete(self, account_id: str, object_ids: Sequence[str]) -> int:
         """Delete those of the items that there are, and return how many they were."""
         ids = [clean(object_id) for object_id in object_ids]
         owned = SearchItemRow.account_id == account_id, SearchItemRow.object_id.in_(ids)
         with self._database.write() as session:
+            _lock(session, [account_id])
             return len(session.scalars(delete(SearchItemRow).where(*owned).returning(SearchItemRow.id)).all())
 
     def read(self, after: str = '', size: int = 500, not_of: str | None = None) -> list[SearchItem]:
@@ -93,22 +101,38 @@ class SearchItems:
 
     def set_embeddings(self, model: str, found: Mapping[tuple[str, int], bytes]) -> None:
         """Note what another model made of items, by their id and revision; not of those that are others by now."""
+        ids = [item_id for item_id, _ in found]
         with self._database.write() as session:
+            _lock(session, session.scalars(select(SearchItemRow.account_id).where(SearchItemRow.id.in_(ids))))
             for (item_id, revision), embedding in found.items():
                 same = SearchItemRow.id == item_id, SearchItemRow.revision == revision
                 session.execute(update(SearchItemRow).where(*same).values(model=model, embedding=embedding))
+
+
+def _lock(session: Session, account_ids: Iterable[str]) -> None:
+    """Let nobody else change items of these accounts until the end of this write.
+
+    Two that change the same items, each in its own order, would wait for each other.
+
+    :raises NotFoundError: an account has been deleted.
+    """
+    for account_id in sorted(set(account_ids)):
+        lock_account(session, account_id)
 
 
 def _checked(item: NewItem) -> NewItem:
     object_id = check_key('object_id', item.object_id)
     if not item.text or len(item.text) > MAX_TEXT:
         raise RegistryError(f'the text of {object_id!r} has {len(item.text)} characters: 1 to {MAX_TEXT} are taken')
-    meta = None if item.meta is None else plain(item.meta, f'meta of {object_id!r}')
+    place = f'meta of {object_id!r}'
+    meta = None if item.meta is None else plain(item.meta, place)
+    check_size(meta, place)
     return NewItem(object_id, clean(item.text), meta, item.embedding)
 
 
 def _upsert(session: Session, account_id: str, model: str, item: NewItem) -> None:
-    values: dict[str, Any] = {'text': item.text, 'meta': item.meta, 'model': model, 'embedding': item.embedding}
+    size = ITEM_BYTES + len(item.text.encode()) + json_size(item.meta)
+    values = {'text': item.text, 'meta': item.meta, 'model': model, 'embedding': item.embedding, 'size': size}
     owned = SearchItemRow.account_id == account_id, SearchItemRow.object_id == item.object_id
     row, is_new = find_or_insert(
         session,

@@ -113,7 +113,7 @@ def restart_task(session: Session, account_id: str, task_id: str) -> TuningTask:
         config = {name: value for name, value in row.run.config.items() if name != TASK}
         name = f'task-{task_id}-{row.restarts + 1}'
         row.run_id = _create_run(session, account_id, task_id, config, name)
-    elif not runs.resume_run(session, row.run_id):
+    elif not runs.resume_run(session, row.run_id) and not row.is_canceled:
         return _read(row)
     row.is_canceled, row.updated_at = False, now()
     session.flush()

@@ -38,6 +38,14 @@ PASSING = {
 OTHER_PROCESS = ('gloo', 'nccl', 'connection closed by peer', 'connection reset by peer')
 
 
+class CallbackError(RuntimeError):
+    """A callback failed, and with it the training; the message begins with its name. Its cause is what went wrong."""
+
+
+class CallbackRefusal(CallbackError, ValueError):
+    """The same, for a reason that the user can mend."""
+
+
 def persistently(
     call: Callable[[], Answer], patience: float = PATIENCE, tell: Callable[[Exception], None] | None = None
 ) -> Answer:
@@ -67,6 +75,7 @@ def _tell(error: Exception) -> None:
 
 def is_passing(error: BaseException) -> bool:
     """Whether the same attempt may succeed at another time or place: the fault is not the run's."""
+    error = _cause(error)
     if isinstance(error, UnavailableError | exc.DBAPIError | exc.TimeoutError | FolderInUse):
         return True
     if isinstance(error, (ConnectionError, TimeoutError, *_object_store_errors())):
@@ -80,11 +89,19 @@ def is_passing(error: BaseException) -> bool:
 
 def passing_reason(error: BaseException) -> str:
     """What went wrong, without what a database or an object store says of hosts and users."""
+    error = _cause(error)
     if isinstance(error, FolderInUse | UnavailableError):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
     return type(error).__name__
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong in a callback: that it was one, such as that which writes checkpoints, makes no difference."""
+    while isinstance(error, CallbackError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _object_store_errors() -> tuple[type[Exception], ...]:

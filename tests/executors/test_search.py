@@ -10,7 +10,7 @@ import pytest
 
 from executors import following
 from executors.parameters import DeleteItemsParameters, SearchParameters, TokenParameters
-from executors.search import SearchExecutor
+from executors.search import SearchExecutor, _within_room
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import AuthenticationError, DataError, RegistryError
 from finetuner.inference import load_engine
@@ -139,6 +139,27 @@ def promote(registry, account, artifact):
     return run.artifact_id
 
 
+def test_what_is_deleted_while_a_model_takes_over_is_noted_under_the_lock_alone(
+    executor, account, call, tiny_artifact, monkeypatch
+):
+    changes = []
+
+    class Watched(SearchExecutor):
+        def __setattr__(self, name, value):
+            if name == '_deleted':
+                changes.append(self._writing.locked())
+            super().__setattr__(name, value)
+
+    add(call)
+    monkeypatch.setattr(executor, '__class__', Watched)
+    promote(executor.registry, account, tiny_artifact)
+    deadline = time.monotonic() + 20
+    while len(changes) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert changes == [True, True]
+
+
 def test_a_promoted_model_takes_over_and_what_came_meanwhile_is_there(
     executor, account, call, search, tiny_artifact, monkeypatch
 ):
@@ -166,3 +187,13 @@ def test_a_promoted_model_takes_over_and_what_came_meanwhile_is_there(
     assert {item.model for item in executor.registry.items.read()} == {artifact_id}
     texts = {result['object_id']: result['meta']['text'] for result in found['search_results']}
     assert texts['p2'] == 'where is it'
+
+
+def test_a_session_keeps_of_large_results_what_it_has_room_for():
+    letters = {'a': 'ж', 'b': 'ж', 'c': 'ж', 'd': 'x'}
+    results = [{'object_id': name, 'rank': 0.5, 'meta': {'text': text * 15_000}} for name, text in letters.items()]
+    kept = _within_room(results)
+    assert kept[:2] == results[:2] and [result['meta'] for result in kept[2:]] == [None, None]
+    assert [result['object_id'] for result in kept] == ['a', 'b', 'c', 'd']
+    with Registry.open() as registry:
+        registry.clicks.register_session(registry.get_account().id, 's', 'q', kept)

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from finetuner.excepts import NotFoundError, RegistryError
-from registry import Registry
+from registry import Registry, click_sessions
 from registry.models import Base, now
 
 RESULTS = [
@@ -107,6 +107,39 @@ def test_a_session_is_kept_as_it_was_told(registry, account):
     ]
     assert kept.created_at.timestamp() == moment and kept.created_at.utcoffset() == timedelta(0)
     assert (kept.number, kept.is_irrelevant, kept.events) == (1, False, [])
+
+
+def test_what_a_client_tells_beside_the_fields_has_an_end(registry, account, add):
+    half, result = {'text': 'ж' * (15 << 10)}, {'object_id': 'a'}  # 30 KiB in UTF-8
+    registry.clicks.register_session(account, 's', 'q', [{**result, 'meta': half}], search_meta=half)
+    refused = 'at most 65536 are taken'
+    with pytest.raises(RegistryError, match=f'search_meta, with the meta of results, has .* bytes of JSON: {refused}'):
+        registry.clicks.register_session(account, 't', 'q', [{**result, 'meta': half}] * 2, search_meta=half)
+    event = {'event_id': 'e', 'object_id': 'a'}
+    with pytest.raises(RegistryError, match=rf'events\[1\].meta has .* bytes of JSON: {refused}'):
+        registry.clicks.register_events(account, 's', [event, {**event, 'meta': {'text': 'x' * (64 << 10)}}])
+    assert registry.clicks.get_session(account, 's').events == []
+
+
+def test_a_page_of_large_sessions_is_shorter(registry, account, monkeypatch):
+    monkeypatch.setattr(click_sessions, 'MAX_PAGE_BYTES', 100_000)
+    large = {'text': 'x' * 40_000}
+    for number, meta in enumerate([large, large, large, None, None]):
+        registry.clicks.register_session(account, f's{number}', 'q', [{'object_id': 'a'}], search_meta=meta)
+    events = [{'event_id': str(number), 'object_id': 'a', 'meta': large} for number in range(3)]
+    registry.clicks.register_events(account, 's3', events)
+    batch_id = registry.clicks.list_batches(account).items[0].id
+
+    def pages(events_limit):
+        after, found = 0, []
+        while (page := registry.clicks.batch_sessions(account, batch_id, after, 1000, events_limit)).sessions:
+            found.append([session.session_id for session in page.sessions])
+            after = page.last_number
+        return found
+
+    assert pages(1) == [['s0', 's1'], ['s2', 's3', 's4']]
+    assert pages(3) == [['s0', 's1'], ['s2'], ['s3'], ['s4']], 'one is handed out however large it is'
+    assert len(list(registry.clicks.all_batch_sessions(account, batch_id))) == 5
 
 
 def test_a_session_that_is_there_stays_as_it_is(registry, account, add):

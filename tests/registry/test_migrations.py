@@ -234,6 +234,8 @@ def test_all_that_was_there_is_there_in_the_newest_version(old, tmp_path):
         assert (visit.session_id, visit.search_query, visit.created_at) == ('visit', 'ö', TIME)
         [item] = registry.items.read()
         assert (item.object_id, item.text, item.meta, item.embedding) == ('p', 'ö', {'price': 3}, b'\0\1')
+        with registry.database.read() as session:
+            assert session.scalar(text('SELECT size FROM search_items')) == 4096 + 1 + len('{"price": 3}')
         task = registry.tuning.get_task('a', 't7')
         assert (task.status, task.batch_id, task.run_name, task.metadata) == ('done', 'b', 'run-1', {'who': 'ü'})
 

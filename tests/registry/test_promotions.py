@@ -3,6 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from finetuner.excepts import ArtifactError, RegistryError, RunInProgressError
+from registry.promotions import AliasMovedError
 
 
 @pytest.fixture
@@ -145,3 +146,22 @@ def test_an_artifact_is_promoted_or_deleted_but_not_both(registry, account, fini
         else:
             assert isinstance(promoting.exception(), ArtifactError | RegistryError)
             assert deleting.exception() is None
+
+
+def test_a_run_that_finishes_takes_the_place_of_what_it_was_compared_with_alone(
+    registry, account, finished_run, started_run, artifact_path, stored_files
+):
+    old, new = finished_run(name='old').artifact_id, finished_run(name='new').artifact_id
+    registry.promote(account, 'shop@production', new)
+    before = stored_files()
+    run = started_run('candidate')
+    for compared in (old, None):
+        with pytest.raises(AliasMovedError, match='shop@production was given another model meanwhile'):
+            registry.finish_run(run.id, artifact_path, {}, {}, alias='shop@production', in_place_of=compared)
+    assert registry.get_run_by_id(run.id).status == 'STARTED' and stored_files() == before
+    assert registry.get_promotion(account, 'shop@production').artifact_id == new
+    registry.finish_run(run.id, artifact_path, {}, {}, alias='shop@production', in_place_of=new)
+    assert registry.get_promotion(account, 'shop@production').artifact_id == run.artifact_id
+    first = started_run('first')
+    registry.finish_run(first.id, artifact_path, {}, {}, alias='other@production', in_place_of=None)
+    assert registry.get_promotion(account, 'other@production').artifact_id == first.artifact_id

@@ -3,10 +3,13 @@
 import shutil
 
 import pytest
+from sqlalchemy import func, select
 
 from finetuner import settings
 from finetuner.excepts import AuthenticationError, NotFoundError, RegistryError, RunInProgressError
+from registry.models import Base
 from registry.names import new_id
+from registry.search_items import NewItem
 
 
 @pytest.fixture
@@ -34,6 +37,8 @@ def fill(registry, documents, artifact_path, tmp_path):
         registry.clicks.register_session(account_id, 'collected', 'a query', [{'object_id': 'a'}])
         registry.clicks.register_events(account_id, 'collected', [{'event_id': 'e', 'object_id': 'a'}])
         registry.clicks.register_events(account_id, 'to come', [{'event_id': 'e', 'object_id': 'a'}])
+        registry.tuning.create_task(account_id, 'text-to-text', {})
+        registry.items.upsert(account_id, 'model', [NewItem('a', 'a shoe', {'size': 38}, bytes(4))])
         return registry.create_token(account_id, 'laptop')
 
     return make
@@ -56,6 +61,37 @@ def test_all_goes_that_the_account_has_and_nothing_else(registry, account, fill,
     with pytest.raises(NotFoundError, match='There is no account'):
         registry.delete_account(support)
     assert registry.create_account('support').id != support
+
+
+def test_what_is_deleted_here_is_of_every_table_that_accounts_have(registry, fill):
+    support = registry.create_account('support').id
+    fill(support)
+    owned = [table for table in Base.metadata.sorted_tables if 'account_id' in table.columns]
+
+    def count():
+        with registry.database.read() as session:
+            counts = {table.name: select(func.count()).where(table.c.account_id == support) for table in owned}
+            return {name: session.scalar(query) for name, query in counts.items()}
+
+    before = count()
+    assert all(before.values()), f'`fill` adds nothing to one of them: {before}'
+    registry.delete_account(support)
+    assert not any(count().values())
+
+
+def test_what_comes_for_an_account_that_was_deleted_meanwhile_is_refused(registry):
+    account = registry.create_account('support').id
+    registry.delete_account(account)
+    session, events = [{'object_id': 'a'}], [{'event_id': 'e', 'object_id': 'a'}]
+    for add in (
+        lambda: registry.clicks.register_session(account, 's', 'a query', session),
+        lambda: registry.clicks.register_events(account, 's', events),
+        lambda: registry.items.upsert(account, 'model', [NewItem('a', 'a shoe', None, bytes(4))]),
+        lambda: registry.create_experiment(account, 'support'),
+    ):
+        with pytest.raises(NotFoundError, match='account'):
+            add()
+    registry.create_account('another')  # nothing is locked any more
 
 
 def test_an_account_whose_run_is_at_work_stays_until_that_is_cancelled(registry, fill, dump, stored_files):

@@ -5,8 +5,10 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import update
 
 from finetuner.excepts import NotFoundError, RegistryError
+from registry.models import TuningTaskRow
 from registry.registry import Registry
 
 CONFIG = {'model': 'a-model', 'device': 'cpu'}
@@ -97,6 +99,24 @@ def test_cancel_and_restart(registry, account, create, finish):
     assert (again.status, again.run_name, again.artifact_id) == ('pending', f'task-{task.id}-2', None)
     assert registry.get_run_by_id(again.run_id).config == {**CONFIG, 'tuning_task': task.id}
     assert registry.get_run_by_id(task.run_id).status == 'FINISHED', 'what it has made stays'
+
+
+def test_a_task_whose_run_is_resumed_is_not_canceled_any_more(registry, account, create):
+    task = create()
+    assert registry.tuning.cancel_task(account, task.id).status == 'canceled'
+    assert registry.resume_run(task.run_id)
+    assert registry.tuning.get_task(account, task.id).status == 'pending'
+    assert [found.id for found in registry.tuning.list_tasks(account, status='pending')] == [task.id]
+
+
+def test_a_task_that_says_canceled_while_its_run_is_at_work_is_restarted(registry, account, create):
+    """As one may in a database of an earlier version."""
+    task = create()
+    assert registry.start_run(task.run_id, 'host:1')
+    with registry.database.write() as session:
+        session.execute(update(TuningTaskRow).values(is_canceled=True))
+    assert registry.tuning.restart_task(account, task.id).status == 'processing'
+    assert registry.tuning.get_task(account, task.id).status == 'processing'
 
 
 def test_lists_are_in_order_and_by_status(registry, account, create, finish):

@@ -8,13 +8,22 @@ import psutil
 import pytest
 
 from finetuner.data import read_csv
-from finetuner.excepts import ParameterError
+from finetuner.excepts import NotFoundError, ParameterError
 from registry import Registry
 from registry.queue import Machine, Resources
 from training.launchers.attempt import Attempt, Policy
-from training.launchers.ray_cluster import Kept, RayLauncher, worker_environment
+from training.launchers.ray_cluster import Kept, RayLauncher, method_file, worker_environment
+from training.methods import load_method
 
 LOGGER = logging.getLogger('ray-test')
+METHOD = """
+name: shop
+model: all-minilm-l6-v2
+items: {loader: inline, fields: [title, text]}
+loss: MultipleNegativeRankingLoss
+fit: {epochs: 2, learning_rate: 1e-5}
+search: {evaluations: 2, space: {learning_rate: {low: 1e-6, high: 0.01, log: true}, freeze: [0, 2]}}
+"""
 
 
 def wait_until(condition, seconds=400):
@@ -57,6 +66,31 @@ def test_a_registry_that_is_told_in_files_is_reached_from_nodes_without_them(tmp
     (tmp_path / 'keys').write_text('')
     with pytest.raises(ParameterError, match="has no keys of the profile 'default'"):
         worker_environment()
+
+
+def test_nodes_are_told_of_mlflow(monkeypatch):
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', 'http://mlflow:5000')
+    monkeypatch.setenv('MLFLOW_TRACKING_PASSWORD', 's3cret')
+    told = worker_environment()
+    assert (told['MLFLOW_TRACKING_URI'], told['MLFLOW_TRACKING_PASSWORD']) == ('http://mlflow:5000', 's3cret')
+
+
+def test_a_node_is_given_the_method_of_a_task(tmp_path, monkeypatch):
+    (tmp_path / 'shop.yml').write_text(METHOD)
+    monkeypatch.setenv('FINETUNER_METHODS', str(tmp_path))
+    with Registry.open() as registry:
+        account = registry.get_account().id
+        task, _ = registry.tuning.create_task(account, 'shop', {})
+        other, _ = registry.tuning.create_task(account, 'none-such', {})
+        run, _ = registry.create_run(account, 'default', 'run', {})
+        text = method_file(registry, registry.get_run_by_id(task.run_id))
+        assert method_file(registry, run) is None
+        with pytest.raises(NotFoundError, match='none-such'):
+            method_file(registry, registry.get_run_by_id(other.run_id))
+    node = tmp_path / 'node'
+    node.mkdir()
+    (node / 'method.yml').write_text(text)
+    assert load_method('shop', [node]) == load_method('shop')
 
 
 def test_a_client_of_ray_is_refused(monkeypatch):

@@ -16,6 +16,7 @@ from training.callbacks.mlflow_logger import MLFlowLogger
 from training.callbacks.training_checkpoint import Recovery, TrainingCheckpoint
 from training.callbacks.wandb_logger import WandBLogger
 from training.callbacks.wise_ft import WiSEFTCallback
+from training.errors import CallbackError, CallbackRefusal
 from training.evaluator import Evaluator
 from training.state import TrainingState
 
@@ -26,14 +27,6 @@ logger = logging.getLogger(__name__)
 ORDER = (EvaluationCallback, Callback, BestModelCheckpoint, EarlyStopping, WiSEFTCallback, TrainingCheckpoint, Logger)
 ORDER_AT_END = (BestModelCheckpoint, WiSEFTCallback, Callback, EarlyStopping, EvaluationCallback)
 LOSSES = ('train_loss', 'val_loss')
-
-
-class CallbackError(RuntimeError):
-    """A callback failed, and with it the training; the message begins with its name."""
-
-
-class CallbackRefusal(CallbackError, ValueError):
-    """The same, for a reason that the user can mend."""
 
 
 class Callbacks(Callback):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from finetuner.excepts import NotFoundError, RegistryError
 from registry import Registry, RunRecord
+from registry.promotions import AliasMovedError
 from registry.records import FINISHED, TuningTask
 from training.callbacks.training_checkpoint import Recovery
 from training.errors import persistently
@@ -16,6 +17,7 @@ from training.heartbeat import Heartbeat
 from training.interruption import Interruption
 from training.iterations.iteration import BEST, TRIALS, Outcome, Start, Work, iterate
 from training.iterations.material import DIGEST, ITEMS, SHARD
+from training.iterations.tidying import remove_lost
 from training.iterations.tracking import PROMOTED, REFUSED
 from training.methods import load_method
 from training.run_folder import remove_training
@@ -54,13 +56,14 @@ def carry(
         interruption=interruption,
     )
     outcome = iterate(work, method, batch_id, start)
-    if outcome.is_promoted and find_start(registry, task.account_id, alias).artifact_id != start.artifact_id:
-        outcome = _refuse(outcome, f'{alias} was given another model meanwhile, which this one was not compared with')
-    details = f'Promoted to {alias}: {outcome.sentence}' if outcome.is_promoted else f'Not promoted: {outcome.sentence}'
-    logger.info('%s', details)
-    _finish(registry, run, outcome, heartbeat.lease, details, alias if outcome.is_promoted else None)
+    try:
+        _finish(registry, run, outcome, heartbeat.lease, alias, start)
+    except AliasMovedError as error:
+        outcome = _refuse(outcome, str(error))
+        _finish(registry, run, outcome, heartbeat.lease, alias, start)
     try:
         _conclude(outcome, task.account_id)
+        remove_lost(registry, outcome.iteration.tracker)
     except Exception:  # what matters is stored
         logger.exception('MLflow could not be told of the end of the iteration')
     _tidy(folder)
@@ -91,13 +94,21 @@ def _refuse(outcome: Outcome, sentence: str) -> Outcome:
     return dataclasses.replace(outcome, is_promoted=False, sentence=sentence, metrics=metrics)
 
 
-def _finish(registry: Registry, run: RunRecord, outcome: Outcome, lease: str, details: str, alias: str | None) -> None:
+def _finish(registry: Registry, run: RunRecord, outcome: Outcome, lease: str, alias: str, start: Start) -> None:
+    """
+    :raises AliasMovedError: the alias names another model than the one that this one was compared with.
+    """
+    details = f'Promoted to {alias}: {outcome.sentence}' if outcome.is_promoted else f'Not promoted: {outcome.sentence}'
+    options = {'alias': alias, 'in_place_of': start.artifact_id} if outcome.is_promoted else {}
     try:
-        persistently(lambda: registry.finish_run(run.id, outcome.artifact, outcome.metrics, {}, lease, details, alias))
+        persistently(
+            lambda: registry.finish_run(run.id, outcome.artifact, outcome.metrics, {}, lease, details, **options)
+        )
     except RegistryError:
         # perhaps it was stored, and the answer was lost
         if registry.get_run_by_id(run.id).status != FINISHED:
             raise
+    logger.info('%s', details)
 
 
 def _tidy(folder: Path) -> None:

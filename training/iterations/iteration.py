@@ -15,12 +15,11 @@ from finetuner.inference.backbones import load_encoders
 from registry import Registry
 from registry.shards import DatasetReader
 from training.callbacks.best_model import BestModelCheckpoint
-from training.callbacks.making import CallbackError
 from training.callbacks.training_checkpoint import Recovery
 from training.clicks.comparing import Embedded, Verdict, judge_model
 from training.clicks.examples import Judged
 from training.clicks.significance import Interval
-from training.errors import is_passing
+from training.errors import CallbackError, is_passing
 from training.export import build_artifact
 from training.interruption import Interruption
 from training.iterations import parameters

@@ -54,6 +54,18 @@ class Training:
     has_model: bool
 
 
+@dataclass(frozen=True)
+class Owned:
+    """Whose an iteration is.
+
+    :param run_id: of the registry.
+    """
+
+    experiment_id: str
+    account_id: str
+    run_id: str
+
+
 class Tracker:
     """
     :param uri: of MLflow, default `MLFLOW_TRACKING_URI`, or else a database in `FINETUNER_HOME`.
@@ -64,6 +76,7 @@ class Tracker:
         self._uri = self.client.tracking_uri
         folder = local_artifacts() if uri is None else None
         self._artifacts = None if folder is None else folder.as_uri()
+        self.is_local = folder is not None
 
     def keep_initial(self, method: str, model: str, make: Callable[[], Path]) -> bool:
         """Keep the model that a method starts from, once. Whether it was new.
@@ -111,6 +124,25 @@ class Tracker:
         for experiment in self.client.search_experiments(filter_string=query, max_results=AT_ONCE):
             if experiment.experiment_id != kept:
                 self._remove(experiment)
+
+    def owned(self) -> list[Owned]:
+        """All iterations, of every account."""
+        found: list[Owned] = []
+        token = None
+        while True:
+            page = self.client.search_experiments(
+                filter_string="name LIKE 'iteration / %'", max_results=AT_ONCE, page_token=token
+            )
+            for experiment in page:
+                if owner := experiment.tags.get('owner'):
+                    account_id = experiment.tags.get('account', '')
+                    found.append(Owned(experiment.experiment_id, account_id, owner.partition(' ')[0]))
+            if not (token := page.token):
+                return found
+
+    def remove(self, experiment_id: str) -> None:
+        """Remove an iteration with its models."""
+        self._remove(self.client.get_experiment(experiment_id))
 
     def _experiment(self, name: str, tags: Mapping[str, str]) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -192,14 +224,15 @@ class Iteration:
 
     def start(self, values: Parameters) -> str:
         """The id of the run of a training, which is made if there is none of these parameters."""
-        name = parameters.name_of(values)
-        for training in self.trainings():
-            if training.name == name:
-                self.tracker.client.update_run(training.run_id, 'RUNNING')
-                return training.run_id
         from mlflow.entities import Param
 
-        run_id = str(self.tracker.client.create_run(self.id, run_name=name).info.run_id)
+        name = parameters.name_of(values)
+        run_id = next((training.run_id for training in self.trainings() if training.name == name), None)
+        if run_id is None:
+            run_id = str(self.tracker.client.create_run(self.id, run_name=name).info.run_id)
+        else:
+            self.tracker.client.update_run(run_id, 'RUNNING')
+        # also of one that is there: the worker that made it may have been lost before it could
         texts = {'batch_id': self.batch_id, 'plugin_name': self.method, **parameters.write(values)}
         self.tracker.client.log_batch(run_id, params=[Param(key, text) for key, text in texts.items()])
         return run_id

@@ -12,19 +12,23 @@ import dataclasses
 import logging
 import math
 import os
+import tempfile
 import threading
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from finetuner import settings
 from finetuner.excepts import ParameterError, RegistryError
 from registry import Registry, RunRecord
 from registry.queue import Machine, Resources, needed
+from registry.tuning_tasks import TASK
 from training.heartbeat import WITH_PARENT
 from training.launchers.attempt import Attempt, Policy
 
 ADDRESS = 'FINETUNER_RAY_ADDRESS'
 REACHED = ('FINETUNER_DATABASE_URL', 'FINETUNER_OBJECTS_URL')
+METHODS = 'FINETUNER_METHODS'
 NAMESPACE = 'finetuner'
 CPUS = 1.0
 """Of a run that does not say."""
@@ -38,10 +42,12 @@ class Keeper:
     """What runs on the node: an actor.
 
     :param environment: variables of the worker. They are not part of Ray's own, which its dashboard shows.
+    :param method: the file of the fine-tuning method, if the run carries a task: nodes need not have it.
     """
 
-    def __init__(self, attempt: dict[str, Any], environment: dict[str, str]):
+    def __init__(self, attempt: dict[str, Any], environment: dict[str, str], method: str | None = None):
         os.environ.update(environment)
+        self._method = method
         self._end = self._end_soon()
         self._attempt = Attempt(**attempt | {'policy': Policy(**attempt['policy'])})
 
@@ -74,7 +80,10 @@ class Keeper:
         logging.basicConfig(level=logging.INFO)
         gpus = tuple(map(str, ray.get_gpu_ids()))
         attempt = dataclasses.replace(self._attempt, gpus=gpus)
-        with Registry.open() as registry:
+        with tempfile.TemporaryDirectory(prefix='finetuner-method-') as folder, Registry.open() as registry:
+            if self._method is not None:
+                (Path(folder) / 'method.yml').write_text(self._method)
+                os.environ[METHODS] = folder
             note = Note(registry, attempt.lease)
             worker = Child(registry, attempt)
             values = {'pid': worker.pid, 'needs': asdict(Resources()), 'attempt': asdict(attempt)}
@@ -131,6 +140,11 @@ class RayLauncher:
     def launch(self, run: RunRecord) -> None:
         """Begin to work on a run that was claimed."""
         attempt = Attempt.of(run, self._policy, None)
+        try:
+            method = method_file(self._registry, run)
+        except ValueError as error:
+            self._registry.fail_run(run.id, str(error), attempt.lease)
+            return
         memory = attempt.memory_limit or 0
         if memory > max((node['Resources'].get('memory', 0) for node in self._ray.nodes() if node['Alive']), default=0):
             reason = f'No node of the Ray cluster has the {memory / 1e6:.0f} MB of memory_limit'
@@ -146,7 +160,7 @@ class RayLauncher:
             'max_restarts': 0,
             'max_task_retries': 0,
         }
-        actor: Any = self._ray.remote(Keeper).options(**options).remote(asdict(attempt), self._environment)
+        actor: Any = self._ray.remote(Keeper).options(**options).remote(asdict(attempt), self._environment, method)
         needs = Resources(slots=math.ceil(cpus / CPUS), gpus=gpus, cpus=cpus)
         self._kept[attempt.lease] = Kept(attempt, needs, actor, actor.is_ready.remote(), actor.watch.remote())
         self._logger.info(f'run {attempt.name}: given to the Ray cluster')
@@ -238,6 +252,8 @@ def check_reach(registry: Registry, logger: logging.Logger) -> None:
         logger.warning('The database is a file: nodes of the Ray cluster on other machines cannot use it')
     if registry.objects.is_local:
         logger.warning('The object store is a folder: all nodes of the Ray cluster need it at the same path')
+    if not os.environ.get('MLFLOW_TRACKING_URI'):
+        logger.warning('MLFLOW_TRACKING_URI is not set: each node keeps to itself what it learns of iterations')
 
 
 def take(machines: list[Machine], needs: Resources) -> None:
@@ -249,17 +265,31 @@ def take(machines: list[Machine], needs: Resources) -> None:
 
 
 def worker_environment() -> dict[str, str]:
-    """What the workers are told of where the state is. Files with secrets are read here: nodes do not have them.
+    """What the workers are told of where the state is, that of MLflow included. Files with secrets are read here: nodes
+    do not have them.
 
     :raises ParameterError: the file with the keys of S3 has none.
     """
     own = {'FINETUNER_SHARE_CHECKPOINTS': '1', WITH_PARENT: '1'}
     passed = {name: value for name in REACHED if (value := settings.secret(name))}
-    storage = {name: value for name, value in os.environ.items() if name.startswith(('AWS_', 'FSSPEC_'))}
+    storage = {name: value for name, value in os.environ.items() if name.startswith(('AWS_', 'FSSPEC_', 'MLFLOW_'))}
     if file := storage.pop('AWS_SHARED_CREDENTIALS_FILE', None):
         storage = _s3_keys(file) | storage
     interval = os.environ.get('FINETUNER_CHECKPOINT_SECONDS')
     return {**storage, **passed, **own, **({'FINETUNER_CHECKPOINT_SECONDS': interval} if interval else {})}
+
+
+def method_file(registry: Registry, run: RunRecord) -> str | None:
+    """The method of the task that a run carries, as its file says it on this machine; None if it carries none.
+
+    :raises ValueError: there is no such method, or its file is malformed.
+    """
+    if (task_id := run.config.get(TASK)) is None:
+        return None
+    from training.methods import load_method
+
+    method = load_method(registry.tuning.get_task_by_id(task_id).method)
+    return method.model_dump_json(exclude_unset=True)  # JSON is YAML
 
 
 def _s3_keys(file: str) -> dict[str, str]:

@@ -40,7 +40,11 @@ def load_items(source: ItemSource, sessions: Iterable[ClickSession], directory: 
     :param directory: where images are put; those that are there already are not read again.
     :raises DataError: none can be read.
     """
-    results = {result.object_id: result for session in sessions for result in session.search_results}
+    results: dict[str, SearchResult] = {}
+    for session in sessions:
+        for result in session.search_results:
+            if result.meta is not None or result.object_id not in results:
+                results[result.object_id] = result
     directory.mkdir(parents=True, exist_ok=True)
     loaded = LoadedItems()
 

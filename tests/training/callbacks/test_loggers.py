@@ -11,7 +11,7 @@ from finetuner import settings
 from finetuner.callback import MLFlowLogger, TrainingCheckpoint, WandBLogger
 from training.callbacks import Callback
 from training.callbacks.logger import Logger
-from training.callbacks.making import CallbackError
+from training.errors import CallbackError
 
 
 class Memory(Logger):

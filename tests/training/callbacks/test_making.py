@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 
 from finetuner.callback import EarlyStopping, TrainingCheckpoint
 from training.callbacks import Callback
-from training.callbacks.making import CallbackError
+from training.errors import CallbackError, is_passing, passing_reason
 
 
 class Recorder(Callback):
@@ -59,6 +62,16 @@ def test_an_error_in_a_callback_ends_the_run_by_its_name(make_training, event):
     with pytest.raises(CallbackError, match=f"the callback Faulty failed in {event}: KeyError: 'figure'"):
         make_training([faulty, Recorder(events)]).run()
     assert events[-1][0] == 'on_exception'
+
+
+def test_a_fault_of_the_machine_in_a_callback_may_pass(make_training):
+    class Faulty(Callback):
+        def on_batch_end(self, state):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(CallbackError) as caught:
+        make_training([Faulty()]).run()
+    assert is_passing(caught.value) and passing_reason(caught.value) == 'No space left on device'
 
 
 def test_an_error_in_on_exception_hides_nothing(make_training, caplog):

@@ -11,7 +11,7 @@ import torch
 
 from finetuner.callback import BestModelCheckpoint, EarlyStopping, TrainingCheckpoint, WiSEFTCallback
 from training.callbacks import Callback
-from training.callbacks.making import CallbackError
+from training.errors import CallbackError
 from training.interruption import Interruption
 
 from .conftest import assert_same

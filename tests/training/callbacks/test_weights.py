@@ -8,8 +8,8 @@ from torch import nn
 
 from finetuner.callback import BestModelCheckpoint, EarlyStopping, WiSEFTCallback
 from training.callbacks import Callback
-from training.callbacks.making import CallbackError
 from training.callbacks.monitoring import Monitor
+from training.errors import CallbackError
 
 from .conftest import assert_same
 

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from registry import Registry
 from registry.names import new_id
 from training.heartbeat import Heartbeat
 from training.interruption import Interruption
+from training.iterations import carrying
 from training.iterations.carrying import carry
+from training.iterations.iteration import Outcome
 from training.iterations.tracking import Tracker
 
 ALIAS = 'Default-Fine-Tuning-Method@production'
@@ -59,7 +62,7 @@ class Shopkeeper:
         except BaseException:
             self.registry.retry_run(task.run_id, lease, 'lost', max_retries=9, delay=0, counts=False)
             raise
-        return self.registry.tuning.get_task(self.account, task.id)
+        return self.registry.tuning.get_task_by_id(task.id)
 
     @property
     def mlflow(self):
@@ -195,6 +198,27 @@ def test_the_next_iteration_goes_on_from_the_best_of_the_last(keeper, first, cli
     names = {experiment.name for experiment in keeper.mlflow.search_experiments()}
     former = f'iteration / {METHOD["name"]} / {first.batch_id}'
     assert (former in names) is not task.metrics['promoted'], 'it goes when another has taken its place'
+
+
+def test_a_model_that_is_promoted_meanwhile_keeps_its_place(keeper, monkeypatch, tmp_path):
+    registry, artifact, states = keeper.registry, tmp_path / 'model.zip', []
+    artifact.write_bytes(b'weights')
+    account = registry.create_account('in-between').id
+    registry.clicks.register_session(account, 's', 'q', [{'object_id': 'a'}])
+    other, _ = registry.create_run(account, 'by-hand', 'other', {})
+
+    def iterate(work, method, batch_id, start):
+        registry.start_run(other.id, 'host:1')
+        registry.finish_run(other.id, artifact, {}, {}, alias=ALIAS)
+        iteration = SimpleNamespace(conclude=states.append)
+        return Outcome(artifact, True, 'better', {'promoted': True}, iteration)
+
+    monkeypatch.setattr(carrying, 'iterate', iterate)
+    task, _ = registry.tuning.create_task(account, METHOD['name'], {'device': 'cpu'})
+    done = keeper.work(task)
+    assert (done.status, done.metrics, states) == ('done', {'promoted': False}, ['refused'])
+    assert done.details.startswith(f'Not promoted: {ALIAS} was given another model meanwhile, which this one')
+    assert registry.get_promotion(account, ALIAS).artifact_id == other.artifact_id
 
 
 def test_too_few_sessions_are_told(keeper, click):

@@ -1,5 +1,13 @@
 """Which parameters are tried, and in which order."""
 
+import errno
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from training.errors import CallbackError
+from training.iterations.iteration import Start, Trials
 from training.iterations.parameters import name_of, write
 from training.iterations.search import ParameterSearch
 from training.iterations.tracking import FINISHED, PRUNED, Training
@@ -75,3 +83,17 @@ def test_a_training_that_is_worse_than_those_before_is_hopeless_but_not_in_its_f
     assert candidate.is_hopeless(0.1, 2)
     search.tell(candidate, 0.1, is_pruned=True)
     assert not search.ask().is_hopeless(0.9, 2)
+
+
+def test_a_fault_of_the_machine_is_no_failed_training(monkeypatch):
+    def fail(trials, search, candidate):
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise CallbackError('the callback TrainingCheckpoint failed in on_batch_end') from error
+
+    monkeypatch.setattr(Trials, '_train', fail)
+    method = SimpleNamespace(search=SEARCH)
+    trials = Trials(None, method, Start(), None, SimpleNamespace(trainings=list), None)
+    with pytest.raises(CallbackError):
+        trials.run(None, 0)

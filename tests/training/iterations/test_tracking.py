@@ -4,7 +4,9 @@ import pytest
 from mlflow import MlflowClient
 
 from finetuner import settings
+from registry import Registry
 from training.iterations.parameters import name_of
+from training.iterations.tidying import remove_lost
 from training.iterations.tracking import FINISHED, PROMOTED, PRUNED, REFUSED, Tracker
 from training.methods.method import Search
 
@@ -62,6 +64,35 @@ def test_an_iteration_is_an_experiment_and_a_training_a_run(tracker):
     }  # fmt: skip
     history = tracker.client.get_metric_history(run_id, 'test_ndcg_at_10')
     assert [(point.step, point.value) for point in history] == [(1, 0.3), (2, 0.6)]
+
+
+def test_a_training_whose_worker_was_lost_at_once_has_its_parameters_when_it_goes_on(tracker):
+    iteration = tracker.begin('account', 'shop', 'batch', 'owner')
+    run_id = tracker.client.create_run(iteration.id, run_name=name_of(FIRST)).info.run_id
+    assert iteration.start(FIRST) == iteration.start(FIRST) == run_id
+    iteration.end(run_id, FINISHED, 0.6)
+    assert iteration.top(SPACE, 1) == [FIRST]
+
+
+def test_what_is_left_of_deleted_runs_and_accounts_is_removed(tracker, model, monkeypatch):
+    with Registry.open() as registry:
+        local, shop = registry.get_account().id, registry.create_account('shop').id
+        kept = []
+        for account, name in ((local, 'kept'), (local, 'deleted'), (shop, 'shop')):
+            run, _ = registry.create_run(account, 'fine-tuning', name, {})
+            iteration = tracker.begin(account, 'method', name, f'{run.id} pretrained')
+            kept.append(learn(iteration, FIRST, 0.6, model))
+        tracker.keep_initial('method', 'model', lambda: model)
+        assert remove_lost(registry, tracker) == 0 and len(kept_files()) == 4
+        registry.delete_run(local, 'fine-tuning', 'deleted')
+        registry.delete_account(shop)
+        monkeypatch.setattr(tracker, 'is_local', False)
+        assert remove_lost(registry, tracker) == 1, 'on a server, others may have accounts that are not known here'
+        monkeypatch.setattr(tracker, 'is_local', True)
+        assert remove_lost(registry, tracker) == 1
+    assert [found.split('/')[0] for found in kept_files()].count(kept[0]) == 1 and len(kept_files()) == 2
+    found = tracker.client.search_experiments(filter_string="name LIKE 'iteration / %'")
+    assert {experiment.name for experiment in found} == {'iteration / initial', 'iteration / method / kept'}
 
 
 def test_the_initial_model_is_kept_once_for_each_method(tracker, model):

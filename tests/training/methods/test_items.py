@@ -52,6 +52,11 @@ def test_the_last_that_is_said_of_an_item_counts(tmp_path):
     assert load_items(InlineItems(loader='inline'), both, tmp_path).contents == {'a': 'new'}
 
 
+def test_a_result_without_meta_says_nothing_of_its_item(tmp_path):
+    shown = [*sessions(a={'text': 'a shoe'}), *sessions(a=None)]
+    assert load_items(InlineItems(loader='inline'), shown, tmp_path).contents == {'a': 'a shoe'}
+
+
 def test_no_item_at_all_is_an_error(tmp_path):
     with pytest.raises(DataError, match="none of 2 items can be read; 'a': meta has no 'text'"):
         load_items(InlineItems(loader='inline'), sessions(a={}, b={}), tmp_path)
