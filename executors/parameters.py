@@ -1,8 +1,17 @@
 """The parameters of the endpoints. Jina validates a request against the model that annotates its handler."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StrictBool, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StrictBool,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from finetuner.excepts import ParameterError
 from registry.queue import SCHEDULING
@@ -20,6 +29,15 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra='forbid', hide_input_in_errors=True)
 
     token: SecretStr | None = Field(default=None, description='The token of an account of this service.')
+
+    @field_validator('*', mode='before')
+    @classmethod
+    def _refuse_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        kinds = {kind, *get_args(kind)}
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise ValueError('it must be a number')
+        return value
 
     def __init__(self, **values: Any) -> None:
         values.pop('__results__', None)  # Jina's client adds it where there are no parameters

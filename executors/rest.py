@@ -23,7 +23,7 @@ from executors.openai import OpenAIErrors
 from executors.parameters import describe
 from executors.rate import Buckets
 from executors.strict_json import load_json
-from finetuner.documents import Document, DocumentArray
+from finetuner.documents import Content, Document, DocumentArray
 from finetuner.excepts import FinetunerServerError
 
 if TYPE_CHECKING:
@@ -165,14 +165,22 @@ def _refuse_unknown(body: dict[str, Any]) -> None:
     known = {*RequestBody.model_fields, *OF_JINA}
     if unknown := sorted(map(str, body.keys() - known)):
         raise HTTPException(422, f'{unknown[0]!r} is unknown: a body is {{"data": [...], "parameters": {{...}}}}')
-    documents = body.get('data')
-    for position, document in enumerate(documents if isinstance(documents, list) else []):
-        given = {name for name, value in document.items() if value is not None} if isinstance(document, dict) else set()
-        if unknown := sorted(given - {*Document.model_fields, 'content'}):
-            fields = ', '.join(Document.model_fields)
-            raise HTTPException(
-                422, f'document {position}: {unknown[0]!r} is unknown: it has {fields}; all else goes into tags'
-            )
+    for position, document in enumerate(_items(body, 'data')):
+        _refuse_fields(f'document {position}', document, Document)
+        for number, chunk in enumerate(_items(document, 'chunks')):
+            _refuse_fields(f'document {position}: chunk {number}', chunk, Content)
+
+
+def _items(value: Any, name: str) -> list[Any]:
+    items = value.get(name) if isinstance(value, dict) else None
+    return items if isinstance(items, list) else []
+
+
+def _refuse_fields(place: str, value: Any, model: type[Content]) -> None:
+    given = {name for name, content in value.items() if content is not None} if isinstance(value, dict) else set()
+    if unknown := sorted(given - {*model.model_fields, 'content'}):
+        fields = ', '.join(model.model_fields)
+        raise HTTPException(422, f'{place}: {unknown[0]!r} is unknown: it has {fields}; all else goes into tags')
 
 
 def _place(error: ValidationError, body: Any) -> str:

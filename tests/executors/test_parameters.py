@@ -1,6 +1,13 @@
 import pytest
 
-from executors.parameters import EncodeParameters, FitParameters, IngestParameters, LogParameters, Parameters
+from executors.parameters import (
+    DeleteSessionsParameters,
+    EncodeParameters,
+    FitParameters,
+    IngestParameters,
+    LogParameters,
+    Parameters,
+)
 from finetuner.excepts import ParameterError
 
 SECRET = 'a-secret-token'
@@ -16,6 +23,15 @@ def refused(model: type[Parameters], **values) -> str:
 
 def test_whole_floats_are_integers():
     assert LogParameters(run_name='r', offset=3.0).offset == 3
+
+
+def test_true_and_false_are_no_numbers():
+    """False would be 0 days: every session would be deleted."""
+    with pytest.raises(ParameterError, match="'older_than_days': it must be a number, got False"):
+        DeleteSessionsParameters(older_than_days=False)
+    assert FitParameters(check_only=True).check_only
+    with pytest.raises(ParameterError, match="'check_only': .*boolean, got 1"):
+        FitParameters(check_only=1)
 
 
 def test_an_error_names_the_field_the_reason_and_the_value():
