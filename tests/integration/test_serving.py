@@ -67,7 +67,7 @@ def test_parameters_are_checked_and_described(serving):
     schema = requests.get(f'http://127.0.0.1:{serving.http_port}/openapi.json', timeout=60).json()
     body = schema['paths']['/encode']['post']['requestBody']['content']['application/json']['schema']
     told = body['properties']['parameters']['properties']
-    assert {'token', 'return_content', 'on_error', 'truncate_dim', 'normalize', 'timeout'} <= set(told)
+    assert {'return_content', 'on_error', 'truncate_dim', 'normalize', 'timeout'} <= set(told)
     assert len(ask(serving, 'x', truncate_dim=8).embedding) == 8
 
 

@@ -26,6 +26,7 @@ def weights(artifact):
     return load_file(artifact.model_directory('model') / 'model.safetensors')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'options',
     [
