@@ -323,6 +323,7 @@ print(torch.get_num_threads())
     assert run_python(program, OMP_NUM_THREADS='2') == '3'
 
 
+@pytest.mark.slow
 def test_cuda_where_there_is_none(tiny_artifact, tmp_path):
     program = f"""
 import warnings

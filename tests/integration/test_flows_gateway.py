@@ -346,6 +346,7 @@ def test_what_nobody_would_look_at_is_refused(service, body, message):
     assert message in response.json()['detail']
 
 
+@pytest.mark.slow
 def test_a_body_that_is_too_large_is_refused_unread(start_service, tiny_model):
     service = start_service('encode.yml', FINETUNER_ARTIFACT=tiny_model, FINETUNER_MAX_BODY_BYTES=1000)
     url = f'http://127.0.0.1:{service.http_port}/encode'

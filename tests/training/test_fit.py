@@ -156,6 +156,7 @@ def test_one_class_is_refused(word_model, tmp_path):
         training.fit(str(word_model), file, directory=tmp_path / 'run', device='cpu')
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_with_less_free_memory(word_model, train_csv, tmp_path, monkeypatch):
     class Stop(Callback):
         def on_batch_end(self, state):
