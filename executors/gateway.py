@@ -222,7 +222,9 @@ def _without_stack(answer: Any) -> Any:
 
 
 def _has_not_answered(executors: list[str]) -> str:
-    return f'the executor {" and ".join(executors)} has not answered since the gateway started'
+    several = len(executors) > 1
+    names = f'executor{"s" if several else ""} {" and ".join(executors)}'
+    return f'the {names} {"have" if several else "has"} not answered since the gateway started'
 
 
 async def _refuse(context: Any, sentence: str, wait: float) -> None:
