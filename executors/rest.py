@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 from executors import api, calls, errors, openapi, probes, protobuf
 from executors.limits import BodyLimits, RateLimits, TrailingSlashes
 from executors.openai import OpenAIErrors
-from executors.parameters import describe
+from executors.parameters import describe, shorten
 from executors.rate import Buckets
 from executors.strict_json import load_json
 from finetuner.documents import Content, Document, DocumentArray
@@ -177,6 +177,9 @@ def _items(value: Any, name: str) -> list[Any]:
 
 
 def _refuse_fields(place: str, value: Any, model: type[Content]) -> None:
+    identity = value.get('id') if isinstance(value, dict) else None
+    if not isinstance(identity, str | None):  # docarray would make a text of anything
+        raise HTTPException(422, f"{place}: 'id' must be a text, got {shorten(identity)}")
     given = {name for name, content in value.items() if content is not None} if isinstance(value, dict) else set()
     if unknown := sorted(given - {*model.model_fields, 'content'}):
         fields = ', '.join(model.model_fields)

@@ -288,6 +288,8 @@ ROWS: dict[str, tuple[Callable[[Any], tuple[Any, str]], Any, str]] = {
     'no base64': (ingest({'blob': '***'}), 422, 'document 0: .*blob.*base64'),
     'a text that is a number': (ingest({'text': 5}), 422, "document 0: .*'data.0.text'.*got 5"),
     'an unknown field': (ingest({'txt': 'a'}), 422, "document 0: 'txt' is unknown"),
+    'an id that is no text': (ingest({'id': {}}), 422, "document 0: 'id' must be a text, got {}"),
+    'an id of a chunk that is none': (ingest({'chunks': [{'id': 5}]}), 422, "document 0: chunk 0: 'id' must be a text"),
     'an unknown field of a chunk': (ingest({'chunks': [{'txt': 'a'}]}), 422, "document 0: chunk 0: 'txt' is unknown"),
     'mixed shapes': (
         ingest({'text': 'a'}, {'chunks': [{'text': 'a'}, {'text': 'b'}]}),

@@ -118,8 +118,9 @@ def test_from_clicks_to_a_model_that_is_served(start_service, tmp_path):
         'name': 'shop',
         'model': str(write_shop_model(shop, tmp_path / 'model')),
         'items': {'loader': 'inline'},
+        'clicks': {'test_share': 0.4},
         'loss': 'MultipleNegativeRankingLoss',
-        'fit': {'epochs': 3, 'batch_size': 64, 'learning_rate': 2e-3, 'device': 'cpu'},
+        'fit': {'epochs': 6, 'batch_size': 64, 'learning_rate': 2e-3, 'device': 'cpu'},
         'search': {'evaluations': 1},
     }
     (tmp_path / 'methods' / 'shop.yml').write_text(yaml.safe_dump(method))
