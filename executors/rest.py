@@ -177,10 +177,11 @@ def _items(value: Any, name: str) -> list[Any]:
 
 
 def _refuse_fields(place: str, value: Any, model: type[Content]) -> None:
-    identity = value.get('id') if isinstance(value, dict) else None
-    if not isinstance(identity, str | None):  # docarray would make a text of anything
-        raise HTTPException(422, f"{place}: 'id' must be a text, got {shorten(identity)}")
-    given = {name for name, content in value.items() if content is not None} if isinstance(value, dict) else set()
+    if not isinstance(value, dict):  # which is told by who reads it
+        return
+    if not isinstance(value.get('id'), str | None):  # docarray would make a text of anything
+        raise HTTPException(422, f"{place}: 'id' must be a text, got {shorten(value['id'])}")
+    given = {name for name, content in value.items() if content is not None}
     if unknown := sorted(given - {*model.model_fields, 'content'}):
         fields = ', '.join(model.model_fields)
         raise HTTPException(422, f'{place}: {unknown[0]!r} is unknown: it has {fields}; all else goes into tags')

@@ -39,16 +39,18 @@ def run():
     return run
 
 
-async def is_waiting(following: asyncio.Task) -> bool:
+async def second_that_waits(paced) -> asyncio.Task:
+    """The second request of a stream, once it is seen that the first keeps it waiting."""
+    await anext(paced)
+    following = asyncio.create_task(anext(paced))
     await asyncio.sleep(0.2)
-    return not following.done()
+    assert not following.done()
+    return following
 
 
 def test_the_next_request_waits_for_an_answer(run):
     async def test(pacing, paced):
-        await anext(paced)
-        following = asyncio.create_task(anext(paced))
-        assert await is_waiting(following)
+        following = await second_that_waits(paced)
         pacing.answered()
         await following
 
@@ -59,9 +61,7 @@ def test_the_next_request_waits_for_room(run):
     room = Room(99)
 
     async def test(pacing, paced):
-        await anext(paced)
-        following = asyncio.create_task(anext(paced))
-        assert await is_waiting(following)
+        following = await second_that_waits(paced)
         pacing.answered()
         await following
         assert room.held == 50
@@ -74,9 +74,7 @@ def test_who_goes_while_a_request_waits_leaves_nothing(run, at_once):
     room = Room(99)
 
     async def test(pacing, paced):
-        await anext(paced)
-        following = asyncio.create_task(anext(paced))
-        assert await is_waiting(following)
+        following = await second_that_waits(paced)
         pacing.end()
         with pytest.raises(StopAsyncIteration):
             await following
