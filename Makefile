@@ -7,6 +7,8 @@ DATA ?= ../shared/data
 WEIGHTS ?= $(DATA)/../models/squeezenet1_1_rgb_torchvision.pt
 # processes that run tests, each a file at a time
 TEST_WORKERS ?= 2
+# a test that not even its timeout of 300 s ends takes its worker with it, with the stacks of all threads, and fails
+END_WHAT_HANGS := -o faulthandler_timeout=420 -o faulthandler_exit_on_timeout=true
 LINTED := finetuner registry training executors flows tests benchmarks examples tools
 
 COMPILE = $(BIN)/uv pip compile --quiet --python-version 3.11 --custom-compile-command 'make lock'
@@ -58,7 +60,8 @@ lint: .venv/.installed-dev  ## ruff and mypy
 
 .PHONY: test
 test: lint  ## lint and the tests (what CI runs)
-	@$(BIN)/pytest -m 'not slow' -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder tests/integration tests
+	@$(BIN)/pytest -m 'not slow' $(END_WHAT_HANGS) -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder \
+		tests/integration tests
 
 .PHONY: test-all
 test-all: test test-py312  ## the slow tests too, Python 3.12, and the benchmark that has a goal
