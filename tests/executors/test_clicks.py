@@ -12,10 +12,10 @@ from jina import Client, Flow
 
 from executors import clicks
 from executors.clicks import ClickstreamExecutor
-from executors.gateway import FinetunerGateway
 from executors.parameters import DeleteSessionsParameters, EventsParameters, SessionParameters
 from finetuner.documents import DocumentArray
 from finetuner.excepts import AuthenticationError, NotFoundError, ParameterError, RegistryError
+from tests.flows import run_flow
 
 SHOWN = [
     {'object_id': 'a', 'rank': 0.5, 'meta': {'text': 'a red shoe', 'size': 38, 'tags': ['x', None]}},
@@ -197,12 +197,16 @@ def free_ports(count):
     return ports
 
 
+def build(ports: list[int]) -> Flow:
+    flow = Flow(port=ports, protocol=['grpc', 'http']).config_gateway(uses='executors.gateway.FinetunerGateway')
+    return flow.add(name='clicks', uses=ClickstreamExecutor, allow_concurrent=True)
+
+
 def test_behind_the_gateway(executor):
     """Over the wire numbers are floats, lists of models are lists of mappings, and nothing becomes None or is lost."""
     token = executor.registry.create_token(executor.registry.get_account().id, 'test')
     grpc, http = free_ports(2)
-    flow = Flow(port=[grpc, http], protocol=['grpc', 'http']).config_gateway(uses=FinetunerGateway)
-    with flow.add(name='clicks', uses=ClickstreamExecutor, allow_concurrent=True):
+    with run_flow(build, [grpc, http]):
         client = Client(port=grpc)
 
         def by_grpc(endpoint, **parameters):

@@ -1,6 +1,5 @@
 """The channel against a real Flow."""
 
-import os
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from finetuner.client.answers import Answer, read_answers
 from finetuner.client.channel import Channel, open_channel
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import DataError, FinetunerServerError
+from tests.flows import run_flow
 
 
 class Echo(Executor):
@@ -45,10 +45,14 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def build(port: int) -> Flow:
+    return Flow(port=port, protocol='grpc').add(uses=Echo, quiet_error=True)
+
+
 @pytest.fixture(scope='module')
 def host():
     port = free_port()
-    with Flow(port=port, protocol='grpc').add(uses=Echo, quiet_error=True):
+    with run_flow(build, port):
         yield f'grpc://localhost:{port}'
 
 
@@ -101,21 +105,29 @@ def test_a_late_answer_is_an_error_that_says_so(host):
         open_channel(host).call('/sleep', {}, timeout=0.2)
 
 
-def test_a_channel_is_kept_and_a_forked_child_has_its_own(host):
-    channel = open_channel(host)
-    assert open_channel(host) is channel
-    channel.call('/tell', {})
-    assert channel.is_ready()
-    child = os.fork()
-    if child == 0:
-        try:
-            own = open_channel(host)
+def test_a_channel_is_kept_and_a_forked_child_has_its_own(host, run_python):
+    printed = run_python(
+        """
+        import os, sys
+        from finetuner.client.channel import open_channel
+
+        channel = open_channel(sys.argv[1])
+        assert open_channel(sys.argv[1]) is channel
+        channel.call('/tell', {})
+        assert channel.is_ready()
+        child = os.fork()
+        if child == 0:
+            own = open_channel(sys.argv[1])
             own.call('/tell', {}, timeout=10)
-            os._exit(0 if own is not channel else 1)
-        finally:
-            os._exit(2)
-    assert os.waitpid(child, 0)[1] == 0
-    channel.call('/tell', {})
+            print('a channel of its own' if own is not channel else "the parent's", flush=True)
+            os._exit(0)
+        print('the child ended with', os.waitpid(child, 0)[1])
+        channel.call('/tell', {})
+        """,
+        host,
+    )
+    assert 'a channel of its own' in printed
+    assert 'the child ended with 0' in printed
 
 
 def test_threads_share_a_channel(host):
@@ -142,7 +154,7 @@ def test_a_service_that_comes_back_is_found_again():
     port = free_port()
     channel = open_channel(f'localhost:{port}')
     for _ in range(2):
-        with Flow(port=port, protocol='grpc').add(uses=Echo):
+        with run_flow(build, port):
             deadline = time.monotonic() + 10
             while not channel.is_ready():
                 assert time.monotonic() < deadline

@@ -16,11 +16,14 @@ import requests
 from jina import Executor, Flow
 from jina import requests as endpoint
 
+import executors.gateway
+from executors import limits, rate
 from executors.parameters import Parameters
 from finetuner.client.channel import Channel
 from finetuner.client.transport import make_request
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import AuthenticationError, FinetunerServerError, NotFoundError, RegistryError
+from tests.flows import run_flow
 from tests.integration.conftest import ROOT, clean_environment, free_ports, wait_until
 
 DAY = '2026-11-28T17:00:00+00:00'
@@ -210,6 +213,13 @@ def certificate(tmp_path_factory):
     return folder / 'ca.pem', folder / 'own.pem', folder / 'own.key'
 
 
+def build(ports: list[int]) -> Flow:
+    rate.MAX_STREAMS = executors.gateway.MAX_STREAMS = 2
+    limits.HEADER_PATIENCE = 3.0
+    flow = Flow().config_gateway(uses='executors.gateway.FinetunerGateway', protocol=['grpc', 'http'], port=ports)
+    return flow.add(uses=StandIn)
+
+
 @pytest.fixture(scope='module')
 def gateway(certificate):
     """A gateway with TLS, few requests per second, small bodies, and pages of one origin; (gRPC port, HTTP base)."""
@@ -224,11 +234,7 @@ def gateway(certificate):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
-        patch.setattr('executors.rate.MAX_STREAMS', 2)
-        patch.setattr('executors.gateway.MAX_STREAMS', 2)
-        patch.setattr('executors.limits.HEADER_PATIENCE', 3.0)
-        flow = Flow().config_gateway(uses='executors.gateway.FinetunerGateway', protocol=['grpc', 'http'], port=ports)
-        with flow.add(uses=StandIn):
+        with run_flow(build, ports):
             yield ports[0], f'https://localhost:{ports[1]}'
 
 

@@ -18,6 +18,7 @@ from finetuner.client import wire_pb2 as wire
 from finetuner.client.channel import Connection
 from finetuner.client.transport import make_request
 from finetuner.documents import Document, DocumentArray
+from tests.flows import run_flow
 from tests.integration.conftest import free_ports, wait_until
 
 pytestmark = pytest.mark.slow
@@ -43,14 +44,18 @@ class Slow(Executor):
             log.write(f'{what}\n')
 
 
+def build(ports: list[int], folder: Path) -> Flow:
+    flow = Flow(port=ports, protocol=['grpc', 'http'], host='127.0.0.1')
+    flow = flow.config_gateway(uses='executors.gateway.FinetunerGateway')
+    return flow.add(uses=Slow, allow_concurrent=True, name='slow', workspace=str(folder))
+
+
 @pytest.fixture(scope='module')
 def flow(tmp_path_factory):
     """The ports of a gateway by gRPC and HTTP, and the log of the executor behind it."""
     folder = tmp_path_factory.mktemp('slow')
     grpc_port, http_port = free_ports(2)
-    described = Flow(port=[grpc_port, http_port], protocol=['grpc', 'http'], host='127.0.0.1')
-    described = described.config_gateway(uses='executors.gateway.FinetunerGateway')
-    with described.add(uses=Slow, allow_concurrent=True, name='slow', workspace=str(folder)):
+    with run_flow(build, [grpc_port, http_port], folder):
         yield grpc_port, http_port, folder
 
 
@@ -101,6 +106,7 @@ STREAM = """
 import os, sys, threading
 from jina import Client
 from finetuner.documents import Document, DocumentArray
+from tests.flows import run_flow
 
 threading.Timer(2, lambda: os._exit(9)).start()
 documents = (Document(text=str(number)) for number in range(12))

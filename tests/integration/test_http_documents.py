@@ -12,6 +12,7 @@ from jina.excepts import BadServer
 
 from finetuner.codec import Base64Bytes
 from finetuner.documents import Content, Document, DocumentArray
+from tests.flows import run_flow
 
 
 class EchoExecutor(Executor):
@@ -81,23 +82,28 @@ EVERY_FIELD = {
 }
 
 
-@pytest.fixture(scope='module')
-def flow():
-    with Flow(protocol=['grpc', 'http'], port=free_ports(2)).add(uses=EchoExecutor) as flow:
-        yield flow
+def build(ports: list[int]) -> Flow:
+    return Flow(protocol=['grpc', 'http'], port=ports).add(uses=EchoExecutor)
 
 
 @pytest.fixture(scope='module')
-def post(flow):
+def ports():
+    ports = free_ports(2)
+    with run_flow(build, ports):
+        yield ports
+
+
+@pytest.fixture(scope='module')
+def post(ports):
     def call(path: str, data, **body) -> requests.Response:
-        return requests.post(f'http://localhost:{flow.port[1]}{path}', json={'data': data, **body}, timeout=30)
+        return requests.post(f'http://localhost:{ports[1]}{path}', json={'data': data, **body}, timeout=30)
 
     return call
 
 
 @pytest.fixture(scope='module')
-def client(flow):
-    return Client(host=f'grpc://localhost:{flow.port[0]}')
+def client(ports):
+    return Client(host=f'grpc://localhost:{ports[0]}')
 
 
 @pytest.mark.parametrize('path', ['/echo', '/echo_list'])
@@ -189,8 +195,8 @@ def test_grpc_carries_every_field(client, path, return_type):
     assert answer[0].tensor.dtype == '>i2' and type(answer[0].blob) is bytes
 
 
-def test_the_documents_read_without_a_return_type(flow):
-    answer = flow.post(on='/echo', inputs=documents())
+def test_the_documents_read_without_a_return_type(ports):
+    answer = Flow(port=ports).post(on='/echo', inputs=documents())
     assert answer[0].text == 'some text to encode' and answer[0].embedding.shape == (3,)
     assert answer[0].blob == b'\x00\xff' and answer[0].chunks[0].blob == b'\xff'
     assert answer[0].tags == {'bytes': b'\xff', 'tuple': (1, {'a'})}
