@@ -26,7 +26,31 @@ a broken connection and not the answer (RFC 9112, section 9.6)."""
 HEADER_PATIENCE = 15.0
 """Seconds that a client may take for the headers of a request."""
 MAX_HEADER_BYTES = 64 << 10
+ENDING = 'the service ended before it had the answer, and may have done what was asked: ask again'
 NEVER_LIMITED = ('/', '/dry_run', '/health/live', '/health/ready')
+
+
+class Ending:
+    """Answers a request that the end of the server cuts off: uvicorn would say that the server is broken."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except asyncio.CancelledError:
+            if has_begun or scope['type'] != 'http':
+                raise
+            headers = {'Retry-After': '1', 'Connection': 'close'}
+            await refuse(503, ENDING, headers)(scope, receive, send)
 
 
 class TrailingSlashes:

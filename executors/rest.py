@@ -18,7 +18,7 @@ from jina.types.request.data import DataRequest
 from pydantic import BaseModel, Field, ValidationError
 
 from executors import api, calls, errors, openapi, probes, protobuf
-from executors.limits import BodyLimits, RateLimits, TrailingSlashes
+from executors.limits import BodyLimits, Ending, RateLimits, TrailingSlashes
 from executors.openai import OpenAIErrors
 from executors.parameters import describe, shorten
 from executors.rate import Buckets
@@ -71,10 +71,11 @@ def build_app(
     app.add_middleware(RateLimits, buckets=buckets)
     app.add_middleware(OpenAIErrors)
     origins = ['*'] if cors else _allowed_origins()
-    if origins:  # outermost, so that a page can read the errors of the others, too
+    if origins:  # around the others, so that a page can read their errors, too
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=['*'], allow_headers=['*'], expose_headers=EXPOSED
         )
+    app.add_middleware(Ending)
     return app
 
 

@@ -1,12 +1,19 @@
 """Limits of the gateway by themselves: buckets, and what environment variables may say."""
 
 import asyncio
+import socket
 import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import requests
+from fastapi import FastAPI
 from fastapi.exceptions import HTTPException
+from uvicorn import Config, Server
 
-from executors.limits import BodyLimits
+from executors.limits import BodyLimits, Ending
 from executors.rate import MAX_CALLERS, TOKENS_OF_ADDRESS, Buckets, max_body
 from executors.tls import read_certificate
 
@@ -137,6 +144,34 @@ def test_a_body_must_not_be_large_or_slow_or_one_too_many(monkeypatch):
         'too many large requests at once: try again in a second',
     )
     assert limits.held == 8 * 100 - 50, 'what is refused is let go'
+
+
+def test_a_request_that_the_end_of_the_server_cuts_off_is_told_so():
+    at_work = threading.Event()
+    app = FastAPI()
+
+    @app.get('/')
+    async def work():
+        at_work.set()
+        await asyncio.sleep(60)
+
+    app.add_middleware(Ending)
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    server = Server(Config(app, port=port, timeout_graceful_shutdown=1, log_level='critical'))
+    serving = threading.Thread(target=server.run)
+    serving.start()
+    with ThreadPoolExecutor() as threads:
+        while not server.started:
+            time.sleep(0.01)
+        answer = threads.submit(requests.get, f'http://127.0.0.1:{port}/', timeout=30)
+        assert at_work.wait(10)
+        server.should_exit = True
+        response = answer.result()
+    serving.join()
+    assert (response.status_code, response.headers['Retry-After']) == (503, '1')
+    assert 'the service ended before it had the answer' in response.json()['detail']
 
 
 def test_a_bucket_knows_callers_by_hashes_alone():
