@@ -130,8 +130,10 @@ def serve_and_encode(run: Run, port: int, http_port: int) -> None:
     """The page "Use FinetunerExecutor inside a Jina Flow", and the same request over HTTP."""
     warnings.filterwarnings('ignore', category=UserWarning)  # of Jina's HTTP gateway, about pydantic
     text = 'some text to encode'
-    flow = Flow(protocol=['grpc', 'http'], port=[port, http_port]).add(
-        uses=str(ROOT / 'config.yml'), uses_with={'artifact': run.artifact_id, 'token': finetuner.get_token()}
+    flow = Flow(protocol=['grpc', 'http'], port=[port, http_port], host='127.0.0.1').add(
+        uses=str(ROOT / 'config.yml'),
+        host='127.0.0.1',
+        uses_with={'artifact': run.artifact_id, 'token': finetuner.get_token()},
     )
     with flow as f:
         docs = f.post(on='/encode', inputs=DocumentArray([Document(text=text)]))

@@ -123,8 +123,9 @@ def _fetch(reference: str, token: str | None, may_wait: bool, logger: Logger) ->
         try:
             artifact_id = store.id_of(reference)
             return Found(store.file_of(artifact_id), artifact_id), store
-        except ArtifactNotFoundError:
+        except ArtifactNotFoundError as error:
             if kind is kinds[-1] and may_wait:
+                logger.warning(str(error))  # with the aliases that there are: it may be misspelt
                 return None, store
             store.close()
             if kind is kinds[-1]:

@@ -104,8 +104,10 @@ class Channel:
                     raise self._describe(error, endpoint, timeout) from None
                 sleep(pause)
             else:
-                raise_for(response.header.status)
-                return response.data.docs
+                if not _was_none_asked(response.header.status) or attempt == ATTEMPTS:
+                    raise_for(response.header.status)
+                    return response.data.docs
+                sleep(_backoff(attempt))
         raise AssertionError('unreachable')
 
     def stream(self, endpoint: str, tags: Mapping[str, Any]) -> Iterator[Answer]:
@@ -180,7 +182,16 @@ def _pause(error: grpc.RpcError, attempt: int, endpoint: str) -> float | None:
         return _asked_pause(error)
     if error.code() != grpc.StatusCode.UNAVAILABLE or endpoint in ONCE or _is_refused(error):
         return None
+    return _backoff(attempt)
+
+
+def _backoff(attempt: int) -> float:
     return 0.25 * 2**attempt
+
+
+def _was_none_asked(status: wire.Status) -> bool:
+    """Whether the gateway answered by itself that the executor has not come yet."""
+    return status.exception.name == excepts.UnavailableError.__name__ and not status.exception.executor
 
 
 def _asked_pause(error: grpc.RpcError) -> float | None:

@@ -26,7 +26,8 @@ def test_the_keys_of_a_url_are_not_what_the_artifact_is_called(web, tiny_artifac
     assert found.id == url
 
 
-def test_an_encoder_may_be_the_first_of_a_service_to_start():
+def test_an_encoder_may_be_the_first_of_a_service_to_start(caplog):
     found, store = find_artifact('support@production', None, logging.getLogger())
     assert found is None, 'nothing is promoted yet'
+    assert "There is no alias 'support@production': there are none yet" in caplog.text
     store.close()

@@ -18,6 +18,7 @@ from google.protobuf.json_format import MessageToDict
 
 from finetuner.client import session, wire_pb2
 from finetuner.client.channel import open_channel
+from finetuner.excepts import UnavailableError
 
 TOKEN = 'a-token-of-the-test'
 
@@ -42,6 +43,7 @@ class Service:
         }
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.turned_away: list[tuple[grpc.StatusCode, dict[str, str]]] = []
+        self.unknown_for = 0  # calls that the gateway answers by itself, as if the executor had yet to start
 
     def process_single_data(self, request: Any, context: Any) -> Any:
         from docarray.proto import DocListProto
@@ -54,6 +56,11 @@ class Service:
             context.abort(code, 'the reason of the service')
         documents = DocumentArray.from_protobuf(DocListProto.FromString(request.data.docs))
         response = wire_pb2.DataRequest(header=request.header)
+        if self.unknown_for:
+            self.unknown_for -= 1
+            self._fail(response.header.status, UnavailableError('it is not known yet'))
+            response.header.status.exception.executor = ''
+            return response
         try:
             answer = self._answer(request.header.exec_endpoint, MessageToDict(request.parameters), documents)
             response.data.docs = DocumentArray(answer).to_protobuf().SerializeToString()

@@ -13,10 +13,18 @@ import finetuner
 from finetuner import settings
 from finetuner.callback import EarlyStopping, EvaluationCallback, WandBLogger
 from finetuner.client import session, training, upload
+from finetuner.client.channel import open_channel
 from finetuner.client.names import ADJECTIVES, NOUNS, random_name
 from finetuner.data import CSVOptions
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import AuthenticationError, DataError, FinetunerServerError, ParameterError, RegistryError
+from finetuner.excepts import (
+    AuthenticationError,
+    DataError,
+    FinetunerServerError,
+    ParameterError,
+    RegistryError,
+    UnavailableError,
+)
 
 
 def make_csv(path, rows=10):
@@ -60,6 +68,16 @@ def test_login_needs_no_arguments_where_a_token_lies(service, monkeypatch):
 def test_calls_work_without_login_if_a_token_is_found(service):
     service.endpoints['/runs'] = lambda *_: {'items': []}
     assert finetuner.list_runs() == []
+
+
+def test_what_the_gateway_does_not_know_yet_is_asked_for_again(service):
+    service.endpoints['/rollback'] = lambda *_: {'alias': 'a@production'}
+    service.unknown_for = 2
+    open_channel(service.host).call('/rollback', {'token': settings.load_token(service.host)})
+    assert service.parameters('/rollback') == [{}]
+    service.unknown_for = 10
+    with pytest.raises(UnavailableError, match='it is not known yet'):
+        open_channel(service.host).call('/rollback', {'token': settings.load_token(service.host)})
 
 
 def test_login_keeps_a_token_that_works_and_no_other(service, monkeypatch):

@@ -95,5 +95,5 @@ def _no_better(metric: str, found: Comparison, sessions: int) -> str | None:
         return None
     return (
         f'{metric} of {sessions} held-out sessions went from {found.before} to {found.after}, a difference of '
-        f'{found.difference} (p = {found.p_value:.3f}): that is not better beyond noise'
+        f'{found.difference} ({found.significance}): that is not better beyond noise'
     )

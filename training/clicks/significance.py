@@ -46,6 +46,11 @@ class Comparison:
         """Whether the second beats the first beyond noise."""
         return self.difference.low > 0 and self.p_value < 1 - self.confidence
 
+    @property
+    def significance(self) -> str:
+        """The p-value for a sentence; no p-value is 0."""
+        return f'p = {self.p_value:.3f}' if self.p_value >= 0.001 else 'p < 0.001'
+
 
 def bootstrap_interval(
     values: np.ndarray,

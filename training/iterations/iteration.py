@@ -264,7 +264,7 @@ def _sentence(method: Method, verdict: Verdict) -> str:
     found = verdict.metrics[method.metric]
     return (
         f'{method.metric} of {verdict.sessions} held-out sessions went from {found.before} to {found.after}, a '
-        f'difference of {found.difference} (p = {found.p_value:.3f})'
+        f'difference of {found.difference} ({found.significance})'
     )
 
 

@@ -41,12 +41,12 @@ def test_a_gain_beyond_noise_is_seen_and_noise_is_not():
     random = np.random.default_rng(0)
     before = random.uniform(0, 1, 200)
     gain = compare(before, before + random.normal(0.05, 0.1, 200))
-    assert gain.is_better and gain.difference.low > 0 and gain.p_value < 0.01
+    assert gain.is_better and gain.difference.low > 0 and gain.significance == 'p < 0.001'
     assert gain.after.mean - gain.before.mean == pytest.approx(gain.difference.mean)
     loss = compare(before + 0.1, before + random.normal(0, 0.01, 200))
     assert not loss.is_better and loss.p_value < 0.01 and loss.difference.high < 0
     same = compare(before, before)
-    assert not same.is_better and same.p_value == 1
+    assert not same.is_better and same.significance == 'p = 1.000'
 
 
 def test_the_test_errs_as_seldom_as_it_says():
