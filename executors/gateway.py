@@ -63,6 +63,9 @@ class RoutingRequestHandler(GatewayRequestHandler):
         self.streamer._streamer._request_handler = self._route
 
     async def close(self) -> None:
+        """Nothing: the server that ends first calls this, and requests at work in the others need the connections."""
+
+    async def close_connections(self) -> None:
         await self.discovery.close()
         await super().close()
 
@@ -316,6 +319,10 @@ class FinetunerGateway(CompositeGateway):
             if isinstance(server, FastAPIBaseServer):
                 server.uvicorn_kwargs['timeout_graceful_shutdown'] = math.ceil(drain_seconds())
         await super().setup_server()
+
+    async def shutdown(self) -> None:
+        await super().shutdown()
+        await self._request_handler.close_connections()
 
 
 def _prepare_http(server: FastAPIBaseServer, certificate: Certificate | None) -> None:

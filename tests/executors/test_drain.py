@@ -1,16 +1,25 @@
 """An executor that is told to end answers what it is at, and takes nothing more."""
 
+import asyncio
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import psutil
+import requests
+from jina import Executor, Flow
+from jina import requests as on_requests
 
 from executors.health import is_serving
 from finetuner.client.channel import Channel
 from finetuner.documents import Document, DocumentArray
+from tests.flows import run_flow
+from tests.integration.conftest import free_ports
 
 SLOW = """
 import time
@@ -38,6 +47,29 @@ class Slow(FinetunerExecutor):
         time.sleep(2)
         return docs
 """
+
+
+class Slow(Executor):
+    @on_requests(on='/slow')
+    async def slow(self, docs: DocumentArray, **kwargs) -> DocumentArray:
+        await asyncio.sleep(3)
+        return docs
+
+
+def build(ports: list[int]) -> Flow:
+    flow = Flow(port=ports, protocol=['grpc', 'http'], host='127.0.0.1')
+    return flow.config_gateway(uses='executors.gateway.FinetunerGateway').add(uses=Slow, allow_concurrent=True)
+
+
+def test_a_gateway_that_is_told_to_end_answers_what_is_at_work_over_http_although_grpc_has_nothing_to_do():
+    ports = free_ports(2)
+    with run_flow(build, ports), ThreadPoolExecutor() as threads:
+        answer = threads.submit(requests.post, f'http://127.0.0.1:{ports[1]}/slow', json={'data': [{'text': 'x'}]})
+        time.sleep(1)
+        assert not answer.done()
+        (gateway,) = {one.pid for one in psutil.net_connections() if one.laddr[1:] == (ports[1],) and not one.raddr}
+        psutil.Process(gateway).terminate()
+        assert (answer.result().status_code, answer.result().json()['data'][0]['text']) == (200, 'x')
 
 
 def test_a_request_at_work_is_answered(tmp_path, tiny_model):
