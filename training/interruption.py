@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class Interrupted(SystemExit):
+    """The end of a process that was asked to end, where the state of the training is whole."""
+
+
 class Interruption:
     """SIGTERM ends the process at once, but for what is `deferred`: that is finished first.
 
@@ -33,7 +37,7 @@ class Interruption:
 
     def exit(self) -> None:
         """End the process as the signal would have."""
-        raise SystemExit(128 + signal.SIGTERM)
+        raise Interrupted(128 + signal.SIGTERM)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self._busy:

@@ -76,10 +76,10 @@ def train(
                 continue
             state.epoch, state.step = epoch, done
             state.loss_sum = total = torch.tensor(float(state.loss_sum) if done else 0.0, device=accelerator.device)
-            train_mode(state)
-            notify(callbacks, 'on_epoch_begin', state)
-            for window in windows(sampler.batches(epoch), config.gradient_accumulation_steps, skip=done):
-                with interruption.deferred():
+            with interruption.deferred():
+                train_mode(state)
+                notify(callbacks, 'on_epoch_begin', state)
+                for window in windows(sampler.batches(epoch), config.gradient_accumulation_steps, skip=done):
                     loss = take_step(state, step, window, parameters, accelerator)
                     for scheduler in state.schedulers if per_batch else ():
                         scheduler.step()
@@ -109,11 +109,11 @@ def train(
                     notify(callbacks, 'on_batch_end', state)
                     if ending:
                         interruption.exit()
-                if state.stop:
-                    break
-                train_mode(state)  # an evaluation may have changed it
-            if agreed(interruption.requested, accelerator):  # while the callbacks looked at the last batch
-                interruption.exit()
+                    if state.stop:
+                        break
+                    train_mode(state)  # an evaluation may have changed it
+                if agreed(interruption.requested, accelerator):  # while the callbacks looked at the last batch
+                    interruption.exit()
             step.reduce_buffers()
             if state.step < len(sampler):  # the epoch is broken off, and may go on elsewhere
                 break

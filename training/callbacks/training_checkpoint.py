@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.callbacks.base import Callback
 from training.checkpoint import check_config, find_checkpoint, load_checkpoint, save_checkpoint
+from training.interruption import Interrupted
 from training.memory import Footprint
 from training.run_folder import CHECKPOINTS
 from training.state import TrainingState
@@ -64,6 +65,7 @@ class TrainingCheckpoint(Callback):
         self.last_k_epochs, self.resume, self.others = last_k_epochs, resume, others
         self._recovery, self._is_given = recovery, is_given
         self._written, self._cost = time.monotonic(), 0.0
+        self._step = -1  # of the latest checkpoint
 
     @classmethod
     def check(cls, directory: Path, config: FitConfig, resume: bool) -> dict[str, Any]:
@@ -103,6 +105,10 @@ class TrainingCheckpoint(Callback):
         if self._is_given or self._is_due():
             self._save(state, epoch_ended=True)
 
+    def on_exception(self, state: TrainingState, error: BaseException) -> None:
+        if isinstance(error, Interrupted) and self._step != state.global_step:
+            self._save(state, epoch_ended=False)
+
     def _is_due(self) -> bool:
         if self._recovery is None:
             return False
@@ -117,5 +123,5 @@ class TrainingCheckpoint(Callback):
         logger.info('Checkpoint %s of epoch %d, step %d', path, state.epoch, state.step)
         if self._recovery is not None:
             self._recovery.saved(path)
-        self._written = time.monotonic()
+        self._written, self._step = time.monotonic(), state.global_step
         self._cost = self._written - start

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from finetuner.callback import BestModelCheckpoint, EarlyStopping, TrainingCheckpoint, WiSEFTCallback
-from training.callbacks import Callback
+from training.callbacks import Callback, training_checkpoint
 from training.errors import CallbackError
 from training.interruption import Interruption
 
@@ -240,6 +240,30 @@ def test_a_figure_of_numpy_is_kept(make_training):
     training = make_training([TrainingCheckpoint(), Figure()], epochs=1)
     training.run()
     assert training.state.history[0]['half'] == 0.5 and training.state.history[0]['quarter'] == 0.25
+
+
+@pytest.mark.parametrize('event', ['on_epoch_begin', 'on_batch_end'])
+def test_a_signal_leaves_a_checkpoint_although_none_is_due(make_training, event):
+    """Before the first batch of an epoch or after its last, where only a recovery keeps checkpoints."""
+
+    class Signal(Callback):
+        pass
+
+    def ask(self, state):
+        if state.global_step == 6:
+            signal.raise_signal(signal.SIGTERM)
+
+    setattr(Signal, event, ask)
+    handler = signal.getsignal(signal.SIGTERM)
+    checkpoint = training_checkpoint.TrainingCheckpoint(recovery=training_checkpoint.Recovery(3600), is_given=False)
+    try:
+        training = make_training([checkpoint, Signal()], interruption=Interruption().install())
+        with pytest.raises(SystemExit):
+            training.run()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    (left,) = training.state.directory.glob('checkpoints/*')
+    assert left.name == ('step-000000006-open' if event == 'on_batch_end' else 'step-000000007-open')
 
 
 def test_a_signal_that_comes_with_the_last_batch_is_not_put_off(make_training):
