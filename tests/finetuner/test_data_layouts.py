@@ -17,6 +17,12 @@ from finetuner.documents import LABEL, SCORE, Content, Document, DocumentArray
 from finetuner.excepts import DataError
 
 
+@pytest.fixture(autouse=True)
+def told(caplog):
+    """What is told is read, whatever level the tests before have left."""
+    caplog.set_level('INFO', 'finetuner')
+
+
 @pytest.fixture
 def table(tmp_path):
     def write(rows, name='table.csv', **options):
