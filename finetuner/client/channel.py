@@ -104,10 +104,11 @@ class Channel:
                     raise self._describe(error, endpoint, timeout) from None
                 sleep(pause)
             else:
-                if not _was_none_asked(response.header.status) or attempt == ATTEMPTS:
-                    raise_for(response.header.status)
-                    return response.data.docs
-                sleep(_backoff(attempt))
+                if _was_none_asked(response.header.status) and attempt < ATTEMPTS:
+                    sleep(_backoff(attempt))
+                    continue
+                raise_for(response.header.status)
+                return response.data.docs
         raise AssertionError('unreachable')
 
     def stream(self, endpoint: str, tags: Mapping[str, Any]) -> Iterator[Answer]:

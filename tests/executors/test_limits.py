@@ -1,7 +1,6 @@
 """Limits of the gateway by themselves: buckets, and what environment variables may say."""
 
 import asyncio
-import socket
 import subprocess
 import threading
 import time
@@ -16,6 +15,7 @@ from uvicorn import Config, Server
 from executors.limits import BodyLimits, Ending
 from executors.rate import MAX_CALLERS, TOKENS_OF_ADDRESS, Buckets, max_body
 from executors.tls import read_certificate
+from tests.integration.conftest import free_ports
 
 
 class Clock:
@@ -156,9 +156,7 @@ def test_a_request_that_the_end_of_the_server_cuts_off_is_told_so():
         await asyncio.sleep(60)
 
     app.add_middleware(Ending)
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     server = Server(Config(app, port=port, timeout_graceful_shutdown=1, log_level='critical'))
     serving = threading.Thread(target=server.run)
     serving.start()

@@ -81,6 +81,7 @@ class TrainingCheckpoint(Callback):
         if found is None:
             return
         load_checkpoint(found, state, self.others)
+        self._step = state.global_step
         logger.info('Going on from step %d of epoch %d (%s)', state.step, state.epoch, found)
         for callback in self.others:
             callback.on_resume(state)
