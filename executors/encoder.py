@@ -76,7 +76,9 @@ class FinetunerExecutor(Executor):
     :param intra_op_num_threads: threads that compute one operator, 0 for the engine's choice.
     :param inter_op_num_threads: operators that run at the same time, 0 for the engine's choice.
     :param logging_level: the least level that is logged.
-    :param is_onnx: onnxruntime (True) or torch (False), default onnxruntime where the artifact has an ONNX model.
+    :param is_onnx: onnxruntime (True) or torch (False), default the one that is faster here, which is found by trying
+        where the artifact has an ONNX model.
+    :param precision: what torch computes in, 'fp32', 'bf16' or 'fp16', default `FINETUNER_PRECISION` or 'fp32'.
     :param encode_roots: folders whose files documents may name by `uri`, default `FINETUNER_ENCODE_ROOTS` (separated by
         ':') or none. Images and meshes can always be sent as `blob`, `tensor` or in a `data:` URI. What `/ingest` may
         read is no default here: that endpoint needs a token, and this one does not.
@@ -106,6 +108,7 @@ class FinetunerExecutor(Executor):
         inter_op_num_threads: int = 0,
         logging_level: str = 'INFO',
         is_onnx: bool | None = None,
+        precision: str | None = None,
         encode_roots: Sequence[str] | None = None,
         encode_schemes: Sequence[str] | None = None,
         require_token: bool | None = None,
@@ -149,6 +152,8 @@ class FinetunerExecutor(Executor):
         self._retiring: Router | None = None
         self._options: dict[str, Any] = {
             'is_onnx': is_onnx,
+            'is_measured': True,
+            'precision': precision or os.environ.get('FINETUNER_PRECISION') or 'fp32',
             'device': device or os.environ.get('FINETUNER_DEVICE') or 'cpu',
             'device_id': device_id,
             'batch_size': batch_size,

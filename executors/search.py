@@ -75,7 +75,7 @@ class SearchExecutor(Executor):
         self._deleted: set[tuple[str, str]] | None = None  # account and item, while another index is made
         try:
             found, store = find_artifact(artifact, token, self.logger)
-            engine = load_engine(model if found is None else found.source, device=self._device)
+            engine = load_engine(model if found is None else found.source, device=self._device, is_measured=True)
         except Exception as error:
             self.logger.critical(f'cannot search by {without_secrets(artifact)}: {error}')
             raise
@@ -150,7 +150,7 @@ class SearchExecutor(Executor):
     def _switch(self, artifact_id: str) -> None:
         """Embed all items by another model, and then search by it. Writers wait for the last few items alone."""
         assert self._store is not None
-        engine = load_engine(self._store.file_of(artifact_id), device=self._device)
+        engine = load_engine(self._store.file_of(artifact_id), device=self._device, is_measured=True)
         with self._writing:
             self._deleted = set()
         try:

@@ -15,12 +15,12 @@ _CLIP = ('transformers-clip', 'open_clip')
 
 def digest_model(engine: InferenceEngine, artifact: Artifact | str | Path, select_model: str | None = None) -> str:
     """sha256 of all that an embedding depends on beside its content: the files of the model, or the name of a
-    pretrained one, which of its encoders it is, and the engine.
+    pretrained one, which of its encoders it is, the engine and its precision.
 
     :param engine: what was loaded from `artifact`, as `load_engine` takes it.
     """
     source = find_source(artifact, select_model)
-    whole = hashlib.sha256(f'{type(engine).__name__} {select_model}\n'.encode())
+    whole = hashlib.sha256(f'{type(engine).__name__} {engine.precision} {select_model}\n'.encode())
     if isinstance(source, str):
         # what a name means may change, but not for a process that has loaded it
         whole.update(f'{source}\n'.encode())

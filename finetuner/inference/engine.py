@@ -44,6 +44,9 @@ class InferenceEngine(ABC):
     :param batch_size: how many items the model is given at once, unless a call says otherwise.
     """
 
+    precision: str = 'fp32'
+    """What the model computes in; of an ONNX model, what it was exported with is not known here."""
+
     def __init__(self, preprocessor: Preprocessor, dim: int, batch_size: int):
         self.preprocessor = preprocessor
         self.dim = dim

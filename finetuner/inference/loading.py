@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from finetuner.artifact import Artifact, open_artifact
 from finetuner.artifact.opening import is_artifact_directory
 from finetuner.excepts import ArtifactError
 from finetuner.inference.engine import InferenceEngine
+from finetuner.inference.fastest import choose
 
 if TYPE_CHECKING:
     from finetuner.inference.encoder import Encoder
@@ -48,6 +51,8 @@ def load_engine(
     omp_num_threads: int | None = None,
     intra_op_num_threads: int = 0,
     inter_op_num_threads: int = 0,
+    precision: str = 'fp32',
+    is_measured: bool = False,
 ) -> InferenceEngine:
     """Load a model for inference.
 
@@ -55,13 +60,15 @@ def load_engine(
         that is loaded.
     :param select_model: which model of an artifact, or encoder of a pretrained model, with several; those with one
         ignore it.
-    :param is_onnx: onnxruntime or torch; None is onnxruntime where there is a `model.onnx`.
+    :param is_onnx: onnxruntime or torch; None is onnxruntime where there is a `model.onnx`, and `precision` is fp32.
     :param device: `cpu` or `cuda`; None is `cuda` where there is one that the engine can use.
     :param device_id: which of several GPUs.
     :param batch_size: how many items the model is given at once.
     :param omp_num_threads: as `intra_op_num_threads`, where that is 0; None leaves the choice to the engine.
     :param intra_op_num_threads: threads that compute one operator; 0 leaves the choice to the engine.
     :param inter_op_num_threads: operators that run at the same time (onnxruntime only).
+    :param precision: `fp32`, or with torch `bf16` or `fp16`. An ONNX model has the one that it was exported with.
+    :param is_measured: where `is_onnx` and `precision` leave the choice, try both, and take the faster one.
     :raises ArtifactError: the artifact is not there, damaged or unsafe.
     :raises SelectModelRequired: there are several models and none was selected.
     :raises ValueError: an argument is wrong, or the model is not supported; the message says which.
@@ -78,14 +85,30 @@ def load_engine(
         if value is not None and value < 0:
             raise ValueError(f'{name} is {value}: it cannot be negative')
     source = find_source(artifact, select_model) if isinstance(artifact, (Artifact, str, Path)) else artifact
-    if is_onnx is None:
-        is_onnx = isinstance(source, Path) and (source / 'model.onnx').is_file()
-    elif is_onnx and not isinstance(source, Path):
+    if is_onnx and not isinstance(source, Path):
         raise ValueError(f'the pretrained model {source!r} has no ONNX model: load it with is_onnx=False')
+    if is_onnx and precision != 'fp32':
+        raise ValueError(f'precision {precision!r} is of torch: give is_onnx=False, or export the ONNX model in it')
+    options: dict[str, Any] = {'batch_size': batch_size, 'device_id': device_id, **threads}
+    of_torch = {'select_model': select_model, 'precision': precision}
+    load = partial(_load, source, device, options, of_torch)
+    if is_onnx is not None:
+        return load(is_onnx)
+    has_onnx = isinstance(source, Path) and (source / 'model.onnx').is_file()
+    if has_onnx and precision == 'fp32' and is_measured and importlib.util.find_spec('torch'):
+        return choose(load)
+    return load(has_onnx and precision == 'fp32')
+
+
+def _load(
+    source: Encoder | Path | str,
+    device: str | None,
+    options: dict[str, Any],
+    of_torch: dict[str, Any],
+    is_onnx: bool,
+) -> InferenceEngine:
     device = device or best_device(is_onnx)
-    options: dict[str, Any] = {'batch_size': batch_size, 'device': device, 'device_id': device_id, **threads}
-    if not is_onnx:
-        options['select_model'] = select_model
+    options = {'device': device, **options, **({} if is_onnx else of_torch)}
     with named_installs():
         engine = _engine_class(is_onnx)
         loaded: InferenceEngine = engine(source, **options)
@@ -96,7 +119,7 @@ def load_engine(
         device,
         loaded.dim,
         loaded.modality if loaded.max_length is None else f'{loaded.max_length} tokens at most',
-        intra_op_num_threads or omp_num_threads or 'default',
+        options['intra_op_num_threads'] or options['omp_num_threads'] or 'default',
     )
     return loaded
 

@@ -44,6 +44,18 @@ def test_images_come_with_the_request(model_directory, picture):
     np.testing.assert_allclose(encode(executor, tensor=np.asarray(Image.open(picture))), sent, atol=1e-5)
 
 
+def test_the_precision_is_an_argument_or_that_of_the_environment(model_directory, picture, monkeypatch):
+    exact = encode(FinetunerExecutor(str(model_directory)), blob=picture.read_bytes())
+    reduced = encode(FinetunerExecutor(str(model_directory), precision='bf16'), blob=picture.read_bytes())
+    assert not np.array_equal(reduced, exact)
+    assert np.dot(reduced, exact) / np.linalg.norm(reduced) / np.linalg.norm(exact) > 0.999
+    monkeypatch.setenv('FINETUNER_PRECISION', 'bf16')
+    np.testing.assert_array_equal(encode(FinetunerExecutor(str(model_directory)), blob=picture.read_bytes()), reduced)
+    monkeypatch.setenv('FINETUNER_PRECISION', 'int4')
+    with pytest.raises(ValueError, match="precision is 'int4': choose fp32, bf16, fp16"):
+        FinetunerExecutor(str(model_directory))
+
+
 @pytest.mark.parametrize('uri', ['{}', 'file://{}', 'picture.png', '/etc/passwd', 'http://localhost:1/a.png'])
 def test_files_of_the_service_are_not_read(model_directory, picture, uri, monkeypatch):
     monkeypatch.chdir(picture.parent)

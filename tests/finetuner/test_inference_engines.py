@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from finetuner.inference import load_engine
 from finetuner.inference.digest import digest_model
 from finetuner.inference.loading import named_installs
 from finetuner.inference.onnx_engine import ONNXRuntimeInferenceEngine
+from finetuner.inference.precision import DTYPES
 from finetuner.inference.torch_engine import TorchInferenceEngine
 
 TEXTS = ['where is my card', '', 'My card is LOST!', 'the ' * 300, 'Überraschung, 漢字 🙂', 'a', ' ', '[SEP] my [PAD]']
@@ -239,6 +242,54 @@ def test_the_engine_is_a_part_of_the_digest_of_a_model(tiny_artifact):
         digest_model(load_engine(tiny_artifact, is_onnx=is_onnx), tiny_artifact) for is_onnx in (True, False, None)
     )
     assert onnx == default != torch
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+def test_half_the_bits_give_nearly_the_same_embeddings_and_the_log_says_how_near(tiny_artifact, caplog, precision):
+    caplog.set_level('INFO', 'finetuner')
+    exact = load_engine(tiny_artifact, is_onnx=False)
+    reduced = load_engine(tiny_artifact, precision=precision)
+    assert isinstance(reduced, TorchInferenceEngine)
+    assert reduced.packs == exact.packs
+    assert {p.dtype for p in reduced.encoder.backbone.parameters()} == {DTYPES[precision]}
+    found, expected = reduced.encode_texts(TEXTS), exact.encode_texts(TEXTS)
+    assert found.dtype == np.float32
+    assert not np.array_equal(found, expected)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.02)
+    cosine = float(re.search(rf'computing in {precision}: the mean cosine .* is ([\d.]+)', caplog.text)[1])
+    assert 0.999 < cosine <= 1
+    assert digest_model(reduced, tiny_artifact) != digest_model(exact, tiny_artifact)
+
+
+def test_a_precision_that_is_none_or_not_of_the_engine_is_refused(tiny_artifact):
+    with pytest.raises(ValueError, match="precision is 'int4': choose fp32, bf16, fp16"):
+        load_engine(tiny_artifact, precision='int4')
+    with pytest.raises(ValueError, match="precision 'bf16' is of torch: give is_onnx=False"):
+        load_engine(tiny_artifact, precision='bf16', is_onnx=True)
+
+
+@pytest.mark.parametrize('slow', [ONNXRuntimeInferenceEngine, TorchInferenceEngine])
+def test_the_faster_engine_is_found_by_trying(tiny_artifact, monkeypatch, caplog, slow):
+    caplog.set_level('INFO', 'finetuner')
+    embed = slow.embed
+
+    def embed_slowly(self, features):
+        time.sleep(0.05)
+        return embed(self, features)
+
+    monkeypatch.setattr(slow, 'embed', embed_slowly)
+    engine = load_engine(tiny_artifact, is_measured=True)
+    assert not isinstance(engine, slow)
+    rates = re.search(r'chose (\w+): onnxruntime embeds (\d+) samples per second here, torch (\d+)', caplog.text)
+    assert rates[1] == type(engine).__name__
+    assert (int(rates[2]) < int(rates[3])) == (slow is ONNXRuntimeInferenceEngine)
+
+
+def test_what_is_asked_for_is_not_measured(tiny_artifact, caplog):
+    caplog.set_level('INFO', 'finetuner')
+    assert isinstance(load_engine(tiny_artifact, is_measured=True, is_onnx=True), ONNXRuntimeInferenceEngine)
+    assert isinstance(load_engine(tiny_artifact, is_measured=True, precision='bf16'), TorchInferenceEngine)
+    assert 'chose' not in caplog.text
 
 
 def test_one_model_ignores_select_model(tiny_artifact):
