@@ -40,6 +40,12 @@ help:  ## show this list
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -r requirements-dev.txt
 	@touch $@
 
+.venv-infinity/.installed: benchmarks/requirements-infinity.txt | .venv/bin/uv
+	@echo 'Making .venv-infinity, for the server that serving is measured against'
+	@$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON) .venv-infinity
+	@VIRTUAL_ENV=.venv-infinity $(BIN)/uv pip install --quiet -r benchmarks/requirements-infinity.txt
+	@touch $@
+
 .PHONY: setup
 setup: .venv/.installed  ## make .venv with everything pinned
 	@echo 'Ready. Next: source .venv/bin/activate && finetuner serve'
@@ -90,10 +96,10 @@ bench: .venv/.installed-dev  ## every benchmark, each against a named peer; hour
 	@$(BIN)/python benchmarks/clothing.py --data $(DATA)/clothing --weights $(WEIGHTS)
 	@$(BIN)/python benchmarks/grocery.py --data $(DATA)/grocery
 	@$(BIN)/python benchmarks/larger_than_memory.py
-	@$(BIN)/python benchmarks/serving.py
+	@$(MAKE) --no-print-directory bench-serving
 
 .PHONY: bench-serving
-bench-serving: .venv/.installed-dev  ## texts per second and latency of serving, against sentence-transformers and the bare model
+bench-serving: .venv/.installed-dev .venv-infinity/.installed  ## serving against sentence-transformers, infinity and the bare model: an hour
 	@$(BIN)/python benchmarks/serving.py $(BENCH_OPTIONS)
 
 .PHONY: drill
@@ -106,6 +112,7 @@ lock: .venv/bin/uv  ## resolve requirements*.in again into the pinned requiremen
 	@$(COMPILE) requirements.in -o requirements.txt
 	@sed 's/^onnxruntime\(==\|$$\)/onnxruntime-gpu\1/' requirements.txt > requirements-gpu.txt
 	@$(COMPILE) requirements-dev.in -o requirements-dev.txt
+	@$(COMPILE) benchmarks/requirements-infinity.in -o benchmarks/requirements-infinity.txt
 
 .PHONY: clean
 clean:  ## remove .venv and every cache

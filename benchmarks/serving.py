@@ -2,18 +2,21 @@
 
 Every row embeds the same texts with the same model, all-minilm-l6-v2, in the same run:
 
-* floor: the arithmetic of the model on the real tokens, at the rate of a matrix product that is measured in this run;
-* bare torch: what torch takes for batches that are tokenized and sorted before, and padded;
+* floor: the arithmetic of the model on the real tokens, at the rate of a matrix product in fp32 that is measured in
+  this run;
+* bare torch, bare onnxruntime: what they take for batches that are tokenized and sorted before, and padded; the ONNX
+  model is that of an artifact;
 * sentence-transformers: its `encode`;
-* in process: `finetuner.encode`;
+* in process: `finetuner.encode` in fp32, in bf16, and with an ONNX model in int8, as `onnx_precision` makes one;
 * client: `finetuner.EncodeClient` over gRPC, whose answers are arrays;
 * gRPC, HTTP: documents through `/encode`;
 * v1/embeddings: OpenAI's request, its numbers in base64;
-* infinity: the same request to an infinity server that runs already, where `--infinity` says.
+* infinity: the same request to an infinity server, with torch, and with optimum, whose ONNX model has its operators
+  fused.
 
 Texts are of mixed length, log-normal, from 3 to 250 tokens. A setting is how many texts a request has, and how many
 clients send at the same time. The rows take turns, so that a slow moment of the machine meets all; the medians of the
-rounds count. CPU is that of all processes at work in cores, memory the peak of the service, both in the last round.
+rounds count. CPU is that of all processes at work, in cores, in the last round; memory the peak of a service.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import socket
 import statistics
 import subprocess
 import sys
@@ -38,6 +40,8 @@ import numpy as np
 import psutil
 import requests
 import typer
+from infinity import fused_model, is_installed, running_infinity
+from ports import free_port
 from rich.console import Console
 from rich.table import Table
 
@@ -49,6 +53,20 @@ from finetuner.inference import InferenceEngine, load_engine
 MODEL = 'all-minilm-l6-v2'
 ROOT = Path(__file__).parents[1]
 WORDS = ('account', 'card', 'refund', 'transfer', 'money', 'where', 'lost', 'twice', 'arrive', 'the', 'my', 'please')
+
+THEIRS, OURS, CLIENT = 'sentence-transformers', 'in process', 'client'
+# texts in a request, clients at the same time, texts of a round
+SETTINGS = (
+    (1, 1, 64),
+    (1, 8, 128),
+    (1, 64, 256),
+    (8, 1, 128),
+    (8, 8, 256),
+    (8, 64, 512),
+    (64, 1, 256),
+    (64, 8, 512),
+    (1024, 1, 1024),
+)
 
 Embed = Callable[[Sequence[str]], object]
 
@@ -62,6 +80,14 @@ class Row:
     rates: list[float] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     cores: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        return statistics.median(self.rates)
+
+    def latency(self, share: int) -> float:
+        """In ms, that so many of 100 requests do not exceed."""
+        return 1000 * float(np.percentile(self.latencies, share))
 
 
 @dataclass(frozen=True)
@@ -127,13 +153,6 @@ def running_service(threads: int) -> Iterator[Service]:
             process.wait(60)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def is_ready(port: int) -> bool:
     try:
         return requests.get(f'http://127.0.0.1:{port}/health/ready', timeout=5).ok
@@ -141,7 +160,7 @@ def is_ready(port: int) -> bool:
         return False
 
 
-def bare_torch(engine: InferenceEngine, texts: Sequence[str]) -> Embed:
+def bare(engine: InferenceEngine, texts: Sequence[str]) -> Embed:
     features = dict(zip(texts, engine.preprocessor.features(list(texts)), strict=True))
 
     def embed(some: Sequence[str]) -> None:
@@ -217,75 +236,137 @@ def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
 
 def show(console: Console, title: str, rows: Sequence[Row], floor: float) -> None:
     table = Table('', 'texts/s', 'of theirs', 'of the floor', 'p50 ms', 'p99 ms', 'cores', title=title)
-    theirs = statistics.median(next(row for row in rows if row.name == 'sentence-transformers').rates)
+    theirs = next(row for row in rows if row.name == THEIRS).rate
     table.add_row('floor', f'{floor:.0f}', f'{floor / theirs:.2f}', '1.00', '', '', '')
     for row in rows:
-        rate = statistics.median(row.rates)
-        p50, p99 = (1000 * float(np.percentile(row.latencies, share)) for share in (50, 99))
+        rate = row.rate
         table.add_row(
             row.name,
             f'{rate:.0f}',
             f'{rate / theirs:.2f}',
             f'{rate / floor:.2f}',
-            f'{p50:.1f}',
-            f'{p99:.1f}',
+            f'{row.latency(50):.1f}',
+            f'{row.latency(99):.1f}',
             f'{row.cores:.1f}',
         )
     console.print(table)
 
 
+def check_goals(console: Console, measured: dict[tuple[int, int], dict[str, Row]], floor: float) -> None:
+    """What serving is to reach on two cores, where the settings that tell were measured."""
+    goals: list[tuple[str, float, float, bool]] = []
+
+    def goal(what: str, found: float, wanted: float, at_most: bool = False) -> None:
+        goals.append((what, found, wanted, (found <= wanted) if at_most else (found >= wanted)))
+
+    if rows := measured.get((1024, 1)):
+        goal('in process, fp32, of sentence-transformers: 1024 texts', rows[OURS].rate / rows[THEIRS].rate, 1.3)
+        goal('in process, fp32, of the floor: 1024 texts', rows[OURS].rate / floor, 0.75)
+        for name in ('in process, bf16', 'in process, int8'):
+            goal(f'{name}, of sentence-transformers: 1024 texts', rows[name].rate / rows[THEIRS].rate, 2.0)
+        goal('client over gRPC, of in process: 1024 texts', rows[CLIENT].rate / rows[OURS].rate, 0.9)
+    if rows := measured.get((1, 64)):
+        in_bulk = next(rows for (size, _), rows in reversed(measured.items()) if size >= 64)[OURS].rate
+        goal('client over gRPC, 64 with one text each, of in process in bulk', rows[CLIENT].rate / in_bulk, 0.8)
+    if rows := measured.get((1, 1)):
+        over = rows[CLIENT].latency(50) - rows['bare torch'].latency(50)
+        goal('client over gRPC, one text: ms (p50) beyond bare torch', over, 3.0, at_most=True)
+    for (size, clients), rows in measured.items():
+        for name in rows:
+            if name.startswith('infinity'):
+                ratio = rows['v1/embeddings'].rate / rows[name].rate
+                goal(f'v1/embeddings, of {name}: {size} texts, {clients} clients', ratio, 2.0)
+    table = Table('goal', 'found', 'wanted', '', title='Goals, on two cores')
+    for what, found, wanted, is_met in goals:
+        table.add_row(what, f'{found:.2f}', f'{wanted:.2f}', '[green]met[/]' if is_met else '[red]missed[/]')
+    console.print(table)
+
+
+def peak_memory(process: psutil.Process) -> float:
+    """MiB that a process and those that it has started had in memory at most, added up."""
+    total = 0
+    for one in (process, *process.children(recursive=True)):
+        status = Path(f'/proc/{one.pid}/status').read_text()
+        total += next(int(line.split()[1]) for line in status.splitlines() if line.startswith('VmHWM'))
+    return total / 1024
+
+
 def main(
-    texts: Annotated[int, typer.Option(help='Texts that every row embeds in a round.')] = 256,
-    request: Annotated[list[int], typer.Option(help='Texts in a request; several may be given.')] = [1, 64],  # noqa: B006
-    clients: Annotated[list[int], typer.Option(help='Clients at the same time; several may be given.')] = [1, 8],  # noqa: B006
     rounds: Annotated[int, typer.Option(help='Turns that each row has.')] = 5,
     threads: Annotated[int, typer.Option(help='Threads that compute, of every row; 0 is one for each core.')] = 0,
-    infinity: Annotated[str, typer.Option(help='The address of an infinity server with the same model.')] = '',
+    setting: Annotated[
+        list[str] | None, typer.Option(help='TEXTSxCLIENTS, such as 64x8; several may be given. Default all.')
+    ] = None,
 ) -> None:
     import torch
     from sentence_transformers import SentenceTransformer
 
     from finetuner.inference.pretrained import resolve
+    from training.export import export
 
+    settings = [each for each in SETTINGS if not setting or f'{each[0]}x{each[1]}' in setting]
     count = threads or os.cpu_count() or 1
     torch.set_num_threads(count)
-    all_texts = make_texts(texts)
+    all_texts = make_texts(max(texts for _, _, texts in settings))
     began = time.monotonic()
     engine = load_engine(MODEL, is_onnx=False)
     start = time.monotonic() - began
-    peer = SentenceTransformer(str(resolve(MODEL)), device='cpu')
+    model = Path(resolve(MODEL))
+    peer = SentenceTransformer(str(model), device='cpu')
     console = Console()
     with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        exported = {
+            precision: load_engine(
+                export(engine.encoder, folder / precision, precision),  # type: ignore[attr-defined, arg-type]
+                is_onnx=True,
+                intra_op_num_threads=count,
+            )
+            for precision in ('fp32', 'int8')
+        }
         service = stack.enter_context(running_service(count))
-        watched = [psutil.Process(), service.process, *service.process.children(recursive=True)]
         client = stack.enter_context(finetuner.EncodeClient(f'grpc://127.0.0.1:{service.grpc}', batch_size=1024))
         url = f'http://127.0.0.1:{service.http}'
         ways: dict[str, Embed] = {
-            'bare torch': bare_torch(engine, all_texts),
-            'sentence-transformers': lambda some: peer.encode(list(some), show_progress_bar=False),
-            'in process': engine.encode_texts,
-            'client': lambda some: client.encode(some, show_progress=False),
+            'bare torch': bare(engine, all_texts),
+            'bare onnxruntime': bare(exported['fp32'], all_texts),
+            THEIRS: lambda some: peer.encode(list(some), show_progress_bar=False),
+            OURS: engine.encode_texts,
+            'in process, bf16': load_engine(MODEL, precision='bf16').encode_texts,
+            'in process, int8': exported['int8'].encode_texts,
+            CLIENT: lambda some: client.encode(some, show_progress=False),
             'gRPC': over_grpc(service.grpc),
             'HTTP': over_http(f'{url}/encode', lambda some: {'data': [{'text': text} for text in some]}),
             'v1/embeddings': over_http(f'{url}/v1/embeddings', openai_body),
         }
-        if infinity:
-            ways['infinity'] = over_http(f'{infinity.rstrip("/")}/embeddings', openai_body)
+        servers = {'service': (service.process, service.start)}
+        if is_installed():
+            for name, source in (('torch', model), ('optimum', fused_model(model, folder))):
+                server = stack.enter_context(running_infinity(source, name, MODEL, count))
+                ways[f'infinity, {name}'] = over_http(f'{server.url}/embeddings', openai_body)
+                servers[f'infinity, {name}'] = (server.process, server.start)
+        watched = [psutil.Process()]
+        for process, _ in servers.values():
+            watched += [process, *process.children(recursive=True)]
         for embed in ways.values():  # whatever is done once is done
             embed(all_texts[:8])
-        floor = texts / floor_seconds(engine, all_texts)
-        for size in request:
+        seconds = floor_seconds(engine, all_texts)
+        floor = len(all_texts) / seconds
+        measured: dict[tuple[int, int], dict[str, Row]] = {}
+        for size, together, texts in settings:
             batches = [all_texts[first : first + size] for first in range(0, texts, size)]
-            for together in clients:
-                rows = [Row(name, embed) for name, embed in ways.items()]
-                for _ in range(rounds):
-                    for row in rows:
-                        work(row, batches, together, watched)
-                show(console, f'{size} texts in a request, {together} clients', rows, floor)
-        memory = sum(process.memory_info().rss for process in watched[1:]) / 2**20
-        console.print(
-            f'start: in process {start:.1f} s, service {service.start:.1f} s; memory: service {memory:.0f} MiB'
-        )
+            rows = {name: Row(name, embed) for name, embed in ways.items()}
+            for _ in range(rounds):
+                for row in rows.values():
+                    work(row, batches, together, watched)
+            measured[size, together] = rows
+            show(console, f'{size} texts in a request, {together} clients', list(rows.values()), floor)
+        check_goals(console, measured, floor)
+        started = Table('', 'start, s', 'peak memory, MiB')
+        started.add_row(OURS, f'{start:.1f}', '')
+        for name, (process, took) in servers.items():
+            started.add_row(name, f'{took:.1f}', f'{peak_memory(process):.0f}')
+        console.print(started)
 
 
 if __name__ == '__main__':
