@@ -259,10 +259,15 @@ class TrainerExecutor(Executor):
 
     @requests(on='/logstream')
     async def logstream(self, doc: Document, **kwargs: Any) -> AsyncIterator[Document]:
-        """The log from `offset` on in pieces, each with the offset of what follows, until the run has ended."""
+        """The log from `offset` on in pieces, each with the offset of what follows, until the run has ended.
+
+        The first one is empty.
+        """
         parameters = LogParameters(**doc.tags)
         run = await asyncio.to_thread(self._find, parameters)
         offset, silent = parameters.offset, 0
+        # the answer begins with it, over HTTP too: until then the gateway does not notice that a caller has gone
+        yield answer(text='', offset=offset, status=run.status)[0]
         while True:
             run = await asyncio.to_thread(self.registry.get_run_by_id, run.id)
             text, offset = await asyncio.to_thread(read_log, self.registry, run.id, offset)
