@@ -42,6 +42,7 @@ STATUS = {
 }
 HEADERS = {401: {'WWW-Authenticate': 'Bearer'}, 429: {'Retry-After': '1'}, 503: {'Retry-After': '1'}}
 MISSING = ('NotFoundError', 'ArtifactNotFoundError')
+METRICS = 'Prometheus is answered by each encoder, at the port FINETUNER_METRICS_PORT: see docs/serving.md, Metrics'
 UNREACHABLE = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.NOT_FOUND: 503,
@@ -128,9 +129,13 @@ def install(app: FastAPI, unknown: Callable[[str], FinetunerServerError]) -> Non
         if isinstance(error, HTTPException) and error.status_code == 404:  # of a route of ours
             return refuse(404, error.detail, error.headers)
         path = request.url.path
+        is_of_prometheus = (request.method, path) == ('GET', '/metrics')
         if error.status_code == 405:
             allowed = ', '.join(_allowed_methods(app, path)) or (error.headers or {}).get('Allow', '')
-            return refuse(405, f'{request.method} {path} is not possible: use {allowed}', {'Allow': allowed})
+            hint = f'. {METRICS}' if is_of_prometheus else ''
+            return refuse(405, f'{request.method} {path} is not possible: use {allowed}{hint}', {'Allow': allowed})
+        if is_of_prometheus:
+            return refuse(404, METRICS)
         answer = absent(unknown(path))
         if path.startswith('/api/') and answer.status_code == 404:
             return refuse(404, f'there is no {path[:200]} here: /docs shows what there is')

@@ -14,8 +14,14 @@ def read_log(registry: Registry, run_id: str, offset: int) -> tuple[str, int]:
 
     A character of which not all bytes are there yet is left for the next read.
     """
+    data, text = read_piece(registry, run_id, offset)
+    return text, offset + len(data)
+
+
+def read_piece(registry: Registry, run_id: str, offset: int) -> tuple[bytes, str]:
+    """The same as the bytes that are there, and as text."""
     data = registry.read_log(run_id, offset, LIMIT)
     decoder = codecs.getincrementaldecoder('utf-8')(errors='replace')
     text = decoder.decode(data)
     pending, _ = decoder.getstate()
-    return text, offset + len(data) - len(pending)
+    return data[: len(data) - len(pending)], text

@@ -22,7 +22,7 @@ from executors.drain import drain_at_shutdown
 from executors.endpoints import unknown_endpoint
 from executors.launching import make_launcher, read_policy
 from executors.lifetime import end_with_parent
-from executors.logs import read_log
+from executors.logs import read_log, read_piece
 from executors.models import check_model
 from executors.opening import open_registry
 from executors.parameters import (
@@ -259,16 +259,23 @@ class TrainerExecutor(Executor):
 
     @requests(on='/logstream')
     async def logstream(self, doc: Document, **kwargs: Any) -> AsyncIterator[Document]:
-        """The log from `offset` on in pieces, each with the offset of what follows, until the run has ended."""
+        """The log from `offset` on in pieces, each with the offset of what follows, until the run has ended.
+
+        The first one is empty. One with bytes that are no text has them as they are in its `blob`.
+        """
         parameters = LogParameters(**doc.tags)
         run = await asyncio.to_thread(self._find, parameters)
         offset, silent = parameters.offset, 0
+        # the answer begins with it, over HTTP too: until then the gateway does not notice that a caller has gone
+        yield answer(text='', offset=offset, status=run.status)[0]
         while True:
             run = await asyncio.to_thread(self.registry.get_run_by_id, run.id)
-            text, offset = await asyncio.to_thread(read_log, self.registry, run.id, offset)
-            if text:
+            data, text = await asyncio.to_thread(read_piece, self.registry, run.id, offset)
+            if data:
                 silent = 0
-                yield answer(text=text, offset=offset, status=run.status)[0]
+                offset += len(data)
+                blob = data if text.encode() != data else None
+                yield answer(text=text, blob=blob, offset=offset, status=run.status)[0]
                 continue
             if run.status not in (CREATED, STARTED):
                 if silent * POLL > LAST_WORDS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -23,6 +23,8 @@ console = Console()
 progress_console = Console(stderr=True)  # so that a pipe carries results only
 
 DEFAULT_LIMIT = 20  # of EvaluationCallback
+WIDE = 100
+"""Columns of a terminal that has room for all that is told of models."""
 METRICS = (
     'precision_at_k',
     'recall_at_k',
@@ -177,7 +179,7 @@ def print_model_table(model: ModuleType, task: str | None = None) -> None:
 
 
 def models_table(backbones: Sequence[Backbone], task: str | None = None) -> Table:
-    """Pretrained models with what they are for.
+    """Pretrained models with what they are for, their architecture where there is room for it.
 
     :param task: is a part of the title.
     """
@@ -186,12 +188,13 @@ def models_table(backbones: Sequence[Backbone], task: str | None = None) -> Tabl
     title = 'Finetuner backbones' + (f': {task}' if task else '')
     caption = 'Any hub id, model directory, timm/<name> and <architecture>::<pretrained> of open_clip will do, too.'
     table = Table(title=title, title_justify='left', caption=caption, caption_justify='left')
-    for name in get_header():
-        table.add_column(
-            name, justify='right' if name == 'output_dim' else 'left', overflow='fold', no_wrap=name == 'name'
-        )
+    shown = [name for name in get_header() if console.width >= WIDE or name != 'architecture']
+    for name in shown:
+        justify: Literal['left', 'right'] = 'right' if name == 'output_dim' else 'left'
+        table.add_column(name, justify=justify, overflow='fold', no_wrap=name != 'description')
     for backbone in backbones:
-        table.add_row(*map(escape, get_row(backbone)))
+        row = dict(zip(get_header(), get_row(backbone), strict=True))
+        table.add_row(*(escape(row[name]) for name in shown))
     return table
 
 

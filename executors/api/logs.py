@@ -21,7 +21,7 @@ from finetuner.excepts import FinetunerServerError
 router = make_router('runs')
 SILENCE = 15.0
 """Seconds after which a stream without news says that it lives."""
-LINE_END = re.compile(r'\r\n|\n|\r')
+LINE_END = re.compile(rb'\r\n|\n|\r')
 EVENTS = {
     'content': {'text/event-stream': {'schema': {'type': 'string'}}},
     'description': 'Server-sent events: a line of the log is the `data` of each, its `id` where the next one begins.',
@@ -83,32 +83,32 @@ async def stream_logs(
 
 async def _lines(pieces: AsyncIterator[Document]) -> AsyncIterator[str]:
     """An event for every line. Without names of events: Jina's client takes those for lines, too."""
-    rest = ''
+    rest = b''
     try:
         async for piece in pieces:
             tags = piece.tags or {}
-            text = rest + (piece.text or '')
-            position = int(tags['offset']) - len(text.encode())
-            *lines, (rest, _) = _split(text)
+            log = rest + (piece.blob or (piece.text or '').encode())
+            position = int(tags['offset']) - len(log)
+            *lines, (rest, _) = _split(log)
             for line, end in lines:
-                position += len((line + end).encode())
-                yield f'id: {position}\ndata: {line}\n\n'
+                position += len(line + end)
+                yield f'id: {position}\ndata: {line.decode(errors="replace")}\n\n'
     except FinetunerServerError as error:
         yield f'event: error\ndata: {" ".join(str(error).split())}\n\n'
         return
     if rest:
-        yield f'data: {rest}\n\n'
+        yield f'data: {rest.decode(errors="replace")}\n\n'
 
 
-def _split(text: str) -> list[tuple[str, str]]:
+def _split(log: bytes) -> list[tuple[bytes, bytes]]:
     """The lines with their ends; the last one has none, and may be empty. A return at the end may be half an end."""
     found, position = [], 0
-    for match in LINE_END.finditer(text):
-        if match.group() == '\r' and match.end() == len(text):
+    for match in LINE_END.finditer(log):
+        if match.group() == b'\r' and match.end() == len(log):
             break
-        found.append((text[position : match.start()], match.group()))
+        found.append((log[position : match.start()], match.group()))
         position = match.end()
-    return [*found, (text[position:], '')]
+    return [*found, (log[position:], b'')]
 
 
 async def _alive(events: AsyncIterator[str]) -> AsyncIterator[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
+import math
 import random
 import threading
 import time
@@ -20,6 +22,8 @@ from finetuner.excepts import BusyError, DataError, EngineError, FinetunerServer
 
 if TYPE_CHECKING:
     import numpy as np
+
+logger = logging.getLogger(__name__)
 
 ENDPOINT = '/encode_texts'
 PATIENCE = 30.0
@@ -67,6 +71,7 @@ class EncodeClient:
         self._batch_size, self._prefetch, self._dtype, self._timeout = batch_size, prefetch, dtype, timeout
         self._transport = open_transport(self.host)
         self._pool = ThreadPoolExecutor(prefetch, thread_name_prefix='encode')
+        self._told, self._lock = -math.inf, threading.Lock()
 
     def __enter__(self) -> EncodeClient:
         return self
@@ -179,16 +184,26 @@ class EncodeClient:
             try:
                 [answer] = read_answers(self._transport.call(ENDPOINT, parameters, docs, self._timeout))
                 break
-            except (BusyError, EngineError, UnavailableError):
+            except (BusyError, EngineError, UnavailableError) as error:
                 pause = min(0.25 * 2**attempt, MAX_PAUSE) * random.uniform(0.5, 1)
                 if time.monotonic() + pause > end:
                     raise
+                if isinstance(error, UnavailableError):
+                    self._tell()
                 stop.wait(pause)
         shape = int(answer.tags['count']), int(answer.tags['dim'])
         if shape[0] != len(texts):
             raise FinetunerServerError(f'{self.host} answered {len(texts)} texts with {shape[0]} embeddings')
         rows = np.frombuffer(answer.blob or b'', np.dtype(answer.tags['dtype']).newbyteorder('<')).reshape(shape)
         return rows, answer.tags.get('model')
+
+    def _tell(self) -> None:
+        """Say that the service is away, once for all that is under way: perhaps nobody has started it."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._told > PATIENCE:
+                self._told = now
+                logger.warning('%s cannot be reached yet: trying for %g s', self.host, PATIENCE)
 
 
 def _check(texts: Sequence[str]) -> None:

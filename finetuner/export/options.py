@@ -10,7 +10,10 @@ from finetuner.export.flow import USER, FlowFile
 
 DATABASES = ('sqlite', 'postgres')
 OBJECTS = ('folder', 's3')
-ARTIFACT = re.compile(r'[\w.:@/+-]+')
+ALIAS = r'[A-Za-z0-9][A-Za-z0-9._-]{0,149}@[A-Za-z0-9][A-Za-z0-9._-]{0,49}'
+"""The rule of the registry, which this package does without."""
+ARTIFACT = re.compile(rf'[\w.:/+-]+|{ALIAS}|([\w+]+:/)?/[\w.:@/+-]+')
+"""An id or a name, an alias, or a URL or an absolute path, where an @ may be anywhere."""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,25 @@ def test_an_executor_that_ends_is_away_for_a_while(code):
     assert (error.status_code, error.headers) == (503, {'Retry-After': '1'})
 
 
+def test_who_looks_for_the_metrics_of_a_service_is_told_where_they_are():
+    app = FastAPI()
+    errors.install(app, lambda path: UnavailableError(f'{path} is not known yet'))
+    client = TestClient(app)
+    away = client.get('/metrics')
+    assert away.status_code == 404
+    assert 'FINETUNER_METRICS_PORT' in away.json()['detail'] and 'docs/serving.md, Metrics' in away.json()['detail']
+    assert client.post('/metrics').status_code == 503
+
+    @app.post('/metrics')
+    def of_a_run() -> dict[str, float]:
+        return {}
+
+    other = client.get('/metrics')
+    assert (other.status_code, other.headers['Allow']) == (405, 'POST')
+    assert 'GET /metrics is not possible: use POST' in other.json()['detail']
+    assert 'FINETUNER_METRICS_PORT' in other.json()['detail']
+
+
 def test_who_finds_no_room_is_told_when_to_come_again():
     request = SingleDocumentRequest()
     request.add_exception(BusyError('9 documents are under way'))

@@ -1,7 +1,12 @@
+import asyncio
+
 import pytest
 
+from executors import logs, trainer
+from executors.api.logs import _lines
 from executors.logs import LIMIT, read_log
 from executors.trainer import TrainerExecutor
+from finetuner.documents import Document
 from registry import Registry
 
 LEASE = 'a' * 24
@@ -42,6 +47,35 @@ def test_a_character_that_is_half_written_waits(registry, run_id):
 def test_bytes_that_are_no_text_do_not_stop_the_reader(registry, run_id):
     registry.append_log(run_id, LEASE, 0, b'a\xff\xfeb')
     assert read_log(registry, run_id, 0) == ('a��b', 4)
+
+
+@pytest.mark.parametrize('limit', [4, LIMIT])
+@pytest.mark.parametrize(
+    ('log', 'events'),
+    [
+        (b'ok\n\xff\xff\xff\nlast\n', {3: 'ok', 7: '\ufffd' * 3, 12: 'last'}),
+        ('é\r\n\ufffd\n'.encode() + b'\xe2\x82\r\xf0\x9fx\n', {4: 'é', 8: '\ufffd', 11: '\ufffd', 15: '\ufffdx'}),
+    ],
+)
+def test_ids_of_events_are_bytes_of_the_log_whatever_it_holds(registry, run_id, monkeypatch, log, events, limit):
+    monkeypatch.setattr(logs, 'LIMIT', limit)
+    monkeypatch.setattr(trainer, 'POLL', 0.01)
+    monkeypatch.setattr(trainer, 'LAST_WORDS', 0)
+    registry.append_log(run_id, LEASE, 0, log)
+    registry.cancel_run(run_id, 'the end')
+    executor = TrainerExecutor()
+    tags = {'run_name': 'run', 'token': registry.create_token(registry.get_account().id, 'test')}
+
+    async def stream(offset):
+        pieces = executor.logstream(Document(tags={**tags, 'offset': offset}))
+        return [event async for event in _lines(pieces)]
+
+    try:
+        for seen in (0, *events):
+            expected = [f'id: {offset}\ndata: {line}\n\n' for offset, line in events.items() if offset > seen]
+            assert asyncio.run(stream(seen)) == expected
+    finally:
+        executor.close()
 
 
 def test_a_long_log_comes_in_pieces(registry, run_id):

@@ -104,6 +104,19 @@ def test_the_end_of_a_log_comes_although_the_run_was_silent_for_long(executor, s
     assert asyncio.run(listen()) == 'the last words'
 
 
+def test_the_log_of_a_run_that_waits_begins_with_an_empty_piece(executor, submit):
+    make, token = submit
+    make()
+
+    async def first(**tags):
+        return await asyncio.wait_for(anext(executor.logstream(Document(tags={**RUN, 'token': token, **tags}))), 5)
+
+    piece = asyncio.run(first(offset=0))
+    assert (piece.text, piece.tags['offset'], piece.tags['status']) == ('', 0, 'CREATED')
+    with pytest.raises(NotFoundError):
+        asyncio.run(first(run_name='another'))
+
+
 def test_a_run_of_another_is_as_one_that_is_not_there(executor, submit):
     make, _ = submit
     run_id = make()['id']

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import logging
 import re
 import socket
 
@@ -302,6 +303,15 @@ def test_encode_previews(encoder, finetuner):
     assert code == 0
     assert '2 × 2 float32' in out and '[bold]three[/]' in out and '+3.000 +1.000' in out
     assert err.startswith('Next: finetuner encode')
+
+
+def test_encode_says_on_stderr_that_it_waits(encoder, finetuner, monkeypatch):
+    monkeypatch.setattr('finetuner.client.encode_client.PATIENCE', 0.7)
+    monkeypatch.setattr(logging.getLogger(), 'handlers', [])  # pytest's own
+    monkeypatch.setenv('FINETUNER_HOST', 'grpc://localhost:9')
+    code, out, err = finetuner('encode', 'one')
+    assert (code, out) == (1, '')
+    assert err.startswith('grpc://localhost:9 cannot be reached yet: trying for 0.7 s\nNo service answers at')
 
 
 def test_encode_writes_files(encoder, finetuner, tmp_path, monkeypatch):

@@ -88,6 +88,23 @@ def test_a_service_that_is_busy_is_asked_again(connect):
     assert len(service.sizes) == 3
 
 
+def test_a_service_that_cannot_be_reached_is_told_once(connect, monkeypatch, caplog):
+    monkeypatch.setattr(encode_client, 'MAX_PAUSE', 0.01)
+    service = Service(BusyError('busy'))
+    with connect(service, batch_size=1) as client:
+        client.encode(['a'])
+        assert not caplog.messages
+        service.errors = [UnavailableError('away')] * 9
+        client.encode(list('abc'))
+        [told] = caplog.messages
+        assert told == 'grpc://nowhere:1 cannot be reached yet: trying for 30 s'
+        monkeypatch.setattr(encode_client, 'PATIENCE', 0.5)
+        time.sleep(0.6)
+        service.errors = [UnavailableError('away again')]
+        client.encode(['d'])
+        assert len(caplog.messages) == 2
+
+
 def test_embeddings_of_two_models_are_never_put_into_one_array(connect):
     service = Service(models=['old', 'old', 'new'])
     with connect(service, batch_size=2, prefetch=1) as client:

@@ -208,6 +208,20 @@ def test_describe_models(printed, task):
         assert (f' {backbone.name} ' in text) == shown, backbone.name
 
 
+def test_describe_models_on_a_narrow_terminal(monkeypatch):
+    text = io.StringIO()
+    monkeypatch.setattr(finetuner.console, 'console', Console(file=text, width=80))
+    finetuner.describe_models()
+    rows = [[cell.strip() for cell in line.split('│')[1:-1]] for line in text.getvalue().splitlines() if '│' in line]
+    assert all(len(line) <= 80 for line in text.getvalue().splitlines())
+    listed = {backbone.name: backbone for backbone in BACKBONES if backbone.listed}
+    assert [name for name, *_ in rows if name] == list(listed)
+    words = {word for backbone in listed.values() for word in backbone.description.split()}
+    for name, task, dim, description in rows:
+        assert not name or (task, dim) == (listed[name].task, str(listed[name].output_dim))
+        assert all(word in words for word in description.split())
+
+
 def test_describe_models_of_an_unknown_task():
     with pytest.raises(ValueError, match="unknown task 'text-to-mesh': it is one of text-to-text, "):
         finetuner.describe_models('text-to-mesh')

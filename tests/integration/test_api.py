@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import time
 import zipfile
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 
+from executors.rate import MAX_STREAMS
 from tests.integration.conftest import fruits, wait_until
 
 
@@ -173,6 +175,25 @@ def test_a_stream_that_broke_off_goes_on_where_it_was(api, made):
     ids = [event.partition('\n')[0].removeprefix('id: ') for event in events if event.startswith('id: ')]
     rest = api.stream_logs('through-rest', 'first', headers={'Last-Event-ID': ids[1]})
     assert rest == api.stream_logs('through-rest', 'first')[2:]
+
+
+def test_a_stream_of_a_run_that_waits_begins_at_once_and_ends_with_the_client(api, made, tiny_model):
+    for name in ('busy', 'waiting'):
+        api.create_run('waits', name, config_of(tiny_model, epochs=10_000))
+
+    def status_of_a_stream():
+        with api.send('GET', '/experiments/waits/runs/waiting/logstream', stream=True) as response:
+            return response.status_code
+
+    begun = time.monotonic()
+    assert status_of_a_stream() == 200
+    assert time.monotonic() - begun < 5
+    for _ in range(MAX_STREAMS):
+        assert status_of_a_stream() in (200, 429)
+    wait_until(lambda: status_of_a_stream() == 200, 10, 'the end of the streams')
+    assert api.handle('GET', '/experiments/waits/runs/waiting/status')['status'] == 'CREATED'
+    for name in ('busy', 'waiting'):
+        api.handle('POST', f'/experiments/waits/runs/{name}/cancel')
 
 
 def test_results_of_a_run_that_has_none_are_a_conflict(api, made, tiny_model):

@@ -15,7 +15,7 @@ from jina import Client, Executor, Flow
 from jina import requests as on_requests
 
 from finetuner.client import wire_pb2 as wire
-from finetuner.client.channel import Connection
+from finetuner.client.channel import Channel, Connection
 from finetuner.client.transport import make_request
 from finetuner.documents import Document, DocumentArray
 from tests.flows import run_flow
@@ -38,6 +38,15 @@ class Slow(Executor):
             raise
         self.tell('done')
         return docs
+
+    @on_requests(on=['/logstream', '/logs'])
+    async def follow(self, doc: Document, **_) -> Document:
+        self.tell('begun')
+        try:
+            yield Document(text='', tags={'offset': 0})
+            await asyncio.sleep(60)
+        finally:
+            self.tell('called off')
 
     def tell(self, what):
         with Path(f'{self.workspace}.log').open('a') as log:
@@ -100,6 +109,22 @@ def test_a_request_over_http_whose_connection_is_closed_is_called_off(flow, even
     with post(flow, '/encode'):
         wait_until(lambda: events() == ['begun'], 10, 'the request')
     wait_until(lambda: events() == ['begun', 'called off'], 2, 'the end of the request')
+
+
+@pytest.mark.parametrize('path', ['/logstream', '/api/v1/experiments/e/runs/r/logstream'])
+def test_a_stream_over_http_whose_connection_is_closed_is_called_off(flow, events, path):
+    url = f'http://127.0.0.1:{flow[1]}{path}'
+    with requests.get(url, headers={'Authorization': 'Bearer x'}, stream=True, timeout=10) as response:
+        assert response.status_code == 200
+        assert events() == ['begun']
+    wait_until(lambda: events() == ['begun', 'called off'], 2, 'the end of the stream')
+
+
+def test_a_stream_over_grpc_that_is_cancelled_is_called_off(flow, events):
+    answers = Channel(f'grpc://127.0.0.1:{flow[0]}').stream('/logstream', {})
+    assert next(answers).tags == {'offset': 0}
+    answers.close()
+    wait_until(lambda: events() == ['begun', 'called off'], 2, 'the end of the stream')
 
 
 STREAM = """

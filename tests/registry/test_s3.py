@@ -1,6 +1,8 @@
 """Objects in S3: a real server of its protocol, in this process."""
 
+import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -18,22 +20,25 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
-from finetuner.excepts import ArtifactError, DataError, RegistryError
+from finetuner.excepts import ArtifactError, DataError, RegistryError, UnavailableError
 from registry import Registry
 from registry.names import new_id
 from registry.objects import ObjectStore
+from training.errors import is_passing, passing_reason
 
 MIB = 1 << 20
+SLOW_DOWN = ('SlowDown', 503)
 
 
 class S3Server:
     """
-    :param fails: is asked about each request; True answers 503 Slow Down.
+    :param fails: is asked about each request; True answers `failure`, a code and a status.
     :param seen: method, path and query, and range, of each request.
     """
 
     def __init__(self) -> None:
         self.fails: Callable[[Request], bool] = lambda request: False
+        self.failure = SLOW_DOWN
         self.seen: list[tuple[str, str, str | None]] = []
         self._moto = DomainDispatcherApplication(create_backend_app)
         logging.getLogger('werkzeug').setLevel(logging.ERROR)
@@ -52,8 +57,9 @@ class S3Server:
         self.seen.append((request.method, request.full_path, request.headers.get('Range')))
         if self.fails(request):
             request.get_data()
-            body = '<Error><Code>SlowDown</Code><Message>Reduce your request rate</Message></Error>'
-            return Response(body, 503, content_type='application/xml')(environ, start_response)
+            code, status = self.failure
+            body = f'<Error><Code>{code}</Code><Message>{code} at {self.url}</Message></Error>'
+            return Response(body, status, content_type='application/xml')(environ, start_response)
         return self._moto(environ, start_response)
 
 
@@ -67,7 +73,7 @@ def server():
 @pytest.fixture
 def bucket(server, monkeypatch):
     """A new bucket, where the environment says as for every AWS tool where it is and who asks."""
-    server.fails, server.seen = lambda request: False, []
+    server.fails, server.failure, server.seen = lambda request: False, SLOW_DOWN, []
     for name, value in {
         'AWS_ACCESS_KEY_ID': 'key',
         'AWS_SECRET_ACCESS_KEY': 's3cret',
@@ -174,11 +180,76 @@ def test_an_upload_that_is_cut_off_leaves_nothing(server, url, keys, make_file, 
     monkeypatch.setattr('s3fs.core.S3FileSystem.retries', 1)
     store = ObjectStore(url)
     server.fails = lambda request: request.args.get('partNumber') == '2'
-    with pytest.raises(OSError):
+    with pytest.raises(UnavailableError):
         store.put(make_file(17 * MIB), 'one')
     assert keys() == ([], [])
     with pytest.raises(FileNotFoundError):
         store.read('one', 0, 1)
+
+
+@pytest.fixture
+def attempts(make_file, tmp_path):
+    """Everything that is asked of a store."""
+    path = make_file(1000)
+
+    def attempt(store):
+        return {
+            'put': lambda: store.put(path, 'one'),
+            'fetch': lambda: store.fetch('one', sha256(path), tmp_path / 'copies'),
+            'read': lambda: store.read('one', 0, 10),
+            'delete': lambda: store.delete('one'),
+        }
+
+    return attempt
+
+
+AWAY = 'The object store cannot be reached: try again in a moment'
+
+
+def check_is_told_to_be_away(attempts):
+    for name, attempt in attempts.items():
+        with pytest.raises(UnavailableError) as raised:
+            attempt()
+        assert str(raised.value) == AWAY, name
+        assert is_passing(raised.value) and passing_reason(raised.value) == AWAY
+
+
+def test_a_store_that_goes_away_is_told_without_its_address(bucket, attempts, monkeypatch):
+    gone = S3Server()
+    monkeypatch.setenv('AWS_ENDPOINT_URL', gone.url)
+    monkeypatch.setenv('AWS_MAX_ATTEMPTS', '1')
+    store = ObjectStore(f's3://{bucket}/a')
+    gone.close()
+    check_is_told_to_be_away(attempts(store))
+
+
+def test_a_store_that_answers_with_errors_is_told_without_its_address(server, url, attempts, monkeypatch):
+    monkeypatch.setattr('s3fs.core.S3FileSystem.retries', 1)
+    monkeypatch.setenv('AWS_MAX_ATTEMPTS', '1')
+    store = ObjectStore(url)
+    server.fails = lambda request: True
+    check_is_told_to_be_away(attempts(store))
+
+
+def test_a_store_that_refuses_is_told_without_its_address(server, url, attempts, monkeypatch):
+    store = ObjectStore(url)
+    server.fails, server.failure = lambda request: True, ('AccessDenied', 403)
+    check_is_told_to_be_away(attempts(store))
+
+
+def test_a_disk_that_is_full_is_told_as_such(url, make_file, tmp_path, monkeypatch):
+    store, path = ObjectStore(url), make_file(1000)
+    store.put(path, 'one')
+    monkeypatch.setattr('s3fs.core.open', lambda *_: Full(), raising=False)
+    with pytest.raises(OSError, match='No space left on device'):
+        store.fetch('one', sha256(path), tmp_path / 'copies')
+    with pytest.raises(NotADirectoryError):
+        store.fetch('one', sha256(path), path / 'copies')
+
+
+class Full(io.BytesIO):
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 KILLED_IN_UPLOAD = """

@@ -37,6 +37,11 @@ ENCODER = '{name: encoder, uses: executors.encoder.FinetunerExecutor%s}'
         ('--encoders 0', '--encoders is 0: give 1 or more'),
         ('--gpus -1', '--gpus is -1: give 0 or more'),
         ('--artifact a;b', "--artifact 'a;b' is none"),
+        ('--artifact bad@@x', "--artifact 'bad@@x' is none: give an id, name@stage"),
+        ('--artifact support@', "--artifact 'support@' is none: give an id, name@stage"),
+        ('--artifact @production', "--artifact '@production' is none: give an id, name@stage"),
+        ('--artifact a@b@c', "--artifact 'a@b@c' is none: give an id, name@stage"),
+        ('--artifact model/a@b', "--artifact 'model/a@b' is none: give an id, name@stage"),
         ('--artifact https://me:pw@host/x.zip', '--artifact has a user or a password in it, and what is exported is'),
         (
             '--objects s3 --objects-url s3://b/p --s3-endpoint https://me:pw@minio',
@@ -59,6 +64,14 @@ def test_options(export, options, sentence):
     with pytest.raises((ValueError, FileNotFoundError)) as raised:
         export('kubernetes', *options.split())
     assert sentence in str(raised.value) and ':pw' not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    'artifact',
+    ['a' * 24, 'support@production', 'https://host/a@b/x.zip', 's3://b/x.zip', '/models/a@b.zip', 'org/model'],
+)
+def test_what_an_encoder_may_serve(export, artifact):
+    export('kubernetes', '--artifact', artifact)
 
 
 @pytest.mark.parametrize('options', [(), ('--database', 'postgres', '--ingress-host', 'h', '--generate-secrets')])
