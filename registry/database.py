@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,8 @@ BUSY_TIMEOUT_MS = 60_000
 LOCK_TIMEOUT_MS = 500
 """Less than the second after which PostgreSQL looks for a deadlock, and ends one of those who wait for each other."""
 LOCK_PAUSE = 0.2
+PIECE = 1000
+"""Values in an IN. PostgreSQL takes 65,535 parameters in a statement, SQLite as few as 32,766."""
 MIGRATIONS = Path(__file__).parent / 'migrations'
 # any number that no other program on the same PostgreSQL database locks
 MIGRATION_LOCK = 0x66_69_6E_65
@@ -70,6 +72,7 @@ POSTGRESQL_OPTIONS: dict[str, Any] = {
 }
 
 Row = TypeVar('Row', bound=Base)
+Value = TypeVar('Value')
 
 
 class Database:
@@ -248,6 +251,13 @@ def find_or_insert(session: Session, query: Select[Row], make: Callable[[], Row]
             if attempt == INSERT_ATTEMPTS - 1:
                 raise
     raise AssertionError('unreachable')
+
+
+def pieces(values: Iterable[Value]) -> Iterator[list[Value]]:
+    """The values, no more of them at a time than an IN takes."""
+    found = list(values)
+    for start in range(0, len(found), PIECE):
+        yield found[start : start + PIECE]
 
 
 def read_page(session: Session, query: Select[Any], page: int, size: int) -> tuple[list[Any], int]:
