@@ -438,6 +438,13 @@ class Registry:
         with self.database.read() as session:
             return queue.held(session)
 
+    def check_writable(self) -> None:
+        """Wait as long as others keep everybody from writing.
+
+        :raises UnavailableError: it took too long, or the connection was lost.
+        """
+        self.database.check_writable()
+
     def run_statuses(self, run_ids: Collection[str]) -> dict[str, str]:
         """The statuses of those of the runs, of every account, that there are."""
         with self.database.read() as session:

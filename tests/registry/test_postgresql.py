@@ -168,3 +168,21 @@ def test_whoever_locks_out_writers_and_a_deletion_do_not_wait_for_each_other(reg
         assert registry.get_account().name == 'local'
     thread.join()
     assert errors == []
+
+
+def test_it_waits_with_a_check_whether_something_can_be_written(registry):
+    seconds = []
+
+    def check():
+        started = time.monotonic()
+        registry.check_writable()
+        seconds.append(time.monotonic() - started)
+
+    check()
+    with registry.database.without_writers():
+        thread = threading.Thread(target=check)
+        thread.start()
+        time.sleep(0.5)
+        assert len(seconds) == 1
+    thread.join()
+    assert seconds[1] > 0.4
