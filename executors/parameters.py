@@ -178,7 +178,7 @@ class DeleteRunsParameters(Parameters):
 class DeleteExperimentsParameters(Parameters):
     """`/delete_experiments`: the experiments of these names, or all."""
 
-    names: list[str] | None = None
+    names: list[str] | None = Field(default=None, max_length=1000)
 
 
 class DatasetParameters(Parameters):

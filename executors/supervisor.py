@@ -19,6 +19,8 @@ from training.launchers.tidying import tidy
 
 INTERVAL = 1.0
 """Seconds between two looks at the runs."""
+GRACE = 10.0
+"""Seconds in which workers could write their signs of life, before one of them is given up."""
 TIDY_SECONDS = 3600.0
 """Between two looks at what runs that are no more have left on this machine."""
 
@@ -56,7 +58,8 @@ class Supervisor:
 
     Runs of a worker that has not been heard of for `heartbeat_timeout` are queued again, or FAILED after their last
     attempt, whoever launched it. The time is that which passed here while the registry answered: clocks of machines
-    may differ, and a database that was away is no fault of the workers.
+    may differ, and a database that was away is no fault of the workers. Nor is one that could be read and not written,
+    as while a backup is made: at the end of that time, this process has to be able to write as well.
 
     :param heartbeat_timeout: seconds.
     """
@@ -74,6 +77,7 @@ class Supervisor:
         self._heartbeat_timeout = heartbeat_timeout
         self._name = f'{socket.gethostname()}:{os.getpid()}'
         self._signs: dict[tuple[str, str | None], Sign] = {}
+        self._writable_since = math.inf
         self._tidied = -math.inf
         self._wake = threading.Event()
         self._stopping = False
@@ -130,10 +134,26 @@ class Supervisor:
             key = lease.run_id, lease.id
             known = self._signs.get(key)
             is_news = known is None or known.lease.heartbeat_at != lease.heartbeat_at
-            signs[key] = sign = Sign(lease, now) if is_news or known is None else known
-            if now - sign.seen > self._heartbeat_timeout:
-                self._give_up(lease)
+            signs[key] = Sign(lease, now) if is_news or known is None else known
         self._signs = signs
+        grace = min(GRACE, self._heartbeat_timeout / 2)
+        silent = [sign for sign in signs.values() if now - sign.seen > self._heartbeat_timeout - grace]
+        self._check_writable(bool(silent), grace)
+        for sign in silent:
+            if now - sign.seen > self._heartbeat_timeout and now - self._writable_since > grace:
+                self._give_up(sign.lease)
+
+    def _check_writable(self, matters: bool, grace: float) -> None:
+        """Note since when writers have not had to wait, from the moment on from which that matters."""
+        if not matters:
+            self._writable_since = math.inf
+            return
+        asked = time.monotonic()
+        self._registry.check_writable()
+        answered = time.monotonic()
+        if answered - asked > grace / 2:
+            self._writable_since = math.inf
+        self._writable_since = min(self._writable_since, answered)
 
     def _give_up(self, lease: Lease) -> None:
         if lease.id is not None and self._launcher.lost(lease.id):

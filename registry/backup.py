@@ -35,6 +35,7 @@ def write_backup(database: Database, objects: ObjectStore, folder: Path) -> tupl
     :return: how many objects it has, and how many bytes they are.
     :raises RegistryError: `folder` has something else in it.
     :raises DataError: an object of the registry is missing or damaged.
+    :raises UnavailableError: the database was lost, or others wrote to it for too long.
     """
     _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -43,14 +44,17 @@ def write_backup(database: Database, objects: ObjectStore, folder: Path) -> tupl
     kept = ObjectStore(str(folder / OBJECTS))
     with tempfile.TemporaryDirectory(prefix=ASIDE, dir=folder) as aside:
         path = Path(aside, DATABASE)
+        compared: set[str] = set()
         for number in range(1, ROUNDS + 1):
-            # in the last round nobody may write; most objects are there by then
+            # in the last round nobody may write: nothing is left to it but the rows, and objects that are new
             with nullcontext() if number < ROUNDS else database.without_writers():
                 path.unlink(missing_ok=True)
                 named = _copy_database(database, path)
-                gone = [key for key, sha256, _ in named if not _keep(key, sha256, objects, kept, Path(aside), database)]
+                new = [(key, sha256) for key, sha256, _ in named if key not in compared]
+                gone = [key for key, sha256 in new if not _keep(key, sha256, objects, kept, Path(aside), database)]
             if not gone:
                 break
+            compared |= {key for key, _ in new}.difference(gone)
         else:
             raise DataError(f'{gone[0]} is missing in the object store')
         _check_unused(folder / DATABASE)

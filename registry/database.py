@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,11 @@ from finetuner.excepts import NotFoundError, RegistryError, UnavailableError
 from registry.models import Base
 
 BUSY_TIMEOUT_MS = 60_000
+LOCK_TIMEOUT_MS = 500
+"""Less than the second after which PostgreSQL looks for a deadlock, and ends one of those who wait for each other."""
+LOCK_PAUSE = 0.2
+PIECE = 1000
+"""Values in an IN. PostgreSQL takes 65,535 parameters in a statement, SQLite as few as 32,766."""
 MIGRATIONS = Path(__file__).parent / 'migrations'
 # any number that no other program on the same PostgreSQL database locks
 MIGRATION_LOCK = 0x66_69_6E_65
@@ -42,8 +48,9 @@ FOR_NOW = ('starting up', 'shutting down', 'in recovery mode', 'too many', 'conn
 """What PostgreSQL says to a client that it would have at another time."""
 FOREIGN_KEY = '23503'
 """What PostgreSQL calls a row that refers to none, or to which others refer."""
-LOCKED = ('40001', '40P01', '55P03')
-"""What PostgreSQL calls two transactions that cannot both go on, a deadlock, and a lock that was not to be had."""
+LOCKED = ('40001', '40P01', '55P03', '57014')
+"""What PostgreSQL calls two transactions that cannot both go on, a deadlock, a lock that was not to be had, and what
+took too long."""
 
 SQLITE_OPTIONS: dict[str, Any] = {'pool_size': 8, 'max_overflow': 56}
 POSTGRESQL_OPTIONS: dict[str, Any] = {
@@ -65,6 +72,7 @@ POSTGRESQL_OPTIONS: dict[str, Any] = {
 }
 
 Row = TypeVar('Row', bound=Base)
+Value = TypeVar('Value')
 
 
 class Database:
@@ -119,19 +127,51 @@ class Database:
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
-        """One transaction that sees one state of the database in all that it reads."""
+        """One transaction that sees one state of the database in all that it reads.
+
+        :raises UnavailableError: the connection was lost.
+        """
         engine = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level='REPEATABLE READ')
-        with engine.begin() as connection:
+        with _told(), engine.begin() as connection:
             yield connection
 
     @contextmanager
     def without_writers(self) -> Iterator[None]:
-        """Others can read and not write meanwhile: they wait."""
-        with self._writing.begin() as connection:
+        """Others can read and not write meanwhile: they wait.
+
+        :raises UnavailableError: others wrote for too long, or the connection was lost.
+        """
+        deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+        with ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(self._locked())
+                    break
+                except UnavailableError:
+                    if time.monotonic() > deadline:
+                        raise
+                time.sleep(LOCK_PAUSE)
+            yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with _told(), self._writing.begin() as connection:
             if not self.is_sqlite:
+                # writers take the tables in any order
+                connection.execute(text(f'SET LOCAL statement_timeout = {LOCK_TIMEOUT_MS}'))
                 tables = ', '.join(table.name for table in Base.metadata.sorted_tables)
                 connection.execute(text(f'LOCK TABLE {tables} IN SHARE MODE'))
             yield
+
+    def check_writable(self) -> None:
+        """Make a write that changes nothing, after those who keep everybody from writing.
+
+        :raises UnavailableError: it took too long, or the connection was lost.
+        """
+        with _told(), self._writing.begin() as connection:
+            if not self.is_sqlite:
+                connection.execute(text('LOCK TABLE runs IN ROW EXCLUSIVE MODE'))
+            connection.execute(text('UPDATE alembic_version SET version_num = version_num'))
 
     def migrate(self) -> None:
         """Bring the tables to this version of the program. Any number of processes may do so at once.
@@ -221,6 +261,13 @@ def find_or_insert(session: Session, query: Select[Row], make: Callable[[], Row]
             if attempt == INSERT_ATTEMPTS - 1:
                 raise
     raise AssertionError('unreachable')
+
+
+def pieces(values: Iterable[Value]) -> Iterator[list[Value]]:
+    """The values, no more of them at a time than an IN takes."""
+    found = list(values)
+    for start in range(0, len(found), PIECE):
+        yield found[start : start + PIECE]
 
 
 def read_page(session: Session, query: Select[Any], page: int, size: int) -> tuple[list[Any], int]:

@@ -19,6 +19,7 @@ from typing import Any
 from sqlalchemy import Row, Select, and_, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
+from registry.database import PIECE, pieces
 from registry.models import AccountRow, ExperimentRow, RunRow, now
 from registry.names import new_id
 from registry.plain import clean
@@ -165,9 +166,8 @@ def held(session: Session) -> list[Lease]:
 def statuses(session: Session, run_ids: Collection[str]) -> dict[str, str]:
     """The statuses of those of the runs that there are."""
     found: dict[str, str] = {}
-    ids = list(run_ids)
-    for start in range(0, len(ids), 500):
-        query = select(RunRow.id, RunRow.status).where(RunRow.id.in_(ids[start : start + 500]))
+    for ids in pieces(run_ids):
+        query = select(RunRow.id, RunRow.status).where(RunRow.id.in_(ids))
         found |= {row.id: row.status for row in session.execute(query)}
     return found
 
@@ -232,7 +232,10 @@ def positions(session: Session, run_ids: Collection[str]) -> dict[str, int]:
         return {}
     found = _waiting().subquery()
     ranked = select(found.c.id, func.row_number().over(order_by=_order(found)).label('position')).subquery()
-    return {row.id: row.position for row in session.execute(select(ranked).where(ranked.c.id.in_(run_ids)))}
+    wanted, query = set(run_ids), select(ranked)
+    if len(wanted) <= PIECE:
+        query = query.where(ranked.c.id.in_(wanted))
+    return {row.id: row.position for row in session.execute(query) if row.id in wanted}
 
 
 def _waiting() -> Select[Any]:

@@ -438,6 +438,13 @@ class Registry:
         with self.database.read() as session:
             return queue.held(session)
 
+    def check_writable(self) -> None:
+        """Wait as long as others keep everybody from writing.
+
+        :raises UnavailableError: it took too long, or the connection was lost.
+        """
+        self.database.check_writable()
+
     def run_statuses(self, run_ids: Collection[str]) -> dict[str, str]:
         """The statuses of those of the runs, of every account, that there are."""
         with self.database.read() as session:
@@ -580,12 +587,13 @@ class Registry:
         self._delete(
             account_id,
             lambda session: experiments.delete_runs(
-                session, [runs.find_run_row(session, account_id, experiment_name, run_name)]
+                session, [runs.find_run_row(session, account_id, experiment_name, run_name).id]
             ),
         )
 
     def delete_runs(self, account_id: str, experiment_name: str | None = None) -> list[RunRecord]:
-        """Delete all runs of an experiment, or of all experiments, which stay. Returns what they were.
+        """Delete all runs of an experiment, or of all experiments, which stay. Returns what they were, without
+        `examples`.
 
         :raises NotFoundError: there is no such experiment.
         :raises RunInProgressError: one is at work; then none is deleted.
@@ -594,8 +602,8 @@ class Registry:
 
         def change(session: Session) -> experiments.Deleted:
             rows = runs.find_rows(session, account_id, experiment_name)
-            found.extend(runs.get_run_by_id(session, row.id) for row in rows)
-            return experiments.delete_runs(session, rows)
+            found.extend(runs.read_all(session, rows))
+            return experiments.delete_runs(session, [run.id for run in found])
 
         self._delete(account_id, change)
         return found

@@ -119,7 +119,7 @@ def list_runs(session: Session, account_id: str, experiment_name: str | None, pa
         find_row(session, account_id, experiment_name)
     query = select(RunRow).join(RunRow.experiment).where(*owned).order_by(RunRow.created_at.desc(), RunRow.id.desc())
     rows, total = read_page(session, query, page, size)
-    return Page(_read_all(session, [row for (row,) in rows]), total, page, size)
+    return Page(read_all(session, [row for (row,) in rows]), total, page, size)
 
 
 def find_rows(session: Session, account_id: str, experiment_name: str | None) -> list[RunRow]:
@@ -136,7 +136,7 @@ def find_rows(session: Session, account_id: str, experiment_name: str | None) ->
 def unfinished_runs(session: Session) -> list[RunRecord]:
     """All runs that are CREATED or STARTED, the oldest first."""
     query = select(RunRow).where(RunRow.status.in_([CREATED, STARTED])).order_by(RunRow.created_at, RunRow.id)
-    return _read_all(session, session.scalars(query).all())
+    return read_all(session, session.scalars(query).all())
 
 
 def heartbeat(
@@ -261,7 +261,8 @@ def _read(session: Session, row: RunRow) -> RunRecord:
     return _record(row, found.get(row.id))
 
 
-def _read_all(session: Session, rows: Sequence[RunRow]) -> list[RunRecord]:
+def read_all(session: Session, rows: Sequence[RunRow]) -> list[RunRecord]:
+    """The runs of these rows, without their examples."""
     found = positions(session, [row.id for row in rows if row.status == CREATED])
     return [_record(row, found.get(row.id), examples=False) for row in rows]
 

@@ -1,6 +1,7 @@
 import pytest
 
 from executors.parameters import (
+    DeleteExperimentsParameters,
     DeleteSessionsParameters,
     EncodeParameters,
     FitParameters,
@@ -75,6 +76,12 @@ def test_a_token_does_not_show_itself():
 
 def test_unknown_parameters_are_refused():
     assert "'nmae' is unknown" in refused(IngestParameters, name='x', nmae='y')
+
+
+def test_experiments_are_deleted_by_a_thousand_names_at_most():
+    assert DeleteExperimentsParameters().names is None
+    assert len(DeleteExperimentsParameters(names=['a'] * 1000).names) == 1000
+    assert "'names': list should have at most 1000 items" in refused(DeleteExperimentsParameters, names=['a'] * 1001)
 
 
 def test_fit_keeps_its_arguments_apart_from_the_token():

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import time
 
 import psutil
@@ -170,6 +171,55 @@ def test_a_database_that_is_away_is_no_silence_of_the_workers(registry, supervis
     time.sleep(1)
     assert registry.heartbeat(run.id, None, taken.lease)
     assert registry.get_run_by_id(run.id).lease == taken.lease
+
+
+class NoLauncher:
+    """Has nothing to work with, and notes which workers it is to end."""
+
+    def __init__(self):
+        self.ended = []
+
+    def machines(self):
+        return []
+
+    def run_ids(self):
+        return set()
+
+    def lost(self, lease):
+        self.ended.append(lease)
+        return True
+
+    def adopt(self): ...
+
+    def look(self): ...
+
+    def close(self): ...
+
+
+def test_writers_that_are_locked_out_are_no_silence_of_the_workers(registry, submit):
+    """A backup lets nobody write, and everybody read."""
+    run = submit('patient', epochs=FOR_EVER)
+    taken = registry.claim_run('this-machine:1', MACHINE)
+    launcher, is_hung = NoLauncher(), threading.Event()
+
+    def beat():
+        while not is_hung.wait(0.2):
+            registry.heartbeat(run.id, None, taken.lease)
+
+    worker = threading.Thread(target=beat)
+    supervisor = Supervisor(registry, LOGGER, launcher, QUICK, heartbeat_timeout=2)
+    worker.start()
+    supervisor.start()
+    wait_until(lambda: supervisor._signs)
+    with registry.database.without_writers():
+        time.sleep(4)
+    time.sleep(1)
+    assert launcher.ended == []
+    is_hung.set()
+    worker.join()
+    wait_until(lambda: launcher.ended)
+    supervisor.close()
+    assert set(launcher.ended) == {taken.lease}
 
 
 def test_a_run_whose_trainer_was_lost_before_its_worker_began_has_lost_no_attempt(registry, supervise, submit):

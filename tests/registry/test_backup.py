@@ -2,7 +2,7 @@
 
 import random
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 from sqlalchemy import select
@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from finetuner import settings
 from finetuner.excepts import DataError, RegistryError
-from registry import Registry
+from registry import Registry, backup
 from registry.__main__ import app
 from registry.backup import _named_objects, restore_backup, write_backup
 from registry.database import Database
@@ -138,6 +138,43 @@ def test_every_row_has_its_objects_although_others_write_and_delete(registry, ac
         stop.set()
         for writer in writers:
             writer.join()
+
+
+def test_what_was_compared_is_not_compared_again_while_writers_wait(
+    registry, account, documents, started_run, artifact_path, tmp_path, monkeypatch
+):
+    """Each round finds an object gone; trainings that cannot give signs of life for long are given up."""
+    registry.append_documents(account, 'intents', documents(10))
+    deleted, is_locked, compared = [], [], []
+    copy, lock, fetch = backup._copy_database, Database.without_writers, ObjectStore.fetch
+
+    def copy_and_delete(database, path):
+        if is_locked:
+            return copy(database, path)
+        run = started_run()
+        registry.finish_run(run.id, artifact_path, {}, {})
+        named = copy(database, path)
+        registry.delete_run(account, 'default', run.name)
+        deleted.append(run)
+        return named
+
+    @contextmanager
+    def note_the_lock(database):
+        with lock(database):
+            is_locked.append(True)
+            yield
+            is_locked.clear()
+
+    def note_the_key(store, key, *rest):
+        if is_locked:
+            compared.append(key)
+        return fetch(store, key, *rest)
+
+    monkeypatch.setattr(backup, '_copy_database', copy_and_delete)
+    monkeypatch.setattr(Database, 'without_writers', note_the_lock)
+    monkeypatch.setattr(ObjectStore, 'fetch', note_the_key)
+    assert write_backup(registry.database, registry.objects, tmp_path / 'backup')[0] == 1
+    assert len(deleted) == 2 and compared == []
 
 
 def _objects_of(folder):

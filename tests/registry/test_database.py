@@ -50,6 +50,17 @@ def test_a_database_that_others_hold_is_told(tmp_path, monkeypatch):
     second.close()
 
 
+def test_who_cannot_lock_out_writers_is_told(database, monkeypatch):
+    monkeypatch.setattr('registry.database.BUSY_TIMEOUT_MS', 50)
+    with Registry.open() as first, Registry.open() as second, first.database.write() as writing:
+        writing.execute(text("UPDATE runs SET name = 'other'"))
+        with (
+            pytest.raises(UnavailableError, match='The database is busy: try again'),
+            second.database.without_writers(),
+        ):
+            pass
+
+
 def test_times_keep_their_zone(tmp_path):
     database = Database(f'sqlite:///{tmp_path / "times.db"}')
     kept = Base.metadata.tables['accounts'].c.created_at.type

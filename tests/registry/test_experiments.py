@@ -1,6 +1,7 @@
 import pytest
+from sqlalchemy import event
 
-from finetuner.excepts import ArtifactError, RegistryError, RunInProgressError
+from finetuner.excepts import ArtifactError, NotFoundError, RegistryError, RunInProgressError
 
 pytestmark = pytest.mark.usefixtures('database')
 
@@ -92,6 +93,72 @@ def test_runs_of_one_experiment_or_of_all_are_deleted(registry, account, finishe
     assert len(registry.delete_runs(account)) == 2 and stored_files() == []
     assert {found.name for found in registry.delete_experiments(account)} == {'a', 'c'}
     assert registry.list_experiments(account).items == []
+
+
+@pytest.fixture
+def statements(registry):
+    """How many parameters each statement has from now on."""
+    counts = []
+
+    def note(connection, cursor, statement, parameters, context, is_executemany):
+        counts.append(0 if is_executemany else len(parameters))
+
+    event.listen(registry.database.engine, 'before_cursor_execute', note)
+    yield counts
+    event.remove(registry.database.engine, 'before_cursor_execute', note)
+
+
+def submit_runs(registry, account, experiment, count):
+    return [registry.create_run(account, experiment, f'run-{number}', {})[0] for number in range(count)]
+
+
+def test_deleting_many_runs_takes_no_more_statements_than_deleting_a_few(registry, account, statements):
+    """Nobody else can write meanwhile."""
+    taken = []
+    for experiment, count in (('few', 2), ('many', 20)):
+        made = submit_runs(registry, account, experiment, count)
+        statements.clear()
+        deleted = registry.delete_runs(account, experiment)
+        taken.append(len(statements))
+        assert {run.name: run.queue_position for run in deleted} == {run.name: run.queue_position for run in made}
+    assert taken[0] == taken[1]
+
+
+def test_deleting_many_experiments_takes_no_more_statements_than_deleting_a_few(registry, account, statements):
+    taken = []
+    for count in (2, 20):
+        names = [f'{count}-{number}' for number in range(count)]
+        for name in names:
+            registry.create_experiment(account, name)
+        statements.clear()
+        deleted = registry.delete_experiments(account, [*names, *names])
+        taken.append(len(statements))
+        assert [found.name for found in deleted] == names
+    assert taken[0] == taken[1]
+
+
+def test_a_name_that_is_not_there_keeps_the_others(registry, account):
+    registry.create_experiment(account, 'support')
+    with pytest.raises(NotFoundError, match="There is no experiment 'suport': similar names: support"):
+        registry.delete_experiments(account, ['support', 'suport'])
+    assert registry.get_experiment(account, 'support').runs == 0
+
+
+def test_no_statement_of_a_deletion_has_more_parameters_than_databases_take(
+    registry, account, finished_run, statements, stored_files, monkeypatch
+):
+    monkeypatch.setattr('registry.database.PIECE', 5)
+    monkeypatch.setattr('registry.queue.PIECE', 5)
+    names = [f'experiment-{number}' for number in range(12)]
+    for delete in (registry.delete_runs, lambda who: registry.delete_experiments(who, names)):
+        for name in names:
+            finished_run(name)
+            registry.create_run(account, name, 'waiting', {})
+        statements.clear()
+        deleted = delete(account)
+        assert max(statements) < 10
+        assert len(deleted) in (12, 24) and registry.list_runs(account).total == 0 and stored_files() == []
+    assert registry.list_experiments(account).total == 0
 
 
 def test_what_a_crash_left_of_a_deletion_goes_at_the_next_start(registry, account, finished_run, stored_files, script):

@@ -2,14 +2,15 @@
 
 import sys
 import threading
+import time
 
 import pytest
-from sqlalchemy import make_url, text
+from sqlalchemy import delete, make_url, text
 
 from finetuner.excepts import FinetunerServerError, RegistryError, UnavailableError
 from registry import Registry
 from registry.database import Database
-from registry.models import AccountRow
+from registry.models import AccountRow, ArtifactRow, RunRow
 
 
 @pytest.fixture
@@ -144,3 +145,44 @@ def test_a_row_that_others_hold_is_told(registry):
         ):
             waiting.execute(text("SET LOCAL lock_timeout = '50ms'"))
             waiting.execute(change)
+
+
+def test_whoever_locks_out_writers_and_a_deletion_do_not_wait_for_each_other(registry):
+    """Each needs what the other has: the tables of runs and of artifacts."""
+    is_deleting, errors = threading.Event(), []
+
+    def remove():
+        try:
+            with registry.database.write() as session:
+                session.execute(delete(ArtifactRow))
+                is_deleting.set()
+                time.sleep(0.3)
+                session.execute(delete(RunRow))
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=remove)
+    thread.start()
+    is_deleting.wait()
+    with registry.database.without_writers():
+        assert registry.get_account().name == 'local'
+    thread.join()
+    assert errors == []
+
+
+def test_it_waits_with_a_check_whether_something_can_be_written(registry):
+    seconds = []
+
+    def check():
+        started = time.monotonic()
+        registry.check_writable()
+        seconds.append(time.monotonic() - started)
+
+    check()
+    with registry.database.without_writers():
+        thread = threading.Thread(target=check)
+        thread.start()
+        time.sleep(0.5)
+        assert len(seconds) == 1
+    thread.join()
+    assert seconds[1] > 0.4
