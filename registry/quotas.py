@@ -17,9 +17,12 @@ from finetuner.excepts import QuotaError, RegistryError
 from registry.accounts import get_account_row, lock_account, to_account
 from registry.models import AccountRow, ArtifactRow, CheckpointRow, DatasetRow, ExperimentRow, RunRow, SearchItemRow
 from registry.records import CREATED, STARTED, Account, Stored, Usage
+from registry.shards import Bound
 
 SEARCH_BYTES, DEFAULT_SEARCH_BYTES = 'FINETUNER_SEARCH_BYTES', 1_000_000_000
 """Of the search items of each account."""
+PART_BYTES, DEFAULT_PART_BYTES = 'FINETUNER_PART_BYTES', 8 << 30
+"""Of what is stored of one part of a data set."""
 
 
 def set_quota(session: Session, account_id: str, max_bytes: int | None, max_runs: int | None) -> Account:
@@ -69,20 +72,37 @@ def check_room(session: Session, account_id: str, size: int) -> None:
 
     :raises QuotaError: they are not.
     """
-    limit = session.scalar(select(AccountRow.max_bytes).where(AccountRow.id == account_id))
+    limit = _max_bytes(session, account_id)
     if limit is None:
         return
     used = used_bytes(session, account_id)
     if used + size > limit:
-        raise QuotaError(
-            f'The quota of the account is {limit} bytes, of which {used} are used: there is no room for {size} more. '
-            'Delete data sets or runs, or ask for a larger quota'
-        )
+        raise QuotaError(_no_room(limit, used, f'{size} more'))
+
+
+def part_bound(session: Session, account_id: str, replaced: int) -> Bound:
+    """How large a part may be, before it is known how large it is.
+
+    :param replaced: the bytes of what other content would take the place of.
+    """
+    most = int(os.environ.get(PART_BYTES) or DEFAULT_PART_BYTES)
+    limit = _max_bytes(session, account_id)
+    if limit is not None:
+        used = used_bytes(session, account_id)
+        # what is there already may be sent again, with longer ids, even if there is no room
+        room = max(limit - used + replaced, 2 * replaced)
+        if room < most:
+            return Bound(room, _no_room(limit, used, 'all of these documents'))
+    return Bound(
+        most,
+        f'The documents would take more than {most} bytes once they are stored, the most that a part of a data set may '
+        f'have ({PART_BYTES}). Send them in several parts',
+    )
 
 
 def lock_quota(session: Session, account_id: str) -> bool:
     """Whether the account has a quota of bytes; if so, nobody else adds to what it has until the end of this write."""
-    limited = session.scalar(select(AccountRow.max_bytes).where(AccountRow.id == account_id)) is not None
+    limited = _max_bytes(session, account_id) is not None
     if limited:
         lock_account(session, account_id)
     return limited
@@ -107,6 +127,17 @@ def used_bytes(session: Session, account_id: str) -> int:
     datasets = session.scalar(select(_sum(DatasetRow.size)).where(DatasetRow.account_id == account_id))
     artifacts = session.scalar(select(_sum(ArtifactRow.size)).where(ArtifactRow.account_id == account_id))
     return int(datasets or 0) + int(artifacts or 0)
+
+
+def _max_bytes(session: Session, account_id: str) -> int | None:
+    return session.scalar(select(AccountRow.max_bytes).where(AccountRow.id == account_id))
+
+
+def _no_room(limit: int, used: int, what: str) -> str:
+    return (
+        f'The quota of the account is {limit} bytes, of which {used} are used: there is no room for {what}. '
+        'Delete data sets or runs, or ask for a larger quota'
+    )
 
 
 def _sum(column: Any) -> Any:

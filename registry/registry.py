@@ -256,14 +256,19 @@ class Registry:
         :param part: where they belong, default after all others.
         :raises DataError: a document is malformed (the message names its position and id), or there are none.
         :raises RegistryError: the name is malformed, the part is there with other content and a run reads what it
-            would replace, or the account's quota has no room for the documents.
+            would replace.
+        :raises QuotaError: the account's quota has no room for the documents, or they take more than
+            `FINETUNER_PART_BYTES`. What has been written of them by then is removed.
         """
         check_name('data set', dataset_name)
         part = datasets.check_part(part)
         shard_id = new_id()
         with ExitStack() as stages:
             staged = stages.enter_context(self._staging.stage(f'shards/{shard_id}.arrow'))
-            info = write_shard(documents, staged.path)
+            with self.database.read() as session:
+                replaced = datasets.replaced_bytes(session, account_id, dataset_name, part)
+                bound = quotas.part_bound(session, account_id, replaced)
+            info = write_shard(documents, staged.path, bound)
             with self.database.read() as session:
                 if part is not None:
                     found = datasets.find_part(session, account_id, dataset_name, part, info.content_digest)

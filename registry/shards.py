@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from finetuner.data.contents import modality_of
-from finetuner.excepts import DataError
+from finetuner.excepts import DataError, QuotaError
 from registry.objects import sync
 from registry.shard_rows import SHAPES, Cell, Row, row_of
 
@@ -78,7 +78,19 @@ class ShardInfo:
     linked: bool
 
 
-def write_shard(documents: Iterable[Document], path: Path) -> ShardInfo:
+@dataclass(frozen=True)
+class Bound:
+    """How large a shard may be.
+
+    :param size: in bytes.
+    :param reason: what is said of a larger one.
+    """
+
+    size: int
+    reason: str
+
+
+def write_shard(documents: Iterable[Document], path: Path, bound: Bound | None = None) -> ShardInfo:
     """Write documents to an Arrow IPC file of the columns of `SCHEMA`. Holds one batch of them at a time in memory.
 
     A document is an item (one content), a pair (2 chunks) or a triplet (3 chunks), and all are of one shape and of the
@@ -88,11 +100,12 @@ def write_shard(documents: Iterable[Document], path: Path) -> ShardInfo:
     :raises DataError: there are no documents, or one has no content, more than one, a content whose modality cannot be
         told, another shape or modality than the first, a label that is not a string, number or boolean, a score that
         is not a number, or tags that JSON cannot hold. The message names the position and the id.
+    :raises QuotaError: the file would be larger than `bound`.
     """
     aside = path.with_name(f'{path.name}.part')
     try:
         with aside.open('wb') as file:
-            writer = _Writer(file)
+            writer = _Writer(file, bound)
             for position, document in enumerate(documents):
                 writer.add(row_of(document, position), position)
             info = writer.finish()
@@ -293,8 +306,8 @@ def _content(blob: Any, tensor: Any, dtype: Any, shape: Any, uri: Any) -> Conten
 class _Writer:
     """Collects rows into record batches and writes them; counts and hashes the bytes on their way."""
 
-    def __init__(self, file: Any):
-        self._sink = _HashingFile(file)
+    def __init__(self, file: Any, bound: Bound | None):
+        self._sink = _HashingFile(file, bound)
         self._writer = pa.ipc.new_file(pa.PythonFile(self._sink, 'w'), SCHEMA)
         self._content = hashlib.sha256()
         self._rows: list[Row] = []
@@ -390,8 +403,9 @@ def _cell_arrays(cells: list[Cell]) -> list[pa.Array]:
 
 
 class _HashingFile:
-    def __init__(self, file: Any):
+    def __init__(self, file: Any, bound: Bound | None):
         self._file = file
+        self._bound = bound
         self.digest = hashlib.sha256()
         self.size = 0
 
@@ -400,6 +414,8 @@ class _HashingFile:
         return bool(self._file.closed)
 
     def write(self, data: bytes) -> int:
+        if self._bound is not None and self.size + len(data) > self._bound.size:
+            raise QuotaError(self._bound.reason)
         self.digest.update(data)
         self.size += len(data)
         return int(self._file.write(data))

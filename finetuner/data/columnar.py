@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from finetuner.excepts import DataError
 
 BATCH_BYTES = 8 << 20
 MAX_BATCH_ROWS = 4096
+MAX_DECODED_ROWS = 128
+"""Of a batch of Parquet: a file of a few bytes may hold one large value for many rows."""
 
 
 def open_columnar(path: Path, options: CSVOptions, name: str) -> tuple[Table, Layout]:
@@ -86,9 +89,21 @@ def _open_parquet(path: Path) -> tuple[list[str], Iterator[Any]]:
 
     # page by page: a row group may be as large as the file
     file = pq.ParquetFile(path, memory_map=True, pre_buffer=False, buffer_size=1 << 20)
-    size = sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
-    rows = _rows_of_batch(size, file.metadata.num_rows)
-    return list(file.schema_arrow.names), file.iter_batches(rows, use_threads=False)
+    return list(file.schema_arrow.names), _decode(file)
+
+
+def _decode(file: Any) -> Iterator[Any]:
+    # what rows take in the file says little of what they take in memory, so the first one is measured alone
+    for batch in file.iter_batches(1, use_threads=False):
+        yield batch
+        size = sum(map(_decoded_size, batch.columns))
+        file.reader.set_batch_size(min(MAX_DECODED_ROWS, _rows_of_batch(size, len(batch))))
+
+
+def _decoded_size(array: Any) -> int:
+    import pyarrow as pa
+
+    return int(array.indices.nbytes if pa.types.is_dictionary(array.type) else array.nbytes)
 
 
 def _open_arrow(path: Path) -> tuple[list[str], Iterator[Any]]:
@@ -128,8 +143,8 @@ def _numbered(batches: Iterator[Any], name: str) -> Iterator[Row]:
         raise DataError(f'{name}, row {number}: it cannot be read: {error}') from error
 
 
-def _values(array: Any) -> list[Any]:
-    """A column's values; lists of numbers are arrays that share its memory."""
+def _values(array: Any) -> Iterable[Any]:
+    """A column's values; lists of numbers are arrays that share its memory. What rows share is not copied for each."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -137,8 +152,10 @@ def _values(array: Any) -> list[Any]:
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
         return _values(array.storage)
-    if pa.types.is_dictionary(kind):
-        return _values(array.dictionary_decode())
+    if pa.types.is_dictionary(kind) and not _is_shared(kind.value_type):
+        return _look_up(array)
+    if _is_shared(kind):
+        return (value.as_py() for value in array)
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if not is_list or not _is_numeric(kind.value_type):
         return list(array.to_pylist())
@@ -153,6 +170,31 @@ def _values(array: Any) -> list[Any]:
         flat[end - length : end] if given else None
         for end, length, given in zip(ends.tolist(), lengths.tolist(), valid, strict=True)
     ]
+
+
+def _look_up(array: Any) -> Iterator[Any]:
+    indices = array.indices.dictionary_encode()
+    known = list(_values(array.dictionary.take(indices.dictionary)))
+    return (None if place is None else known[place] for place in indices.indices.to_pylist())
+
+
+@functools.lru_cache
+def _is_shared(kind: Any) -> bool:
+    """Whether several rows of an array of this type may have one value that is in memory once."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.BaseExtensionType):
+        return _is_shared(kind.storage_type)
+    types = pa.types
+    return (
+        types.is_dictionary(kind)
+        or types.is_run_end_encoded(kind)
+        or types.is_string_view(kind)
+        or types.is_binary_view(kind)
+        or types.is_list_view(kind)
+        or types.is_large_list_view(kind)
+        or any(_is_shared(kind.field(number).type) for number in range(kind.num_fields))
+    )
 
 
 def _is_numeric(kind: Any) -> bool:

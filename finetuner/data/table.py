@@ -109,6 +109,9 @@ def _size(value: Any) -> int:
         return int(value.nbytes)
     if hasattr(value, 'size') and isinstance(value.size, tuple):  # an image of Pillow
         return 4 * math.prod(value.size)
+    if isinstance(value, list | tuple):
+        nested = (item for item in value if isinstance(item, str | bytes | dict | list | tuple))
+        return 8 * len(value) + sum(map(_size, nested))
     return 8 * len(value) if hasattr(value, '__len__') else 8
 
 

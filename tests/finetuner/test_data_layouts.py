@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from finetuner.data import CSVOptions, json_lines, read_data
+from finetuner.data.columnar import open_columnar
 from finetuner.documents import LABEL, SCORE, Content, Document, DocumentArray
 from finetuner.excepts import DataError
 
@@ -279,11 +281,11 @@ def columns(tmp_path):
     def write(data, name='table.parquet', **options):
         path, table = tmp_path / name, pa.table(data)
         if name.endswith('.parquet'):
-            pq.write_table(table, path, **options)
+            pq.write_table(table, path, row_group_size=options.get('rows'))
         else:
             make = pa.ipc.new_stream if options.get('stream') else pa.ipc.new_file
             with make(path, table.schema) as writer:
-                writer.write_table(table, max_chunksize=3)
+                writer.write_table(table, max_chunksize=options.get('rows', 3))
         return path
 
     return write
@@ -291,7 +293,7 @@ def columns(tmp_path):
 
 @pytest.mark.parametrize(
     ('name', 'options'),
-    [('t.parquet', {}), ('t.parquet', {'row_group_size': 3}), ('t.arrow', {}), ('t.arrow', {'stream': True})],
+    [('t.parquet', {}), ('t.parquet', {'rows': 3}), ('t.arrow', {}), ('t.arrow', {'stream': True})],
 )
 def test_columnar_files(columns, name, options):
     path = columns({'text': [f't{n}' for n in range(10)], 'label': [n % 3 for n in range(10)]}, name, **options)
@@ -312,6 +314,52 @@ def test_columns_of_lists_are_tensors(columns, name, kind):
 def test_labels_of_a_dictionary_are_read(columns):
     labels = pa.array(['x', 'y', 'x']).dictionary_encode()
     assert [label for _, label, _ in read(columns({'text': ['a', 'b', 'c'], 'label': labels}))] == ['x', 'y', 'x']
+
+
+def shared_column(kind):
+    """1000 rows, each of 100 KiB in memory and of hardly a byte in a file."""
+    size = 100 << 10
+    words = pa.DictionaryArray.from_arrays(pa.array(np.zeros(1000, np.int32)), pa.array(['x' * size]))
+    if kind == 'texts':
+        return words.cast(pa.string())
+    if kind == 'lists':
+        return pa.ListArray.from_arrays(pa.array(np.arange(1001, dtype=np.int32)), words)
+    if kind == 'structs':
+        return pa.StructArray.from_arrays([words], ['path'])
+    if kind == 'numbers':
+        return pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(1000 * size // 4, np.float32)), size // 4)
+    if kind == 'views':
+        views = np.zeros(1000, [('size', 'i4'), ('prefix', 'S4'), ('buffer', 'i4'), ('offset', 'i4')])
+        views['size'], views['prefix'] = size, b'xxxx'
+        buffers = [None, pa.py_buffer(views.tobytes()), pa.py_buffer(b'x' * size)]
+        return pa.Array.from_buffers(pa.string_view(), 1000, buffers)
+    return words
+
+
+@pytest.mark.parametrize(
+    ('suffix', 'kind'),
+    [
+        *(('parquet', kind) for kind in ('texts', 'dictionary', 'lists', 'structs', 'numbers')),
+        *(('arrow', kind) for kind in ('dictionary', 'lists', 'structs', 'views')),
+    ],
+)
+def test_values_that_a_file_holds_once_are_held_a_few_times(columns, suffix, kind):
+    data = {'text': ['a'] * 1000, 'label': ['b', 'c'] * 500, 'id': shared_column(kind)}
+    path = columns(data, f'once.{suffix}', rows=1000)
+    del data
+    start = pa.total_allocated_bytes()
+    tracemalloc.start()
+    table, _ = open_columnar(path, CSVOptions(), path.name)
+    held = [pa.total_allocated_bytes() - start for _ in table.rows]
+    used = max(held) + tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(held) == 1000 and used < 50 << 20
+
+
+def test_values_of_a_dictionary_may_be_missing(columns):
+    texts = pa.DictionaryArray.from_arrays(pa.array([2, 0, None, 1, 2], pa.int8()), pa.array(['a', None, 'c']))
+    table, _ = open_columnar(columns({'text': texts, 'label': ['x'] * 5}, 't.arrow'), CSVOptions(), 't.arrow')
+    assert [text for _, (text, _) in table.rows] == ['c', 'a', None, None, 'c']
 
 
 def test_malformed_rows_of_columns_are_named(columns):

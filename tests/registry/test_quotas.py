@@ -2,7 +2,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from finetuner.excepts import RegistryError
+from finetuner.documents import Document
+from finetuner.excepts import QuotaError, RegistryError
 
 
 @pytest.fixture
@@ -47,6 +48,45 @@ def test_what_goes_beyond_the_quota_is_refused_and_leaves_nothing(
     assert registry.usage(account).datasets.bytes == shard_size
     registry.set_quota(account, None, None)
     registry.append_documents(account, 'intents', documents(100))
+
+
+def large_documents(taken):
+    for index in range(3000):
+        taken.append(index)
+        yield Document(text=f'{index} {"x" * 20_000}')
+
+
+def test_what_has_no_room_is_refused_before_all_of_it_is_written(registry, account, dump, stored_files):
+    registry.set_quota(account, 1_000_000, None)
+    before, taken = (dump(), stored_files()), []
+    with pytest.raises(
+        QuotaError, match='quota of the account is 1000000 bytes, of which 0 are used: there is no room'
+    ):
+        registry.append_documents(account, 'large', large_documents(taken))
+    assert len(taken) < 1000
+    assert (dump(), stored_files()) == before
+
+
+def test_no_part_is_larger_than_the_service_takes(registry, account, monkeypatch, dump, stored_files):
+    before, taken = (dump(), stored_files()), []
+    monkeypatch.setenv('FINETUNER_PART_BYTES', '1000000')
+    with pytest.raises(QuotaError, match='more than 1000000 bytes .*FINETUNER_PART_BYTES'):
+        registry.append_documents(account, 'large', large_documents(taken))
+    assert len(taken) < 1000
+    assert (dump(), stored_files()) == before
+
+
+def test_an_account_that_has_too_much_may_send_again_what_is_there(registry, account, documents):
+    registry.append_documents(account, 'intents', documents(10, 10), part=0)
+    registry.append_documents(account, 'intents', documents(10, 20), part=1)
+    registry.set_quota(account, 1, None)
+    for part in (0, 1):
+        sent = documents(10, 10 + 10 * part)
+        for document in sent:
+            document.id = f'{document.id} sent again'
+        registry.append_documents(account, 'intents', sent, part=part)
+    with pytest.raises(QuotaError):
+        registry.append_documents(account, 'intents', documents(10, 30), part=1)
 
 
 def test_appends_at_once_stay_within_the_quota(registry, account, documents, shard_size, stored_files):
