@@ -125,7 +125,10 @@ def work(
     with ExitStack() as helpers:
         saved = {}
         if is_first and shares_checkpoints(registry):
-            fetch_checkpoint(registry, run.id, directory)
+            try:
+                fetch_checkpoint(registry, run.id, directory)
+            except DataError as error:  # every other attempt would find the same
+                logger.warning('The shared checkpoint cannot be used: %s: going on without it', error)
             sharer = helpers.enter_context(CheckpointSharer(registry, run.id, heartbeat.lease, directory))
             saved = {'saved': sharer.offer}
         recovery = Recovery(seconds, measured=lambda footprint: footprint.write(directory), **saved)
