@@ -83,6 +83,7 @@ def fit(
     arguments |= further
     from training.interruption import Interruption
     from training.local import fit as fit_here
+    from training.processes import ending_together
 
     is_main = os.environ.get('RANK', '0') == '0'
     show_log(*(['training', 'finetuner.data'] if is_main else []))
@@ -93,16 +94,18 @@ def fit(
             bar.update(task, description=escape(progress.title), facts=progress.facts)
             bar.update(task, completed=progress.step, total=progress.steps)
 
-        result = fit_here(
-            model,
-            train_data,
-            eval_data,
-            directory=directory,
-            report=report if is_main else None,
-            resume=resume,
-            interruption=Interruption().install(),
-            **arguments,
-        )
+        interruption = Interruption().install()
+        with ending_together(interruption):
+            result = fit_here(
+                model,
+                train_data,
+                eval_data,
+                directory=directory,
+                report=report if is_main else None,
+                resume=resume,
+                interruption=interruption,
+                **arguments,
+            )
     if not is_main:
         return
     if result.examples['after']:

@@ -13,14 +13,15 @@ class Interrupted(SystemExit):
 
 
 class Interruption:
-    """SIGTERM ends the process at once, but for what is `deferred`: that is finished first.
+    """SIGTERM ends the process at once, but for what is `deferred`: that is finished first. One that comes after `exit`
+    is noted as `repeated`, and cuts nothing off that is saved on the way out.
 
     Nothing is changed in the process before `install` is called.
     """
 
     def __init__(self) -> None:
-        self.requested = False
-        self._busy = False
+        self.requested = self.repeated = False
+        self._busy = self._is_ending = False
 
     def install(self) -> Interruption:
         signal.signal(signal.SIGTERM, self._on_signal)
@@ -37,9 +38,13 @@ class Interruption:
 
     def exit(self) -> None:
         """End the process as the signal would have."""
+        self._is_ending = True
         raise Interrupted(128 + signal.SIGTERM)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if not self._busy:
+        if self._is_ending:
+            self.repeated = True
+        elif self._busy:
+            self.requested = True
+        else:
             raise SystemExit(128 + number)
-        self.requested = True

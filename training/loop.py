@@ -112,9 +112,9 @@ def train(
                     if state.stop:
                         break
                     train_mode(state)  # an evaluation may have changed it
+                step.reduce_buffers()
                 if agreed(interruption.requested, accelerator):  # while the callbacks looked at the last batch
                     interruption.exit()
-            step.reduce_buffers()
             if state.step < len(sampler):  # the epoch is broken off, and may go on elsewhere
                 break
             for scheduler in () if per_batch else state.schedulers:
@@ -122,8 +122,11 @@ def train(
             if validate is not None:
                 state.metrics['val_loss'] = validate()
             notify(callbacks, 'on_epoch_end', state)
-            state.history.append({'epoch': float(epoch), **state.metrics})
-            state.stop = agreed(state.stop, accelerator)
+            with interruption.deferred():
+                state.history.append({'epoch': float(epoch), **state.metrics})
+                ending, state.stop = agree([interruption.requested, state.stop], accelerator)
+                if ending:
+                    interruption.exit()
         if state.stop:
             logger.info(
                 'Stopped in epoch %d of %d, after %d of its %d batches: %s',

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,14 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, set_seed
 
 from training.config import FitConfig
+from training.interruption import Interrupted, Interruption
 from training.run_folder import locked
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 600.0
+"""Seconds for which the others wait for the first process to end."""
+ENDED = 'the first process has ended'
 
 
 def make_accelerator(config: FitConfig) -> Accelerator:
@@ -82,3 +88,27 @@ def scratch(directory: Path, accelerator: Accelerator) -> Iterator[None]:
             yield
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def ending_together(interruption: Interruption) -> Iterator[None]:
+    """Where all processes are asked to end, the others wait for the first, which has a checkpoint to write and to send:
+    when one has ended, torchrun soon kills those that are left. A signal that comes again ends the wait.
+    """
+    try:
+        yield
+    except Interrupted:
+        if torch.distributed.is_initialized():
+            with suppress(RuntimeError):  # the first may have the store with it, and be gone
+                _end_together(interruption)
+        raise
+
+
+def _end_together(interruption: Interruption) -> None:
+    # no collective: it would wait for a process that is dead or hangs
+    store = torch.distributed.distributed_c10d._get_default_store()
+    if torch.distributed.get_rank() == 0:
+        store.set(ENDED, 'yes')
+    deadline = time.monotonic() + PATIENCE
+    while not (store.check([ENDED]) or interruption.repeated or time.monotonic() > deadline):
+        time.sleep(0.1)

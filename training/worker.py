@@ -108,6 +108,7 @@ def work(
     from registry.shards import DatasetReader
     from training.callbacks.training_checkpoint import Recovery
     from training.pipeline import run_fit
+    from training.processes import ending_together
     from training.secrets import restore_secrets
     from training.shared_checkpoints import CheckpointSharer, fetch_checkpoint, shares_checkpoints
 
@@ -123,9 +124,13 @@ def work(
     directory = registry.run_directory(run.id)
     restore_secrets(config, directory)
     with ExitStack() as helpers:
+        helpers.enter_context(ending_together(interruption))
         saved = {}
         if is_first and shares_checkpoints(registry):
-            fetch_checkpoint(registry, run.id, directory)
+            try:
+                fetch_checkpoint(registry, run.id, directory)
+            except DataError as error:  # every other attempt would find the same
+                logger.warning('The shared checkpoint cannot be used: %s: going on without it', error)
             sharer = helpers.enter_context(CheckpointSharer(registry, run.id, heartbeat.lease, directory))
             saved = {'saved': sharer.offer}
         recovery = Recovery(seconds, measured=lambda footprint: footprint.write(directory), **saved)

@@ -10,7 +10,10 @@ import pytest
 
 from finetuner.data import read_csv
 from registry import Registry
-from training import heartbeat
+from registry.queue import Machine, Resources
+from training import heartbeat, pipeline, worker
+from training.interruption import Interruption
+from training.shared_checkpoints import pack
 from training.worker import PASSING, TAKEN
 
 
@@ -94,3 +97,38 @@ def test_an_outage_is_told_once_and_without_its_cause(monkeypatch, caplog):
             time.sleep(0.01)
     assert [record.message for record in caplog.records] == ['The registry does not answer: going on without it']
     assert '10.0.0.7' not in caplog.text
+
+
+@pytest.mark.parametrize('state', ['whole', 'lost', 'damaged'])
+def test_a_shared_checkpoint_that_cannot_be_used_is_done_without(tmp_path, monkeypatch, caplog, state):
+    with Registry.open(objects_url=f'file://{tmp_path}/objects') as registry:
+        monkeypatch.setenv('FINETUNER_SHARE_CHECKPOINTS', '1')
+        account = registry.get_account()
+        run, _ = registry.create_run(account.id, 'default', 'run', {'model': 'm', 'train_data': 't'})
+        lease = registry.claim_run('host:1', [Machine(Resources(1), Resources(1))]).lease
+        own = registry.run_directory(run.id) / 'checkpoints' / 'step-000000001'
+        own.mkdir(parents=True)
+
+        def store(name):
+            for part in ('tensors.safetensors', 'state.json'):
+                (own / part).write_text(part)
+            registry.store_checkpoint(run.id, lease, name, pack(own, tmp_path / 'packed.zip'))
+            return tmp_path / 'objects' / registry.find_checkpoint(run.id).key
+
+        stored = store('step-000000002')
+        stored.chmod(0o640)
+        if state == 'lost':
+            stored.unlink()
+        elif state == 'damaged':
+            stored.write_bytes(b'damaged')
+        begun = []
+        monkeypatch.setattr(pipeline, 'run_fit', lambda *arguments, **options: begun.append(options) or sys.exit())
+        life = heartbeat.Heartbeat(registry, run.id, lease, 'host:1')
+        with pytest.raises(SystemExit):
+            worker.work(registry, registry.get_run_by_id(run.id), life, Interruption())
+        assert begun
+        kept = [path.name for path in own.parent.iterdir()]
+        assert kept == ['step-000000002' if state == 'whole' else 'step-000000001']
+        assert ('going on without it' in caplog.text) == (state != 'whole')
+        if state != 'whole':
+            assert store('step-000000003').exists(), 'one after it takes its place'

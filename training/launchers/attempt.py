@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -90,6 +91,8 @@ class Attempt:
             own['CUDA_VISIBLE_DEVICES'] = ','.join(self.gpus)
         if self.cpus is not None:
             own['OMP_NUM_THREADS'] = str(max(1, int(self.cpus) // self.processes))
+        if self.processes > 1:  # torchrun would kill them after its own 30 seconds, however many the policy gives
+            own['TORCH_ELASTIC_SHUTDOWN_TIMEOUT'] = str(max(30, math.ceil(self.policy.stop_seconds)))
         if self.memory_limit is not None:
             own['FINETUNER_MEMORY_LIMIT'] = str(self.memory_limit)
         return {**os.environ, **own}

@@ -9,12 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+import psutil
+
 from registry import Registry
 from training.launchers.attempt import Attempt, lock, log_path
 
 
 class Worker(Protocol):
-    """The process group of an attempt, whose number is `pid`."""
+    """The processes of an attempt: the group whose number is `pid`, and those that torchrun starts from there."""
 
     pid: int
 
@@ -52,10 +54,15 @@ class Child:
                 start_new_session=True,
             )
         self.pid = self._process.pid
-        self._is_parent = attempt.processes > 1
+        self._lease, self._is_parent = attempt.lease, attempt.processes > 1
 
     def has_ended(self) -> bool:
-        return self._process.poll() is not None
+        if self._process.poll() is None:
+            return False
+        if not self._is_parent or not processes_of(self._lease):
+            return True
+        self.signal(signal.SIGKILL)  # their parent was killed: nobody looks after them
+        return False
 
     @property
     def end(self) -> str:
@@ -71,14 +78,14 @@ class Child:
         return self._process.returncode == -signal.SIGKILL or self._is_parent
 
     def signal(self, number: signal.Signals) -> None:
-        signal_group(self.pid, number)
+        signal_all(self.pid, self._lease, number)
 
 
 class Orphan:
     """A worker of a service that was killed, on this machine: it holds the lock of its log."""
 
     def __init__(self, home: Path, lease: str, pid: int):
-        self._log = log_path(home, lease)
+        self._log, self._lease = log_path(home, lease), lease
         self.pid = pid
         self.was_killed = False  # nobody knows: it is tried again
 
@@ -98,10 +105,25 @@ class Orphan:
 
     def signal(self, number: signal.Signals) -> None:
         if not self.has_ended():  # the number may be another's by now
-            signal_group(self.pid, number)
+            signal_all(self.pid, self._lease, number)
+
+
+def signal_all(pid: int, lease: str, number: signal.Signals) -> None:
+    """Send a signal to the process group of a worker: it began a session, so the group has its number.
+
+    torchrun hands on what it is sent, but it cannot hand on SIGKILL: each of its processes began a session, too.
+    """
+    signal_group(pid, number)
+    if number == signal.SIGKILL:
+        for process in processes_of(lease):
+            signal_group(process.pid, number)
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:
-    """Send a signal to the process group of a worker: it began a session, so the group has its number."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
+
+
+def processes_of(lease: str) -> list[psutil.Process]:
+    """Those whose last argument is the lease: torchrun and its processes, also when it is gone and they are not."""
+    return [process for process in psutil.process_iter(['cmdline']) if (process.info['cmdline'] or [''])[-1] == lease]

@@ -283,3 +283,37 @@ def test_a_signal_that_comes_with_the_last_batch_is_not_put_off(make_training):
     finally:
         signal.signal(signal.SIGTERM, handler)
     assert [path.name for path in training.state.directory.glob('checkpoints/*')] == ['step-000000006-open']
+
+
+@pytest.mark.parametrize('event', ['on_batch_end', 'on_epoch_end'])
+def test_a_signal_that_comes_again_does_not_cut_the_checkpoint_off(make_training, event):
+    """torchrun sends one to the processes that are left when the first has ended."""
+
+    class Signals(Callback):
+        def on_exception(self, state, error):
+            signal.raise_signal(signal.SIGTERM)
+
+    def ask(self, state):
+        if state.global_step == 6:
+            interruption.requested = True  # as a signal between two instructions
+
+    def make(folder, interruption=None):
+        recovery = training_checkpoint.Recovery(3600)
+        checkpoint = training_checkpoint.TrainingCheckpoint(resume=True, recovery=recovery, is_given=False)
+        return make_training([checkpoint, Signals()], folder, interruption=interruption)
+
+    setattr(Signals, event, ask)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        interruption = Interruption().install()
+        training = make('parts', interruption)
+        with pytest.raises(SystemExit):
+            training.run()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert [path.name for path in training.state.directory.glob('checkpoints/*')] == ['step-000000006-open']
+    resumed, whole = make('parts'), make('whole')
+    for further in (resumed, whole):
+        further.run()
+    assert_same(whole.weights(), resumed.weights())
+    assert resumed.state.history == whole.state.history

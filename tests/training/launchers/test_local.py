@@ -3,15 +3,19 @@
 import json
 import logging
 import os
+import signal
 import time
+from contextlib import suppress
 from dataclasses import asdict
 
+import psutil
 import pytest
 
 from registry import Registry
 from registry.queue import Machine, Resources
 from training.launchers import guard
 from training.launchers.attempt import Attempt, Policy, lock, log_path, note_path
+from training.launchers.child import Child, Orphan
 from training.launchers.guard import Guard, Note
 from training.launchers.local import LocalLauncher
 from training.launchers.tidying import tidy
@@ -152,3 +156,60 @@ def test_the_time_that_a_run_may_take_does_not_begin_anew_with_another_service(r
             assert time.monotonic() < deadline
             time.sleep(0.05)
     assert 'took longer than the 50 seconds' in guard_of._verdict
+
+
+STUBBORN = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open(os.path.join(os.environ['FINETUNER_HOME'], f'{os.getpid()}.rank'), 'w')
+time.sleep(300)
+"""
+
+
+@pytest.fixture
+def stubborn(registry, claimed, monkeypatch, tmp_path):
+    """A worker of two processes that ignore SIGTERM, its attempt, and the two."""
+    (tmp_path / 'stubborn.py').write_text(STUBBORN)
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    command = Attempt.command.fget
+    renamed = {'training.worker': 'stubborn'}
+    monkeypatch.setattr(
+        Attempt, 'command', property(lambda attempt: [renamed.get(part, part) for part in command(attempt)])
+    )
+    attempt = Attempt(claimed.id, claimed.lease, 'run', Policy(), processes=2)
+    log_path(registry.home, attempt.lease).parent.mkdir()
+    worker = Child(registry, attempt)
+    ranks = []
+    try:
+        deadline = time.monotonic() + 120
+        while len(ranks) < 2:
+            assert time.monotonic() < deadline and not worker.has_ended()
+            time.sleep(0.05)
+            ranks = [psutil.Process(int(path.stem)) for path in registry.home.glob('*.rank')]
+        yield worker, attempt, ranks
+    finally:
+        for pid in [worker.pid, *(rank.pid for rank in ranks)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def is_alive(process):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize('killed', ['worker', 'orphan', 'parent'])
+def test_a_worker_has_ended_when_all_of_its_processes_have(registry, stubborn, killed):
+    """torchrun starts each in a group of its own, and they outlive it."""
+    worker, attempt, ranks = stubborn
+    if killed == 'worker':
+        worker.signal(signal.SIGKILL)
+    elif killed == 'orphan':
+        Orphan(registry.home, attempt.lease, worker.pid).signal(signal.SIGKILL)
+    else:
+        os.kill(worker.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while not worker.has_ended():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not any(map(is_alive, ranks))
+    assert Orphan(registry.home, attempt.lease, worker.pid).has_ended()
