@@ -101,6 +101,7 @@ bench: .venv/.installed-dev  ## every benchmark, each against a named peer; hour
 .PHONY: bench-serving
 bench-serving: .venv/.installed-dev .venv-infinity/.installed  ## serving against sentence-transformers, infinity and the bare model: an hour
 	@$(BIN)/python benchmarks/serving.py $(BENCH_OPTIONS)
+	@$(BIN)/python benchmarks/serving_images.py
 
 .PHONY: drill
 drill: .venv/.installed-dev  ## ten minutes of work while everything is killed at random, on SQLite and on PostgreSQL

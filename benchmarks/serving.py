@@ -23,16 +23,11 @@ from __future__ import annotations
 
 import json
 import os
-import queue
-import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -41,9 +36,9 @@ import psutil
 import requests
 import typer
 from infinity import fused_model, is_installed, running_infinity
-from ports import free_port
 from rich.console import Console
 from rich.table import Table
+from traffic import Embed, Row, peak_memory, running_service, show, work
 
 import finetuner
 from finetuner.client.channel import Channel
@@ -51,7 +46,6 @@ from finetuner.documents import Document, DocumentArray
 from finetuner.inference import InferenceEngine, load_engine
 
 MODEL = 'all-minilm-l6-v2'
-ROOT = Path(__file__).parents[1]
 WORDS = ('account', 'card', 'refund', 'transfer', 'money', 'where', 'lost', 'twice', 'arrive', 'the', 'my', 'please')
 
 THEIRS, OURS, CLIENT = 'sentence-transformers', 'in process', 'client'
@@ -67,37 +61,6 @@ SETTINGS = (
     (64, 8, 512),
     (1024, 1, 1024),
 )
-
-Embed = Callable[[Sequence[str]], object]
-
-
-@dataclass
-class Row:
-    """One way to embed texts, and what was measured of it in one setting."""
-
-    name: str
-    embed: Embed
-    rates: list[float] = field(default_factory=list)
-    latencies: list[float] = field(default_factory=list)
-    cores: float = 0.0
-
-    @property
-    def rate(self) -> float:
-        return statistics.median(self.rates)
-
-    def latency(self, share: int) -> float:
-        """In ms, that so many of 100 requests do not exceed."""
-        return 1000 * float(np.percentile(self.latencies, share))
-
-
-@dataclass(frozen=True)
-class Service:
-    """`flows/encode.yml` in processes of its own."""
-
-    process: psutil.Process
-    grpc: int
-    http: int
-    start: float
 
 
 def make_texts(count: int) -> list[str]:
@@ -121,43 +84,6 @@ def floor_seconds(engine: InferenceEngine, texts: Sequence[str]) -> float:
         left @ right
         seconds.append(time.perf_counter() - began)
     return float(flops * min(seconds) / (2 * 4096 * width * inner))
-
-
-@contextmanager
-def running_service(threads: int) -> Iterator[Service]:
-    grpc, http = free_port(), free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        own = {
-            'FINETUNER_HOME': folder,
-            'FINETUNER_CONFIG_DIR': folder,
-            'FINETUNER_PORT': grpc,
-            'FINETUNER_HTTP_PORT': http,
-            'FINETUNER_ARTIFACT': MODEL,
-            'FINETUNER_RATE_LIMIT': 0,
-            'OMP_NUM_THREADS': threads,
-        }
-        command = [Path(sys.executable).with_name('jina'), 'flow', '--uses', ROOT / 'flows' / 'encode.yml']
-        began = time.monotonic()
-        with (Path(folder) / 'log').open('wb') as log:
-            process = subprocess.Popen(
-                command, env={**os.environ, **{key: str(value) for key, value in own.items()}}, stdout=log, stderr=log
-            )
-        try:
-            while not is_ready(http):
-                if process.poll() is not None:
-                    sys.exit((Path(folder) / 'log').read_text()[-3000:])
-                time.sleep(0.1)
-            yield Service(psutil.Process(process.pid), grpc, http, time.monotonic() - began)
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def is_ready(port: int) -> bool:
-    try:
-        return requests.get(f'http://127.0.0.1:{port}/health/ready', timeout=5).ok
-    except requests.RequestException:
-        return False
 
 
 def bare(engine: InferenceEngine, texts: Sequence[str]) -> Embed:
@@ -203,55 +129,6 @@ def openai_body(texts: Sequence[str]) -> object:
     return {'model': MODEL, 'input': list(texts), 'encoding_format': 'base64'}
 
 
-def work(row: Row, batches: Sequence[Sequence[str]], clients: int, watched: Sequence[psutil.Process]) -> None:
-    """Send all requests, so many at the same time, and put down what they took."""
-    waiting: queue.SimpleQueue[Sequence[str]] = queue.SimpleQueue()
-    for batch in batches:
-        waiting.put(batch)
-
-    def client() -> None:
-        while True:
-            try:
-                batch = waiting.get_nowait()
-            except queue.Empty:
-                return
-            began = time.perf_counter()
-            row.embed(batch)
-            row.latencies.append(time.perf_counter() - began)
-
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    before, began = cpu_seconds(watched), time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    seconds = time.perf_counter() - began
-    row.rates.append(sum(map(len, batches)) / seconds)
-    row.cores = (cpu_seconds(watched) - before) / seconds
-
-
-def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
-    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
-
-
-def show(console: Console, title: str, rows: Sequence[Row], floor: float) -> None:
-    table = Table('', 'texts/s', 'of theirs', 'of the floor', 'p50 ms', 'p99 ms', 'cores', title=title)
-    theirs = next(row for row in rows if row.name == THEIRS).rate
-    table.add_row('floor', f'{floor:.0f}', f'{floor / theirs:.2f}', '1.00', '', '', '')
-    for row in rows:
-        rate = row.rate
-        table.add_row(
-            row.name,
-            f'{rate:.0f}',
-            f'{rate / theirs:.2f}',
-            f'{rate / floor:.2f}',
-            f'{row.latency(50):.1f}',
-            f'{row.latency(99):.1f}',
-            f'{row.cores:.1f}',
-        )
-    console.print(table)
-
-
 def check_goals(console: Console, measured: dict[tuple[int, int], dict[str, Row]], floor: float) -> None:
     """What serving is to reach on two cores, where the settings that tell were measured."""
     goals: list[tuple[str, float, float, bool]] = []
@@ -280,15 +157,6 @@ def check_goals(console: Console, measured: dict[tuple[int, int], dict[str, Row]
     for what, found, wanted, is_met in goals:
         table.add_row(what, f'{found:.2f}', f'{wanted:.2f}', '[green]met[/]' if is_met else '[red]missed[/]')
     console.print(table)
-
-
-def peak_memory(process: psutil.Process) -> float:
-    """MiB that a process and those that it has started had in memory at most, added up."""
-    total = 0
-    for one in (process, *process.children(recursive=True)):
-        status = Path(f'/proc/{one.pid}/status').read_text()
-        total += next(int(line.split()[1]) for line in status.splitlines() if line.startswith('VmHWM'))
-    return total / 1024
 
 
 def main(
@@ -324,7 +192,7 @@ def main(
             )
             for precision in ('fp32', 'int8')
         }
-        service = stack.enter_context(running_service(count))
+        service = stack.enter_context(running_service(MODEL, count))
         client = stack.enter_context(finetuner.EncodeClient(f'grpc://127.0.0.1:{service.grpc}', batch_size=1024))
         url = f'http://127.0.0.1:{service.http}'
         ways: dict[str, Embed] = {
@@ -360,7 +228,7 @@ def main(
                 for row in rows.values():
                     work(row, batches, together, watched)
             measured[size, together] = rows
-            show(console, f'{size} texts in a request, {together} clients', list(rows.values()), floor)
+            show(console, f'{size} texts in a request, {together} clients', list(rows.values()), floor, THEIRS)
         check_goals(console, measured, floor)
         started = Table('', 'start, s', 'peak memory, MiB')
         started.add_row(OURS, f'{start:.1f}', '')

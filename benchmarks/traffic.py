@@ -1,0 +1,153 @@
+"""What the benchmarks of serving share: a service, clients that ask at the same time, and a table of what they saw."""
+
+from __future__ import annotations
+
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import requests
+from ports import free_port
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
+
+Embed = Callable[[Sequence[Any]], object]
+
+
+@dataclass
+class Row:
+    """One way to embed, and what was measured of it in one setting."""
+
+    name: str
+    embed: Embed
+    rates: list[float] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+    cores: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        return statistics.median(self.rates)
+
+    def latency(self, share: int) -> float:
+        """In ms, that so many of 100 requests do not exceed."""
+        return 1000 * float(np.percentile(self.latencies, share))
+
+
+@dataclass(frozen=True)
+class Service:
+    """`flows/encode.yml` in processes of its own."""
+
+    process: psutil.Process
+    grpc: int
+    http: int
+    start: float
+
+
+@contextmanager
+def running_service(artifact: str | Path, threads: int, **variables: object) -> Iterator[Service]:
+    grpc, http = free_port(), free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        own = {
+            'FINETUNER_HOME': folder,
+            'FINETUNER_CONFIG_DIR': folder,
+            'FINETUNER_PORT': grpc,
+            'FINETUNER_HTTP_PORT': http,
+            'FINETUNER_ARTIFACT': artifact,
+            'FINETUNER_RATE_LIMIT': 0,
+            'OMP_NUM_THREADS': threads,
+            **variables,
+        }
+        command = [Path(sys.executable).with_name('jina'), 'flow', '--uses', ROOT / 'flows' / 'encode.yml']
+        began = time.monotonic()
+        with (Path(folder) / 'log').open('wb') as log:
+            process = subprocess.Popen(
+                command, env={**os.environ, **{key: str(value) for key, value in own.items()}}, stdout=log, stderr=log
+            )
+        try:
+            while not is_ready(http):
+                if process.poll() is not None:
+                    sys.exit((Path(folder) / 'log').read_text()[-3000:])
+                time.sleep(0.1)
+            yield Service(psutil.Process(process.pid), grpc, http, time.monotonic() - began)
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def is_ready(port: int) -> bool:
+    try:
+        return requests.get(f'http://127.0.0.1:{port}/health/ready', timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+def work(row: Row, batches: Sequence[Sequence[Any]], clients: int, watched: Sequence[psutil.Process]) -> None:
+    """Send all requests, so many at the same time, and put down what they took."""
+    waiting: queue.SimpleQueue[Sequence[Any]] = queue.SimpleQueue()
+    for batch in batches:
+        waiting.put(batch)
+
+    def client() -> None:
+        while True:
+            try:
+                batch = waiting.get_nowait()
+            except queue.Empty:
+                return
+            began = time.perf_counter()
+            row.embed(batch)
+            row.latencies.append(time.perf_counter() - began)
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    before, began = cpu_seconds(watched), time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - began
+    row.rates.append(sum(map(len, batches)) / seconds)
+    row.cores = (cpu_seconds(watched) - before) / seconds
+
+
+def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
+    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
+
+
+def show(console: Console, title: str, rows: Sequence[Row], floor: float, theirs: str, items: str = 'texts') -> None:
+    table = Table('', f'{items}/s', 'of theirs', 'of the floor', 'p50 ms', 'p99 ms', 'cores', title=title)
+    their_rate = next(row for row in rows if row.name == theirs).rate
+    table.add_row('floor', f'{floor:.0f}', f'{floor / their_rate:.2f}', '1.00', '', '', '')
+    for row in rows:
+        rate = row.rate
+        table.add_row(
+            row.name,
+            f'{rate:.0f}',
+            f'{rate / their_rate:.2f}',
+            f'{rate / floor:.2f}',
+            f'{row.latency(50):.1f}',
+            f'{row.latency(99):.1f}',
+            f'{row.cores:.1f}',
+        )
+    console.print(table)
+
+
+def peak_memory(process: psutil.Process) -> float:
+    """MiB that a process and those that it has started had in memory at most, added up."""
+    total = 0
+    for one in (process, *process.children(recursive=True)):
+        status = Path(f'/proc/{one.pid}/status').read_text()
+        total += next(int(line.split()[1]) for line in status.splitlines() if line.startswith('VmHWM'))
+    return total / 1024
