@@ -19,10 +19,20 @@ from registry.models import AccountRow, ArtifactRow, CheckpointRow, DatasetRow, 
 from registry.records import CREATED, STARTED, Account, Stored, Usage
 from registry.shards import Bound
 
-SEARCH_BYTES, DEFAULT_SEARCH_BYTES = 'FINETUNER_SEARCH_BYTES', 1_000_000_000
+SEARCH_BYTES = 'FINETUNER_SEARCH_BYTES'
 """Of the search items of each account."""
-PART_BYTES, DEFAULT_PART_BYTES = 'FINETUNER_PART_BYTES', 8 << 30
+PART_BYTES = 'FINETUNER_PART_BYTES'
 """Of what is stored of one part of a data set."""
+DEFAULTS = {SEARCH_BYTES: 1_000_000_000, PART_BYTES: 8 << 30}
+
+
+def check_limits() -> None:
+    """See whether the limits of the environment are such.
+
+    :raises RegistryError: one is no number of bytes.
+    """
+    for name in DEFAULTS:
+        _limit(name)
 
 
 def set_quota(session: Session, account_id: str, max_bytes: int | None, max_runs: int | None) -> Account:
@@ -85,7 +95,7 @@ def part_bound(session: Session, account_id: str, replaced: int) -> Bound:
 
     :param replaced: the bytes of what other content would take the place of.
     """
-    most = int(os.environ.get(PART_BYTES) or DEFAULT_PART_BYTES)
+    most = _limit(PART_BYTES)
     limit = _max_bytes(session, account_id)
     if limit is not None:
         used = used_bytes(session, account_id)
@@ -113,7 +123,7 @@ def check_items(session: Session, account_id: str) -> None:
 
     :raises QuotaError: they are not.
     """
-    limit = int(os.environ.get(SEARCH_BYTES) or DEFAULT_SEARCH_BYTES)
+    limit = _limit(SEARCH_BYTES)
     used = int(session.scalar(select(_sum(SearchItemRow.size)).where(SearchItemRow.account_id == account_id)) or 0)
     if used > limit:
         raise QuotaError(
@@ -131,6 +141,13 @@ def used_bytes(session: Session, account_id: str) -> int:
 
 def _max_bytes(session: Session, account_id: str) -> int | None:
     return session.scalar(select(AccountRow.max_bytes).where(AccountRow.id == account_id))
+
+
+def _limit(name: str) -> int:
+    given = os.environ.get(name) or DEFAULTS[name]
+    if not str(given).isdecimal():
+        raise RegistryError(f'{name} is {given!r}: it is a number of bytes')
+    return int(given)
 
 
 def _no_room(limit: int, used: int, what: str) -> str:

@@ -104,9 +104,11 @@ class Registry:
         :param database_url: an SQLAlchemy URL, default `FINETUNER_DATABASE_URL` (or the file that
             `FINETUNER_DATABASE_URL_FILE` names), or else an SQLite file in `home`.
         :param objects_url: a folder or an fsspec URL, default `FINETUNER_OBJECTS_URL`, or else a folder in `home`.
-        :raises RegistryError: the database was made by a newer version, or the token of the first start cannot be kept.
+        :raises RegistryError: the database was made by a newer version, the token of the first start cannot be kept, or
+            a limit of the environment is none.
         :raises UnavailableError: the database cannot be reached.
         """
+        quotas.check_limits()
         home, database, objects = open_places(home, database_url, objects_url)
         with exclusive(home / 'open.lock'):
             database.migrate()

@@ -4,6 +4,7 @@ import pytest
 
 from finetuner.documents import Document
 from finetuner.excepts import QuotaError, RegistryError
+from registry import Registry
 
 
 @pytest.fixture
@@ -74,6 +75,14 @@ def test_no_part_is_larger_than_the_service_takes(registry, account, monkeypatch
         registry.append_documents(account, 'large', large_documents(taken))
     assert len(taken) < 1000
     assert (dump(), stored_files()) == before
+
+
+@pytest.mark.parametrize('name', ['FINETUNER_PART_BYTES', 'FINETUNER_SEARCH_BYTES'])
+def test_a_limit_that_is_no_number_is_told_when_the_registry_opens(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, '8GB')
+    with pytest.raises(RegistryError, match=f"{name} is '8GB': it is a number of bytes"):
+        Registry.open(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_account_that_has_too_much_may_send_again_what_is_there(registry, account, documents):
