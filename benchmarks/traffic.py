@@ -129,6 +129,7 @@ def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
 def show(console: Console, title: str, rows: Sequence[Row], floor: float, theirs: str, items: str = 'texts') -> None:
     table = Table('', f'{items}/s', 'of theirs', 'of the floor', 'p50 ms', 'p99 ms', 'cores', title=title)
     their_rate = next(row for row in rows if row.name == theirs).rate
+    table.columns[0].no_wrap = True
     table.add_row('floor', f'{floor:.0f}', f'{floor / their_rate:.2f}', '1.00', '', '', '')
     for row in rows:
         rate = row.rate
