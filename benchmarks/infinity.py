@@ -5,20 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import requests
-from ports import free_port
+from servers import free_port, running
 
 ENVIRONMENT = Path(__file__).parents[1] / '.venv-infinity' / 'bin'
-PATIENCE = 180.0
-"""Seconds that a server may take to start."""
 
 # what its optimum engine does with a model of the hub; with one in a folder, it does not get that far
 _FUSE = """
@@ -71,27 +66,9 @@ def running_infinity(model: Path, engine: str, name: str, threads: int) -> Itera
     options |= {'host': '127.0.0.1', 'port': port}
     command = [str(ENVIRONMENT / 'infinity_emb'), 'v2', '--no-bettertransformer', '--no-compile']
     command += [word for key, value in options.items() for word in (f'--{key}', str(value))]
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / 'log'
-        with log.open('wb') as output:
-            process = subprocess.Popen(command, env=_variables(threads), stdout=output, stderr=output)
-        try:
-            while not _is_ready(port):
-                if process.poll() is not None or time.monotonic() - began > PATIENCE:
-                    sys.exit(f'infinity does not start:\n{log.read_text()[-2000:]}')
-                time.sleep(0.1)
-            yield Server(psutil.Process(process.pid), f'http://127.0.0.1:{port}', time.monotonic() - began)
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def _is_ready(port: int) -> bool:
-    try:
-        return requests.get(f'http://127.0.0.1:{port}/health', timeout=5).ok
-    except requests.RequestException:
-        return False
+    url = f'http://127.0.0.1:{port}'
+    with running(command, _variables(threads), f'{url}/health') as (process, start):
+        yield Server(process, url, start)
 
 
 def _variables(threads: int) -> dict[str, str]:

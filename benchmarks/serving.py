@@ -38,11 +38,9 @@ import typer
 from infinity import fused_model, is_installed, running_infinity
 from rich.console import Console
 from rich.table import Table
-from traffic import Embed, Row, peak_memory, running_service, show, work
+from traffic import Embed, Row, flops_per_second, over_grpc, peak_memory, running_service, show, work
 
 import finetuner
-from finetuner.client.channel import Channel
-from finetuner.documents import Document, DocumentArray
 from finetuner.inference import InferenceEngine, load_engine
 
 MODEL = 'all-minilm-l6-v2'
@@ -71,19 +69,11 @@ def make_texts(count: int) -> list[str]:
 
 def floor_seconds(engine: InferenceEngine, texts: Sequence[str]) -> float:
     """What the products of matrices of a BERT take for the tokens of the texts, and nothing else."""
-    import torch
-
     config = engine.encoder.backbone.config  # type: ignore[attr-defined]
     width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     lengths = np.array([len(row) for row in engine.preprocessor.features(list(texts))], np.float64)
     flops = layers * (2 * (4 * width**2 + 2 * width * inner) * lengths + 4 * width * lengths**2).sum()
-    left, right = torch.rand(4096, width), torch.rand(width, inner)
-    seconds = []
-    for _ in range(20):
-        began = time.perf_counter()
-        left @ right
-        seconds.append(time.perf_counter() - began)
-    return float(flops * min(seconds) / (2 * 4096 * width * inner))
+    return float(flops / flops_per_second(4096, width, inner))
 
 
 def bare(engine: InferenceEngine, texts: Sequence[str]) -> Embed:
@@ -93,18 +83,6 @@ def bare(engine: InferenceEngine, texts: Sequence[str]) -> Embed:
         rows = sorted((features[text] for text in some), key=len)
         for start in range(0, len(rows), engine.batch_size):
             engine.run(engine.preprocessor.collate(rows[start : start + engine.batch_size]))
-
-    return embed
-
-
-def over_grpc(port: int) -> Embed:
-    channel = Channel(f'grpc://127.0.0.1:{port}')
-
-    def embed(texts: Sequence[str]) -> DocumentArray:
-        from docarray.proto import DocListProto
-
-        documents = DocumentArray([Document(text=text) for text in texts]).to_protobuf().SerializeToString()
-        return DocumentArray.from_protobuf(DocListProto.FromString(channel.call('/encode', {}, documents)))
 
     return embed
 
@@ -203,7 +181,7 @@ def main(
             'in process, bf16': load_engine(MODEL, precision='bf16').encode_texts,
             'in process, int8': exported['int8'].encode_texts,
             CLIENT: lambda some: client.encode(some, show_progress=False),
-            'gRPC': over_grpc(service.grpc),
+            'gRPC': over_grpc(service.grpc, 'text'),
             'HTTP': over_http(f'{url}/encode', lambda some: {'data': [{'text': text} for text in some]}),
             'v1/embeddings': over_http(f'{url}/v1/embeddings', openai_body),
         }

@@ -17,7 +17,6 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,10 +27,8 @@ import psutil
 import typer
 from PIL import Image
 from rich.console import Console
-from traffic import Embed, Row, peak_memory, running_service, show, work
+from traffic import Embed, Row, flops_per_second, over_grpc, peak_memory, running_service, show, work
 
-from finetuner.client.channel import Channel
-from finetuner.documents import Document, DocumentArray
 from finetuner.inference import InferenceEngine, load_engine
 
 THEIRS = 'transformers'
@@ -75,17 +72,9 @@ def make_model(folder: Path) -> Path:
 
 def floor_rate() -> float:
     """Images per second if nothing but the products of matrices took time."""
-    import torch
-
     tokens = (SIDE // PATCH) ** 2 + 1
     flops = LAYERS * (2 * (4 * WIDTH**2 + 2 * WIDTH * INNER) * tokens + 4 * WIDTH * tokens**2)
-    left, right = torch.rand(BATCH * tokens, WIDTH), torch.rand(WIDTH, INNER)
-    seconds = []
-    for _ in range(20):
-        began = time.perf_counter()
-        left @ right
-        seconds.append(time.perf_counter() - began)
-    return 2 * BATCH * tokens * WIDTH * INNER / min(seconds) / flops
+    return flops_per_second(BATCH * tokens, WIDTH, INNER) / flops
 
 
 def with_transformers(model: Path) -> Embed:
@@ -123,18 +112,6 @@ def in_process(engine: InferenceEngine) -> Embed:
     return lambda files: engine.encode_contents(files)
 
 
-def over_grpc(port: int) -> Embed:
-    channel = Channel(f'grpc://127.0.0.1:{port}')
-
-    def embed(files: Sequence[bytes]) -> object:
-        from docarray.proto import DocListProto
-
-        documents = DocumentArray([Document(blob=file) for file in files]).to_protobuf().SerializeToString()
-        return DocumentArray.from_protobuf(DocListProto.FromString(channel.call('/encode', {}, documents)))
-
-    return embed
-
-
 def main(
     rounds: Annotated[int, typer.Option(help='Turns that each row has.')] = 5,
     threads: Annotated[int, typer.Option(help='Threads that compute, of every row; 0 is one for each core.')] = 0,
@@ -160,7 +137,7 @@ def main(
             'in process': in_process(engine),
             'in process, bf16': in_process(load_engine(model, precision='bf16', **options)),  # type: ignore[arg-type]
             'in process, ONNX': in_process(load_engine(exported, is_onnx=True, intra_op_num_threads=count)),
-            'gRPC': over_grpc(service.grpc),
+            'gRPC': over_grpc(service.grpc, 'blob'),
         }
         watched = [psutil.Process(), service.process, *service.process.children(recursive=True)]
         for embed in ways.values():  # whatever is done once is done

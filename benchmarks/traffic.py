@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import queue
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -18,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import psutil
-import requests
-from ports import free_port
 from rich.console import Console
 from rich.table import Table
+from servers import free_port, running
+
+from finetuner.client.channel import Channel
+from finetuner.documents import Document, DocumentArray
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,7 +59,7 @@ class Service:
 
 
 @contextmanager
-def running_service(artifact: str | Path, threads: int, **variables: object) -> Iterator[Service]:
+def running_service(artifact: str | Path, threads: int, **further: object) -> Iterator[Service]:
     grpc, http = free_port(), free_port()
     with tempfile.TemporaryDirectory() as folder:
         own = {
@@ -69,30 +70,40 @@ def running_service(artifact: str | Path, threads: int, **variables: object) -> 
             'FINETUNER_ARTIFACT': artifact,
             'FINETUNER_RATE_LIMIT': 0,
             'OMP_NUM_THREADS': threads,
-            **variables,
+            **further,
         }
         command = [Path(sys.executable).with_name('jina'), 'flow', '--uses', ROOT / 'flows' / 'encode.yml']
-        began = time.monotonic()
-        with (Path(folder) / 'log').open('wb') as log:
-            process = subprocess.Popen(
-                command, env={**os.environ, **{key: str(value) for key, value in own.items()}}, stdout=log, stderr=log
-            )
-        try:
-            while not is_ready(http):
-                if process.poll() is not None:
-                    sys.exit((Path(folder) / 'log').read_text()[-3000:])
-                time.sleep(0.1)
-            yield Service(psutil.Process(process.pid), grpc, http, time.monotonic() - began)
-        finally:
-            process.terminate()
-            process.wait(60)
+        variables = {**os.environ, **{name: str(value) for name, value in own.items()}}
+        with running(command, variables, f'http://127.0.0.1:{http}/health/ready') as (process, start):
+            yield Service(process, grpc, http, start)
 
 
-def is_ready(port: int) -> bool:
-    try:
-        return requests.get(f'http://127.0.0.1:{port}/health/ready', timeout=5).ok
-    except requests.RequestException:
-        return False
+def over_grpc(port: int, field: str) -> Embed:
+    """Documents through `/encode`, whose contents are in one field."""
+    channel = Channel(f'grpc://127.0.0.1:{port}')
+
+    def embed(contents: Sequence[Any]) -> DocumentArray:
+        from docarray.proto import DocListProto
+
+        documents = DocumentArray([Document(**{field: content}) for content in contents]).to_protobuf()
+        return DocumentArray.from_protobuf(
+            DocListProto.FromString(channel.call('/encode', {}, documents.SerializeToString()))
+        )
+
+    return embed
+
+
+def flops_per_second(rows: int, width: int, inner: int) -> float:
+    """Of torch's product of two matrices in fp32, [rows, width] by [width, inner], the best of some."""
+    import torch
+
+    left, right = torch.rand(rows, width), torch.rand(width, inner)
+    seconds = []
+    for _ in range(20):
+        began = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - began)
+    return 2 * rows * width * inner / min(seconds)
 
 
 def work(row: Row, batches: Sequence[Sequence[Any]], clients: int, watched: Sequence[psutil.Process]) -> None:

@@ -1,4 +1,4 @@
-"""Contents that a model is tried with when it is loaded: to warm it up, and to measure it."""
+"""Contents that a model is measured with when it is loaded."""
 
 from __future__ import annotations
 

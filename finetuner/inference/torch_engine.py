@@ -71,14 +71,13 @@ class TorchInferenceEngine(InferenceEngine):
     def _reduce(self) -> None:
         """Have the backbone compute in half the bits, and tell what that changes."""
         samples = self.preprocessor.features(sample_contents(self.modality, _SAMPLES))
-        packs = self.packs  # found out in fp32, where texts with and without padding can be compared
+        # in fp32 it is found out, too, whether texts can be computed without padding: in fewer bits they differ by more
         exact = self.embed(samples) if samples else None
         if isinstance(self.encoder, TextEncoder):
             self.encoder.to(DTYPES[self.precision])
             self.encoder.head.float()
         else:  # its own code makes floats of pixels
             self._casts = True
-        self.__dict__['packs'] = packs
         if exact is not None:
             cosine = mean_cosine(exact, self.embed(samples))
             _logger.info('computing in %s: the mean cosine to the embeddings of fp32 is %.5f', self.precision, cosine)
