@@ -25,14 +25,19 @@ _logger = logging.getLogger(__name__)
 def choose(load: Callable[[bool], InferenceEngine]) -> InferenceEngine:
     """Load a model with onnxruntime and with torch, and keep the one that embeds more samples per second.
 
-    The log says what was measured. Models of other contents than texts and images are not measured: onnxruntime.
+    The log says what was measured. Where torch lacks a library, and for other contents than texts and images, it is
+    onnxruntime without a measurement.
 
     :param load: with onnxruntime, or not.
     """
     with_onnx = load(True)
     if with_onnx.modality not in _SAMPLES:
         return with_onnx
-    with_torch = load(False)
+    try:
+        with_torch = load(False)
+    except ModuleNotFoundError as error:
+        _logger.info('chose %s: torch cannot load the model here: %s', type(with_onnx).__name__, error)
+        return with_onnx
     of_onnx, of_torch = _measure([with_onnx, with_torch])
     chosen = with_torch if of_torch > _WORTH * of_onnx else with_onnx
     _logger.info(

@@ -285,6 +285,16 @@ def test_the_faster_engine_is_found_by_trying(tiny_artifact, monkeypatch, caplog
     assert (int(rates[2]) < int(rates[3])) == (slow is ONNXRuntimeInferenceEngine)
 
 
+def test_a_model_whose_library_is_not_installed_is_served_with_onnxruntime(tiny_artifact, monkeypatch, caplog):
+    caplog.set_level('INFO', 'finetuner')
+    monkeypatch.setitem(sys.modules, 'transformers', None)
+    monkeypatch.delitem(sys.modules, 'finetuner.inference.torch_engine')
+    monkeypatch.delitem(sys.modules, 'finetuner.inference.backbones')
+    monkeypatch.delitem(sys.modules, 'finetuner.inference.text_encoder')
+    assert isinstance(load_engine(tiny_artifact, is_measured=True), ONNXRuntimeInferenceEngine)
+    assert 'torch cannot load the model here: transformers is not installed' in caplog.text
+
+
 def test_what_is_asked_for_is_not_measured(tiny_artifact, caplog):
     caplog.set_level('INFO', 'finetuner')
     assert isinstance(load_engine(tiny_artifact, is_measured=True, is_onnx=True), ONNXRuntimeInferenceEngine)
