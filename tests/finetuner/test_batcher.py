@@ -79,16 +79,16 @@ def finish(engine, count=100):
 
 def test_a_request_is_computed_at_once(engine, batcher):
     future = batcher.submit(items(2, 3))
-    assert engine.begun.acquire(timeout=1)
+    assert engine.begun.acquire(timeout=10)
     finish(engine, 1)
-    assert future.result(1).tolist() == [[2], [3]]
-    assert batcher.submit([]).result(1).shape == (0, 1)
+    assert future.result(10).tolist() == [[2], [3]]
+    assert batcher.submit([]).result(10).shape == (0, 1)
 
 
 def test_what_waits_is_computed_together_and_answers_go_to_their_owners(engine, batcher, busy):
     futures = [batcher.submit(items(length, value=number)) for number, length in enumerate((1, 2, 3), 1)]
     finish(engine)
-    assert [future.result(1).tolist() for future in futures] == [[[1]], [[4]], [[9]]]
+    assert [future.result(10).tolist() for future in futures] == [[[1]], [[4]], [[9]]]
     assert engine.batches[1:] == [[[3, 3, 3], [2, 2], [1]]]  # one batch, the longest first
 
 
@@ -96,7 +96,7 @@ def test_the_order_of_a_request_is_kept(engine, batcher, busy):
     lengths = [1, 5, 2, 4, 3, 8, 7, 1, 1]
     future = batcher.submit(items(*lengths))
     finish(engine)
-    assert future.result(1)[:, 0].tolist() == lengths
+    assert future.result(10)[:, 0].tolist() == lengths
     assert all(sum(map(len, batch)) <= 8 for batch in engine.batches)
 
 
@@ -104,36 +104,36 @@ def test_a_small_request_does_not_wait_for_a_huge_one(engine, batcher, busy):
     huge = batcher.submit(items(*[1] * 400))
     small = batcher.submit(items(1, 1, value=2))
     finish(engine, 2)
-    assert small.result(1).tolist() == [[2], [2]]
+    assert small.result(10).tolist() == [[2], [2]]
     assert not huge.done()
     finish(engine)
-    assert len(huge.result(1)) == 400
+    assert len(huge.result(10)) == 400
 
 
 def test_of_more_requests_than_fit_into_a_batch_each_has_its_turn(engine, batcher, busy):
     futures = [batcher.submit(items(*[8] * 3, value=number)) for number in range(1, 5)]
     finish(engine, 5)
     for _ in range(4):
-        assert engine.begun.acquire(timeout=1)
+        assert engine.begun.acquire(timeout=10)
     assert {batch[0][0] for batch in engine.batches[1:5]} == {1, 2, 3, 4}
     finish(engine)
-    assert [future.result(1)[:, 0].tolist() for future in futures] == [[8 * n] * 3 for n in range(1, 5)]
+    assert [future.result(10)[:, 0].tolist() for future in futures] == [[8 * n] * 3 for n in range(1, 5)]
 
 
 def test_an_item_that_is_larger_than_a_batch_is_computed_alone(engine, batcher, busy):
     future, other = batcher.submit(items(20)), batcher.submit(items(1))
     finish(engine)
-    assert future.result(1).tolist() == [[20]] and other.result(1).tolist() == [[1]]
+    assert future.result(10).tolist() == [[20]] and other.result(10).tolist() == [[1]]
 
 
 def test_a_request_that_fails_fails_alone(engine, batcher, busy):
     bad = batcher.submit(items(2, value=13))
     good = [batcher.submit(items(1, value=number)) for number in (1, 2)]
     finish(engine)
-    assert [future.result(1).tolist() for future in good] == [[[1]], [[2]]]
+    assert [future.result(10).tolist() for future in good] == [[[1]], [[2]]]
     with pytest.raises(ValueError, match='the number 13'):
-        bad.result(1)
-    assert batcher.submit(items(3)).result(1).tolist() == [[3]]
+        bad.result(10)
+    assert batcher.submit(items(3)).result(10).tolist() == [[3]]
 
 
 def test_what_nobody_waits_for_is_not_computed(engine, batcher, busy):
@@ -144,10 +144,10 @@ def test_what_nobody_waits_for_is_not_computed(engine, batcher, busy):
     assert gone.cancel()
     time.sleep(0.06)
     finish(engine)
-    assert kept.result(1).tolist() == [[7]]
+    assert kept.result(10).tolist() == [[7]]
     assert engine.batches[1:] == [[[7]]]
     with pytest.raises(TimeoutError, match='the deadline of the request passed'):
-        late.result(1)
+        late.result(10)
 
 
 def test_a_close_lets_what_was_taken_end(engine, batcher, busy):
@@ -177,9 +177,9 @@ def test_a_thread_that_dies_fails_its_requests_at_once_and_is_replaced(engine, b
     began = time.monotonic()
     finish(engine)
     with pytest.raises(EngineError, match='the thread of the model has died: SystemExit: the thread dies'):
-        doomed.result(1)
-    assert waiting.result(1).tolist() == [[8]]
-    assert time.monotonic() - began < 1
+        doomed.result(10)
+    assert waiting.result(10).tolist() == [[8]]
+    assert time.monotonic() - began < 5
     assert batcher.is_well
 
 
@@ -188,18 +188,18 @@ def test_a_model_that_fails_again_and_again_is_not_well(engine, batcher):
     for _ in range(3):
         assert batcher.is_well
         with pytest.raises(ValueError, match='the number 13'):
-            batcher.submit(items(1, value=13)).result(1)
+            batcher.submit(items(1, value=13)).result(10)
     assert not batcher.is_well
-    batcher.submit(items(1)).result(1)
+    batcher.submit(items(1)).result(10)
     assert batcher.is_well
 
 
 def test_a_model_is_well_again_if_what_it_could_embed_it_can(engine, batcher):
     finish(engine)
-    batcher.submit(items(1)).result(1)
+    batcher.submit(items(1)).result(10)
     for _ in range(3):
         with pytest.raises(ValueError, match='the number 13'):
-            batcher.submit(items(1, value=13)).result(1)
+            batcher.submit(items(1, value=13)).result(10)
     assert not batcher.is_well
     batcher.try_again()
     deadline = time.monotonic() + 1

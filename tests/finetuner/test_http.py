@@ -358,8 +358,9 @@ def test_a_blocked_port_is_given_up_soon(http, monkeypatch):
         monkeypatch.setenv('FINETUNER_HOST', f'grpc://127.0.0.1:{silent.getsockname()[1]},{http.host}')
         start = time.monotonic()
         assert finetuner.whoami() == 'local'
-        assert time.monotonic() - start < 10
+        first = time.monotonic() - start
+        assert first < 20
         start = time.monotonic()
         assert finetuner.whoami() == 'local'
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < first / 2
         reaching.open_transport(os.environ['FINETUNER_HOST']).close()

@@ -301,6 +301,7 @@ def test_the_service_answers_while_a_large_request_is_at_work(service):
     (port,) = {one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN}
     documents = [Document(text='a long text ' * 50) for _ in range(2000)]
     worker = threading.Thread(target=service.call, args=('/encode', documents))
+    begun = time.monotonic()
     worker.start()
     seconds = []
     while worker.is_alive():
@@ -309,7 +310,7 @@ def test_the_service_answers_while_a_large_request_is_at_work(service):
         requests.get(f'http://127.0.0.1:{service.http_port}/', timeout=60)
         seconds.append(time.monotonic() - start)
     assert len(seconds) > 5, 'answers while the request was at work'
-    assert max(seconds) < 2
+    assert max(seconds) < (time.monotonic() - begun) / 2
 
 
 @pytest.mark.slow
