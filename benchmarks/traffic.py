@@ -70,6 +70,7 @@ def running_service(artifact: str | Path, threads: int, **further: object) -> It
             'FINETUNER_ARTIFACT': artifact,
             'FINETUNER_RATE_LIMIT': 0,
             'OMP_NUM_THREADS': threads,
+            'OMP_WAIT_POLICY': 'PASSIVE',  # as `finetuner serve` and the images have it
             **further,
         }
         command = [Path(sys.executable).with_name('jina'), 'flow', '--uses', ROOT / 'flows' / 'encode.yml']

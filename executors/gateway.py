@@ -30,6 +30,7 @@ from executors.calling_off import called_off_with_caller, let_calls_be_cancelled
 from executors.discovery import Discovery
 from executors.drain import drain_at_shutdown, drain_seconds
 from executors.errors import UNREACHABLE
+from executors.forwarding import forward
 from executors.lifetime import end_with_parent
 from executors.limits import MAX_HEADER_BYTES, PatientProtocol
 from executors.pacing import Pacing, read_options
@@ -58,9 +59,11 @@ class RoutingRequestHandler(GatewayRequestHandler):
         # The executors stand side by side: they are no pipeline, whose schemas would have to fit.
         self.streamer._get_endpoints_input_output_models = self.discovery.wait
         self.streamer._validate_flow_docarray_compatibility = lambda: None
-        # gRPC streams, single gRPC requests and HTTP all pass through this one function
-        self._forward = self.streamer._streamer._request_handler
-        self.streamer._streamer._request_handler = self._route
+        # what Jina alone can do: its own metrics, and conditions between executors
+        has_metrics = kwargs.get('metrics_registry') is not None or kwargs.get('meter') is not None
+        self._needs_graph = has_metrics or self.streamer.topology_graph.has_filter_conditions
+        self._through_graph = self.streamer._streamer._request_handler
+        self.streamer._streamer._request_handler = self._route  # of the requests in gRPC streams
 
     async def close(self) -> None:
         """Nothing: the server that ends first calls this, and requests at work in the others need the connections."""
@@ -88,7 +91,7 @@ class RoutingRequestHandler(GatewayRequestHandler):
         return await super().dry_run(empty, context)
 
     def is_streaming(self, endpoint: str) -> bool:
-        return bool(self.endpoints()[endpoint]._pydantic_models_by_endpoint[endpoint]['is_generator'])
+        return _is_streaming(self.endpoints()[endpoint], endpoint)
 
     def parameters_schema(self, endpoint: str) -> dict[str, Any]:
         """The JSON schema of an endpoint's parameters; empty if its executor tells none."""
@@ -111,10 +114,14 @@ class RoutingRequestHandler(GatewayRequestHandler):
                 return _answer(request, self.unknown(endpoint)), None
             if problem := _problem(request):
                 return _answer(request, problem), None
-            if self.is_streaming(endpoint):
+            if _is_streaming(node, endpoint):
                 return _answer(request, FinetunerServerError(f'{endpoint} streams: call it with stream_doc')), None
+            if not self._needs_graph:
+                answer = asyncio.ensure_future(forward(request, node, self.streamer._connection_pool))
+                watch(endpoint, answer)
+                return answer, None
             request.header.target_executor = f'{re.escape(node.name)}$'
-        answer, floating = self._forward(request=request, **kwargs)
+        answer, floating = self._through_graph(request=request, **kwargs)
         watch(endpoint, answer)
         return answer, floating
 
@@ -125,7 +132,15 @@ class RoutingRequestHandler(GatewayRequestHandler):
         """
         async with self._admitted(request, context) if context is not None else nullcontext():
             with called_off_with_caller():
-                return _without_stack(await super().process_single_data(request, context))
+                answer, _ = self._route(request, return_type=None)
+                try:
+                    # who has gone ends what is for them alone, and nothing else
+                    return _without_stack(self.streamer._streamer._result_handler(await asyncio.shield(answer)))
+                except InternalNetworkError as error:
+                    self.logger.error(f'no answer to {request.header.exec_endpoint}: {error.details()}')
+                    if context is None:
+                        raise
+                    await context.abort(error.code(), error.details(), error.trailing_metadata() or ())
 
     async def stream(
         self, request_iterator: AsyncIterator[DataRequest], context: Any = None, *args: Any, **kwargs: Any
@@ -215,6 +230,10 @@ class RoutingRequestHandler(GatewayRequestHandler):
     def _http_fastapi_default_app(self, **kwargs: Any) -> FastAPI:
         title, description, cors = kwargs.get('title'), kwargs.get('description'), bool(kwargs['cors'])
         return build_app(self, title=title, description=description, cors=cors, buckets=self.buckets)
+
+
+def _is_streaming(node: Any, endpoint: str) -> bool:
+    return bool(node._pydantic_models_by_endpoint[endpoint]['is_generator'])
 
 
 def _without_stack(answer: Any) -> Any:

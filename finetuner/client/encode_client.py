@@ -32,6 +32,8 @@ MAX_PAUSE = 4.0
 """Seconds between two tries, at most."""
 CHARACTERS = 4 << 20
 """Of the texts in one request: a gateway takes 64 MiB."""
+AWAITED = 64
+"""Calls that are awaited at once; further ones wait for them."""
 
 
 class EncodeClient:
@@ -44,7 +46,7 @@ class EncodeClient:
     :param token: where the service demands one; default that of the last login, or the one in the environment or in the
         credentials file, if there is any.
     :param batch_size: texts in one request.
-    :param prefetch: requests that are on their way at once.
+    :param prefetch: requests of one call that are on their way at once.
     :param dtype: of the numbers on their way: float16 is half as much, and rounds to three digits.
     :param timeout: seconds that one request may take.
     :raises ValueError: the host is no address, or a number is not positive.
@@ -71,6 +73,7 @@ class EncodeClient:
         self._batch_size, self._prefetch, self._dtype, self._timeout = batch_size, prefetch, dtype, timeout
         self._transport = open_transport(self.host)
         self._pool = ThreadPoolExecutor(prefetch, thread_name_prefix='encode')
+        self._awaited = ThreadPoolExecutor(AWAITED, thread_name_prefix='await')
         self._told, self._lock = -math.inf, threading.Lock()
 
     def __enter__(self) -> EncodeClient:
@@ -81,7 +84,8 @@ class EncodeClient:
 
     def close(self) -> None:
         """End the threads; the connection stays open for others of this process."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._awaited):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def encode(
         self,
@@ -97,7 +101,7 @@ class EncodeClient:
         :param truncate_dim: keep so many of the first dimensions.
         :param normalize: scale the embeddings, after that, to L2 norm 1.
         :param model: the id of the artifact that is to answer; an error if the service serves another.
-        :param show_progress: show a bar, where somebody watches.
+        :param show_progress: show a bar, where somebody watches and it takes several requests.
         :return: float32 [N, D], in the order of `texts`; [0, 0] of none.
         :raises DataError: one of them is not a text; nothing was sent then.
         :raises ArtifactNotFoundError: the service has another model, or none.
@@ -120,7 +124,8 @@ class EncodeClient:
         stop = threading.Event()
         parameters = self._parameters(truncate_dim, normalize, model)
         try:
-            return await asyncio.to_thread(self._encode, texts, parameters, show_progress, stop)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._awaited, self._encode, texts, parameters, show_progress, stop)
         except asyncio.CancelledError:
             stop.set()
             raise
@@ -140,6 +145,10 @@ class EncodeClient:
         artifact: str | None = None
         under_way: deque[tuple[int, Future[tuple[np.ndarray, str | None]]]] = deque()
         batches = _split(texts, self._batch_size)
+        first = list(itertools.islice(batches, 2))
+        if len(first) == 1:  # in the caller's thread: as many threads as call then have a request on its way
+            return self._ask(texts, parameters, stop)[0].astype(np.float32)
+        batches = itertools.chain(first, batches)
         with ExitStack() as stack:
             advance = _show(len(texts), stack) if show_progress else None
             try:

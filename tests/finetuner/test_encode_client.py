@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -238,3 +239,18 @@ def test_a_task_that_is_cancelled_sends_nothing_more(connect):
 def test_options_are_checked(connect, options, match):
     with pytest.raises(ValueError, match=match):
         connect(Service(), **options)
+
+
+def test_callers_do_not_wait_for_one_another(connect):
+    service = Service(delay=0.5)
+
+    async def together(client):
+        return await asyncio.gather(*(client.aencode(['a'] * (number + 1)) for number in range(20)))
+
+    with connect(service, prefetch=1) as client:
+        with ThreadPoolExecutor(20) as threads:
+            assert len(list(threads.map(client.encode, [['a']] * 20))) == 20
+        assert service.most > 10
+        service.most = 0
+        assert [len(found) for found in asyncio.run(together(client))] == [*range(1, 21)]
+        assert service.most > 10

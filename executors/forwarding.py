@@ -1,0 +1,39 @@
+"""A request to the one executor that has its endpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jina.excepts import InternalNetworkError
+from jina.serve.networking import GrpcConnectionPool
+from jina.serve.runtimes.helper import _parse_specific_params
+from jina.types.request.data import DataRequest
+
+OF_AN_EXECUTOR = '__'
+"""Within the name of a parameter that is for one executor alone, as Jina writes it: `encoder__truncate_dim`."""
+
+
+async def forward(request: DataRequest, node: Any, pool: GrpcConnectionPool) -> DataRequest:
+    """The answer of an executor. Jina would copy its whole graph first, for each request.
+
+    :param node: of the executor, in Jina's graph.
+    :raises InternalNetworkError: the executor cannot be reached.
+    """
+    parameters = request.parameters
+    if node.name in parameters or any(OF_AN_EXECUTOR in name for name in parameters):
+        request.parameters = _parse_specific_params(parameters, node.name)
+    result = await pool.send_requests_once(
+        [request],
+        node.name,
+        metadata=dict(node._metadata or {}),
+        head=True,
+        endpoint=request.header.exec_endpoint,
+        timeout=node._timeout_send,
+        retries=node._retries,
+    )
+    if isinstance(result, InternalNetworkError):
+        node._handle_internalnetworkerror(result)  # raises it, with a hint
+    if isinstance(result, BaseException):
+        raise result
+    answer, _ = result
+    return answer
