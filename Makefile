@@ -103,6 +103,10 @@ bench-serving: .venv/.installed-dev .venv-infinity/.installed  ## serving agains
 	@$(BIN)/python benchmarks/serving.py $(BENCH_OPTIONS)
 	@$(BIN)/python benchmarks/serving_images.py
 
+.PHONY: soak
+soak: .venv/.installed-dev  ## half an hour of good, bad and vanishing clients at one service: no error, no growth
+	@$(BIN)/python benchmarks/soak.py
+
 .PHONY: drill
 drill: .venv/.installed-dev  ## ten minutes of work while everything is killed at random, on SQLite and on PostgreSQL
 	@$(BIN)/python -m tools.drill --database sqlite

@@ -38,9 +38,10 @@ from executors.rate import MAX_STREAMS, REQUESTS_AT_ONCE, TOO_MANY_AT_ONCE, Buck
 from executors.rest import build_app
 from executors.tls import Certificate, read_certificate
 from finetuner.documents import Document
-from finetuner.excepts import FinetunerServerError, ParameterError, UnavailableError
+from finetuner.excepts import DataError, FinetunerServerError, ParameterError, UnavailableError
 
 DEFAULT_ENDPOINT = '/default'
+BROKEN_DOCUMENTS = 'the documents of the message cannot be read: they are broken, or of another version of docarray'
 
 
 class TooManyStreams(FinetunerServerError):
@@ -135,7 +136,7 @@ class RoutingRequestHandler(GatewayRequestHandler):
                 answer, _ = self._route(request, return_type=None)
                 try:
                     # who has gone ends what is for them alone, and nothing else
-                    return _without_stack(self.streamer._streamer._result_handler(await asyncio.shield(answer)))
+                    return _for_caller(self.streamer._streamer._result_handler(await asyncio.shield(answer)))
                 except InternalNetworkError as error:
                     self.logger.error(f'no answer to {request.header.exec_endpoint}: {error.details()}')
                     if context is None:
@@ -159,7 +160,7 @@ class RoutingRequestHandler(GatewayRequestHandler):
             with called_off_with_caller():
                 async for answer in super().stream(pacing.pace(request_iterator), None, **options):
                     pacing.answered()
-                    yield _without_stack(answer)
+                    yield _for_caller(answer)
         except InternalNetworkError as error:
             await context.abort(error.code(), error.details(), error.trailing_metadata() or ())
         finally:
@@ -194,7 +195,7 @@ class RoutingRequestHandler(GatewayRequestHandler):
                 return
             try:
                 async for answer in self._stream(request):
-                    yield _without_stack(answer)
+                    yield _for_caller(answer)
             finally:
                 self._streams.close(caller)
 
@@ -236,10 +237,14 @@ def _is_streaming(node: Any, endpoint: str) -> bool:
     return bool(node._pydantic_models_by_endpoint[endpoint]['is_generator'])
 
 
-def _without_stack(answer: Any) -> Any:
+def _for_caller(answer: Any) -> Any:
     """An answer without where in the code an error was raised: the log of the executor tells that."""
-    if answer.header.status.exception.stacks:
-        del answer.header.status.exception.stacks[:]
+    status = answer.header.status
+    if status.exception.stacks:
+        del status.exception.stacks[:]
+    if status.exception.name == DecodeError.__name__:  # raised by Jina, before the executor's own code
+        status.exception.name, status.description = DataError.__name__, BROKEN_DOCUMENTS
+        status.exception.args[:] = [BROKEN_DOCUMENTS]
     return answer
 
 

@@ -371,7 +371,11 @@ ROWS: dict[str, tuple[Callable[[Any], tuple[Any, str]], Any, str]] = {
     'gRPC: a wrong type': (message('/runs', page='first'), 'ParameterError', "'page': .*got 'first'"),
     'gRPC: a huge page': (message('/runs', page=1e18), 'ParameterError', "'page': "),
     'gRPC: an unknown parameter': (message('/runs', pgae=1), 'ParameterError', "'pgae' is unknown"),
-    'gRPC: a broken document': (message('/encode', b'\xff\xff\xff'), 'FinetunerServerError', ''),
+    'gRPC: a broken document': (
+        message('/encode', b'\xff\xff\xff'),
+        'DataError',
+        'the documents of the message cannot be read: they are broken',
+    ),
     'gRPC: an unknown loss': (
         message('/fit', model='all-minilm-l6-v2', train_data='fruits', device='cpu', loss='TripletMarginLos'),
         'ParameterError',

@@ -166,6 +166,12 @@ time.sleep(300)
 """
 
 
+def test_a_training_does_not_wait_asleep_as_a_service_does(registry, claimed, monkeypatch):
+    monkeypatch.setenv('OMP_WAIT_POLICY', 'PASSIVE')
+    environment = Attempt(claimed.id, claimed.lease, 'run', Policy()).environment(registry)
+    assert 'OMP_WAIT_POLICY' not in environment and environment['FINETUNER_HOME'] == str(registry.home)
+
+
 @pytest.fixture
 def stubborn(registry, claimed, monkeypatch, tmp_path):
     """A worker of two processes that ignore SIGTERM, its attempt, and the two."""
