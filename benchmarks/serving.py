@@ -7,9 +7,10 @@ Every row embeds the same texts with the same model, all-minilm-l6-v2, in the sa
 * bare torch, bare onnxruntime: what they take for batches that are tokenized and sorted before, and padded; the ONNX
   model is that of an artifact;
 * sentence-transformers: its `encode`;
-* in process: `finetuner.encode` in fp32, in bf16, and with an ONNX model in int8, as `onnx_precision` makes one;
+* in process: the engine that a service chooses for an artifact in fp32, that of torch in bf16, and an ONNX model in
+  int8, as `onnx_precision` makes one;
 * client: `finetuner.EncodeClient` over gRPC, whose answers are arrays;
-* gRPC, HTTP: documents through `/encode`;
+* gRPC, HTTP: documents through `/encode`, of a service that has the artifact;
 * v1/embeddings: OpenAI's request, its numbers in base64;
 * infinity: the same request to an infinity server, with torch, and with optimum, whose ONNX model has its operators
   fused.
@@ -46,6 +47,7 @@ from finetuner.inference import InferenceEngine, load_engine
 MODEL = 'all-minilm-l6-v2'
 WORDS = ('account', 'card', 'refund', 'transfer', 'money', 'where', 'lost', 'twice', 'arrive', 'the', 'my', 'please')
 
+BARE = 'bare torch', 'bare onnxruntime'
 THEIRS, OURS, CLIENT = 'sentence-transformers', 'in process', 'client'
 # texts in a request, clients at the same time, texts of a round
 SETTINGS = (
@@ -124,8 +126,8 @@ def check_goals(console: Console, measured: dict[tuple[int, int], dict[str, Row]
         in_bulk = next(rows for (size, _), rows in reversed(measured.items()) if size >= 64)[OURS].rate
         goal('client over gRPC, 64 with one text each, of in process in bulk', rows[CLIENT].rate / in_bulk, 0.8)
     if rows := measured.get((1, 1)):
-        over = rows[CLIENT].latency(50) - rows['bare torch'].latency(50)
-        goal('client over gRPC, one text: ms (p50) beyond bare torch', over, 3.0, at_most=True)
+        over = rows[CLIENT].latency(50) - min(rows[name].latency(50) for name in BARE)
+        goal('client over gRPC, one text: ms (p50) beyond the bare model', over, 3.0, at_most=True)
     for (size, clients), rows in measured.items():
         for name in rows:
             if name.startswith('infinity'):
@@ -154,9 +156,7 @@ def main(
     count = threads or os.cpu_count() or 1
     torch.set_num_threads(count)
     all_texts = make_texts(max(texts for _, _, texts in settings))
-    began = time.monotonic()
     engine = load_engine(MODEL, is_onnx=False)
-    start = time.monotonic() - began
     model = Path(resolve(MODEL))
     peer = SentenceTransformer(str(model), device='cpu')
     console = Console()
@@ -170,14 +170,18 @@ def main(
             )
             for precision in ('fp32', 'int8')
         }
-        service = stack.enter_context(running_service(MODEL, count))
+        artifact = folder / 'fp32'
+        began = time.monotonic()
+        ours = load_engine(artifact, is_measured=True, intra_op_num_threads=count)
+        start = time.monotonic() - began
+        service = stack.enter_context(running_service(artifact, count))
         client = stack.enter_context(finetuner.EncodeClient(f'grpc://127.0.0.1:{service.grpc}', batch_size=1024))
         url = f'http://127.0.0.1:{service.http}'
         ways: dict[str, Embed] = {
-            'bare torch': bare(engine, all_texts),
-            'bare onnxruntime': bare(exported['fp32'], all_texts),
+            BARE[0]: bare(engine, all_texts),
+            BARE[1]: bare(exported['fp32'], all_texts),
             THEIRS: lambda some: peer.encode(list(some), show_progress_bar=False),
-            OURS: engine.encode_texts,
+            OURS: ours.encode_texts,
             'in process, bf16': load_engine(MODEL, precision='bf16').encode_texts,
             'in process, int8': exported['int8'].encode_texts,
             CLIENT: lambda some: client.encode(some, show_progress=False),

@@ -37,7 +37,7 @@ from finetuner.inference.engine import InferenceEngine, name_document
 from finetuner.inference.loading import load_engine, load_engines
 from finetuner.inference.remote import without_secrets
 from finetuner.inference.router import Router, check_together
-from finetuner.inference.server import ModelServer, check_dim, shape_embeddings
+from finetuner.inference.server import QUICK_CHARACTERS, ModelServer, check_dim, shape_embeddings
 from finetuner.inference.watch import ANSWER, Watch
 
 DEFAULT_MODEL = 'all-minilm-l6-v2'
@@ -294,7 +294,8 @@ class FinetunerExecutor(Executor):
 
     async def _encode_texts(self, docs: DocumentArray, asked: EncodeTextsParameters, watch: Watch) -> DocumentArray:
         await self._authenticate(asked)
-        texts = await asyncio.to_thread(_read_texts, docs)
+        is_short = len(docs) == 1 and len(docs[0].text or '') <= QUICK_CHARACTERS
+        texts = _read_texts(docs) if is_short else await asyncio.to_thread(_read_texts, docs)
         with self._admitted(len(texts)) as served:
             watch.note(artifact=served.artifact_id, documents=len(texts))
             check_dim(served.models.dim, asked.truncate_dim)

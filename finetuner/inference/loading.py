@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from finetuner.inference.encoder import Encoder
 
 _logger = logging.getLogger(__name__)
+
+_FOR_BOTH = 512 << 20  # bytes of the largest model that may be kept with two engines
 
 DEVICES = ('cpu', 'cuda')
 MODEL = 'model'
@@ -68,7 +70,8 @@ def load_engine(
     :param intra_op_num_threads: threads that compute one operator; 0 leaves the choice to the engine.
     :param inter_op_num_threads: operators that run at the same time (onnxruntime only).
     :param precision: `fp32`, or with torch `bf16` or `fp16`. An ONNX model has the one that it was exported with.
-    :param is_measured: where `is_onnx` and `precision` leave the choice, try both, and take the faster one.
+    :param is_measured: where `is_onnx` and `precision` leave the choice, try both, and take the faster one; of a text
+        model up to 512 MiB it may be each for the batches in which it is faster.
     :raises ArtifactError: the artifact is not there, damaged or unsafe.
     :raises SelectModelRequired: there are several models and none was selected.
     :raises ValueError: an argument is wrong, or the model is not supported; the message says which.
@@ -95,8 +98,8 @@ def load_engine(
     if is_onnx is not None:
         return load(is_onnx)
     has_onnx = isinstance(source, Path) and (source / 'model.onnx').is_file()
-    if has_onnx and precision == 'fp32' and is_measured and importlib.util.find_spec('torch'):
-        return choose(load)
+    if isinstance(source, Path) and has_onnx and precision == 'fp32' and is_measured and find_spec('torch'):
+        return choose(load, may_keep_both=(source / 'model.onnx').stat().st_size <= _FOR_BOTH)
     return load(has_onnx and precision == 'fp32')
 
 

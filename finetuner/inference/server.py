@@ -32,6 +32,8 @@ AHEAD = 2
 """Windows of one request that are with the model or wait for it; the next one is prepared when the first is done."""
 LONG = 512
 """Tokens of the longest text that a model is warmed up with."""
+QUICK_TEXTS, QUICK_CHARACTERS = 32, 2048
+"""Of a request whose texts are tokenized on the event loop, which takes less than a millisecond."""
 BATCH = 5.0
 """Seconds that the batch which is being computed at the end may take."""
 TEXTS_IN_WINDOW, OTHERS_IN_WINDOW = 1024, 32
@@ -279,7 +281,10 @@ class ModelServer:
                 if part.rows:
                     began = time.monotonic()
                     try:
-                        part.features = await loop.run_in_executor(self._pool, self._prepare, asked, part.rows)
+                        if self._is_quick(asked, part.rows):
+                            part.features = self._prepare(asked, part.rows)
+                        else:
+                            part.features = await loop.run_in_executor(self._pool, self._prepare, asked, part.rows)
                     finally:
                         part.prepared = time.monotonic()
                         asked.watch.stage(PREPROCESS, began, part.prepared, len(part.rows))
@@ -318,6 +323,14 @@ class ModelServer:
         """As many items as are prepared at once, one after the other."""
         for start in range(0, len(rows), self._window):
             yield rows[start : start + self._window]
+
+    def _is_quick(self, asked: _Asked, rows: Sequence[int]) -> bool:
+        """Whether items are prepared in less time than a thread takes to get to work."""
+        return (
+            self.engine.modality == 'text'
+            and len(rows) <= QUICK_TEXTS
+            and sum(len(text) for row in rows if isinstance(text := asked.contents[row], str)) <= QUICK_CHARACTERS
+        )
 
     def _prepare(self, asked: _Asked, rows: Sequence[int]) -> dict[int, np.ndarray]:
         """The features of items, by position: together, or if one of them is faulty, each by itself."""

@@ -22,6 +22,7 @@ from finetuner.artifact import ModelInfo, open_artifact, pack
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import ArtifactError, DataError, SelectModelRequired
 from finetuner.inference import load_engine
+from finetuner.inference.by_size import BySizeEngine
 from finetuner.inference.digest import digest_model
 from finetuner.inference.loading import named_installs
 from finetuner.inference.onnx_engine import ONNXRuntimeInferenceEngine
@@ -274,7 +275,7 @@ def test_the_faster_engine_is_found_by_trying(tiny_artifact, monkeypatch, caplog
     embed = slow.embed
 
     def embed_slowly(self, features):
-        time.sleep(0.05)
+        time.sleep(0.3)
         return embed(self, features)
 
     monkeypatch.setattr(slow, 'embed', embed_slowly)
@@ -283,6 +284,45 @@ def test_the_faster_engine_is_found_by_trying(tiny_artifact, monkeypatch, caplog
     rates = re.search(r'chose (\w+): onnxruntime embeds (\d+) samples per second here, torch (\d+)', caplog.text)
     assert rates[1] == type(engine).__name__
     assert (int(rates[2]) < int(rates[3])) == (slow is ONNXRuntimeInferenceEngine)
+
+
+def slow_with(monkeypatch, engine, is_slow):
+    embed = engine.embed
+
+    def embed_slowly(self, features):
+        time.sleep(0.3 if is_slow(len(features)) else 0)
+        return embed(self, features)
+
+    monkeypatch.setattr(engine, 'embed', embed_slowly)
+
+
+def test_each_engine_gets_the_batches_in_which_it_is_faster(tiny_artifact, monkeypatch, caplog):
+    caplog.set_level('INFO', 'finetuner')
+    slow_with(monkeypatch, ONNXRuntimeInferenceEngine, lambda count: count > 4)
+    slow_with(monkeypatch, TorchInferenceEngine, lambda count: count <= 4)
+    engine = load_engine(tiny_artifact, is_measured=True)
+    assert isinstance(engine, BySizeEngine)
+    assert f'onnxruntime is given batches of up to {engine.limit} tokens, torch all others' in caplog.text
+    texts = [f'{word} card' for word in ('lost', 'my', 'where', 'is')] * 64
+    expected = load_engine(tiny_artifact, is_onnx=False).encode_texts(texts)
+    given = []
+    for each in (engine.small, engine.large):
+        monkeypatch.setattr(
+            each, 'embed', lambda features, each=each, do=each.embed: given.append(each) or do(features)
+        )
+    alone = np.concatenate([engine.encode_texts([text]) for text in texts[:4]])
+    np.testing.assert_allclose(alone, expected[:4], atol=1e-5)
+    assert given == [engine.small] * 4
+    np.testing.assert_allclose(engine.encode_texts(texts), expected, atol=1e-5)
+    assert given[4:] and set(given[4:]) == {engine.large}
+
+
+def test_engines_that_differ_are_never_mixed(tiny_artifact, monkeypatch):
+    slow_with(monkeypatch, ONNXRuntimeInferenceEngine, lambda count: count > 4)
+    slow_with(monkeypatch, TorchInferenceEngine, lambda count: count <= 4)
+    embed = ONNXRuntimeInferenceEngine.embed
+    monkeypatch.setattr(ONNXRuntimeInferenceEngine, 'embed', lambda self, features: 1.01 * embed(self, features))
+    assert isinstance(load_engine(tiny_artifact, is_measured=True), TorchInferenceEngine)
 
 
 def test_a_model_whose_library_is_not_installed_is_served_with_onnxruntime(tiny_artifact, monkeypatch, caplog):
