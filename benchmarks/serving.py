@@ -105,8 +105,8 @@ def over_http(url: str, body: Callable[[Sequence[str]], object]) -> Embed:
     return embed
 
 
-def openai_body(texts: Sequence[str]) -> object:
-    return {'model': MODEL, 'input': list(texts), 'encoding_format': 'base64'}
+def openai_body(model: str) -> Callable[[Sequence[str]], object]:
+    return lambda texts: {'model': model, 'input': list(texts), 'encoding_format': 'base64'}
 
 
 def check_goals(console: Console, measured: dict[tuple[int, int], dict[str, Row]], floor: float) -> None:
@@ -187,13 +187,13 @@ def main(
             CLIENT: lambda some: client.encode(some, show_progress=False),
             'gRPC': over_grpc(service.grpc, 'text'),
             'HTTP': over_http(f'{url}/encode', lambda some: {'data': [{'text': text} for text in some]}),
-            'v1/embeddings': over_http(f'{url}/v1/embeddings', openai_body),
+            'v1/embeddings': over_http(f'{url}/v1/embeddings', openai_body(str(artifact))),
         }
         servers = {'service': (service.process, service.start)}
         if is_installed():
             for name, source in (('torch', model), ('optimum', fused_model(model, folder))):
                 server = stack.enter_context(running_infinity(source, name, MODEL, count))
-                ways[f'infinity, {name}'] = over_http(f'{server.url}/embeddings', openai_body)
+                ways[f'infinity, {name}'] = over_http(f'{server.url}/embeddings', openai_body(MODEL))
                 servers[f'infinity, {name}'] = (server.process, server.start)
         watched = [psutil.Process()]
         for process, _ in servers.values():

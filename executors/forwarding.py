@@ -9,19 +9,23 @@ from jina.serve.networking import GrpcConnectionPool
 from jina.serve.runtimes.helper import _parse_specific_params
 from jina.types.request.data import DataRequest
 
+from finetuner.excepts import UnavailableError
+
 OF_AN_EXECUTOR = '__'
 """Within the name of a parameter that is for one executor alone, as Jina writes it: `encoder__truncate_dim`."""
 
 
 async def forward(request: DataRequest, node: Any, pool: GrpcConnectionPool) -> DataRequest:
-    """The answer of an executor. Jina would copy its whole graph first, for each request.
+    """The answer of an executor, or the request with an error. Jina would copy its whole graph first, for each request.
 
     :param node: of the executor, in Jina's graph.
     :raises InternalNetworkError: the executor cannot be reached.
     """
     parameters = request.parameters
-    if node.name in parameters or any(OF_AN_EXECUTOR in name for name in parameters):
+    is_specific = node.name in parameters or any(OF_AN_EXECUTOR in name for name in parameters)
+    if is_specific:
         request.parameters = _parse_specific_params(parameters, node.name)
+    request.header.target_executor = ''  # which may be a Flow itself, that knows nothing of it
     result = await pool.send_requests_once(
         [request],
         node.name,
@@ -31,9 +35,15 @@ async def forward(request: DataRequest, node: Any, pool: GrpcConnectionPool) -> 
         timeout=node._timeout_send,
         retries=node._retries,
     )
-    if isinstance(result, InternalNetworkError):
-        node._handle_internalnetworkerror(result)  # raises it, with a hint
-    if isinstance(result, BaseException):
-        raise result
-    answer, _ = result
+    if result is None:  # the last try ended in what Jina would try again
+        request.add_exception(UnavailableError(f'the executor {node.name} broke off the request: try again'))
+        return request
+    try:
+        if isinstance(result, BaseException):
+            raise result
+    except InternalNetworkError as error:
+        node._handle_internalnetworkerror(error)  # raises it, with a hint
+    answer: DataRequest = result[0]
+    if is_specific:
+        answer.parameters = parameters
     return answer

@@ -41,6 +41,7 @@ from finetuner.documents import Document
 from finetuner.excepts import DataError, FinetunerServerError, ParameterError, UnavailableError
 
 DEFAULT_ENDPOINT = '/default'
+NOT_PARSED = "Error parsing message with type 'jina.DataRequestProto'"
 BROKEN_DOCUMENTS = 'the documents of the message cannot be read: they are broken, or of another version of docarray'
 
 
@@ -242,7 +243,7 @@ def _for_caller(answer: Any) -> Any:
     status = answer.header.status
     if status.exception.stacks:
         del status.exception.stacks[:]
-    if status.exception.name == DecodeError.__name__:  # raised by Jina, before the executor's own code
+    if status.exception.name == DecodeError.__name__ and [*status.exception.args][:1] == [NOT_PARSED]:
         status.exception.name, status.description = DataError.__name__, BROKEN_DOCUMENTS
         status.exception.args[:] = [BROKEN_DOCUMENTS]
     return answer

@@ -32,8 +32,8 @@ MAX_PAUSE = 4.0
 """Seconds between two tries, at most."""
 CHARACTERS = 4 << 20
 """Of the texts in one request: a gateway takes 64 MiB."""
-AWAITED = 64
-"""Calls that are awaited at once; further ones wait for them."""
+AT_ONCE = 64
+"""Requests of all calls that are on their way at once, and calls that are awaited; further ones wait for them."""
 
 
 class EncodeClient:
@@ -72,8 +72,9 @@ class EncodeClient:
         self.host, self._token = find_service(host, token)
         self._batch_size, self._prefetch, self._dtype, self._timeout = batch_size, prefetch, dtype, timeout
         self._transport = open_transport(self.host)
-        self._pool = ThreadPoolExecutor(prefetch, thread_name_prefix='encode')
-        self._awaited = ThreadPoolExecutor(AWAITED, thread_name_prefix='await')
+        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix='encode')
+        self._awaited = ThreadPoolExecutor(AT_ONCE, thread_name_prefix='await')
+        self._is_closed = False
         self._told, self._lock = -math.inf, threading.Lock()
 
     def __enter__(self) -> EncodeClient:
@@ -83,9 +84,10 @@ class EncodeClient:
         self.close()
 
     def close(self) -> None:
-        """End the threads; the connection stays open for others of this process."""
-        for pool in (self._pool, self._awaited):
-            pool.shutdown(wait=False, cancel_futures=True)
+        """Send nothing more; the connection stays open for others of this process. What waits to be sent fails."""
+        self._is_closed = True
+        for pool in (self._awaited, self._pool):
+            pool.shutdown(wait=False)
 
     def encode(
         self,
@@ -101,9 +103,10 @@ class EncodeClient:
         :param truncate_dim: keep so many of the first dimensions.
         :param normalize: scale the embeddings, after that, to L2 norm 1.
         :param model: the id of the artifact that is to answer; an error if the service serves another.
-        :param show_progress: show a bar, where somebody watches and it takes several requests.
+        :param show_progress: show a bar, where somebody watches.
         :return: float32 [N, D], in the order of `texts`; [0, 0] of none.
         :raises DataError: one of them is not a text; nothing was sent then.
+        :raises RuntimeError: the client is closed.
         :raises ArtifactNotFoundError: the service has another model, or none.
         :raises BusyError: the service was busy for half a minute.
         :raises UnavailableError: the service could not be reached for half a minute.
@@ -123,12 +126,17 @@ class EncodeClient:
         """The same, to be awaited. Cancelled, it sends no further request."""
         stop = threading.Event()
         parameters = self._parameters(truncate_dim, normalize, model)
+        self._check_open()
         try:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._awaited, self._encode, texts, parameters, show_progress, stop)
         except asyncio.CancelledError:
             stop.set()
             raise
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError('this EncodeClient is closed: make another one')
 
     def _parameters(self, truncate_dim: int | None, normalize: bool, model: str | None) -> dict[str, Any]:
         given = {'token': self._token, 'truncate_dim': truncate_dim, 'model': model}
@@ -140,15 +148,12 @@ class EncodeClient:
     ) -> np.ndarray:
         import numpy as np
 
+        self._check_open()
         _check(texts)
         embeddings = np.empty((0, 0), np.float32)
         artifact: str | None = None
         under_way: deque[tuple[int, Future[tuple[np.ndarray, str | None]]]] = deque()
         batches = _split(texts, self._batch_size)
-        first = list(itertools.islice(batches, 2))
-        if len(first) == 1:  # in the caller's thread: as many threads as call then have a request on its way
-            return self._ask(texts, parameters, stop)[0].astype(np.float32)
-        batches = itertools.chain(first, batches)
         with ExitStack() as stack:
             advance = _show(len(texts), stack) if show_progress else None
             try:
@@ -190,6 +195,7 @@ class EncodeClient:
         for attempt in itertools.count(1):
             if stop.is_set():
                 raise CancelledError
+            self._check_open()
             try:
                 [answer] = read_answers(self._transport.call(ENDPOINT, parameters, docs, self._timeout))
                 break

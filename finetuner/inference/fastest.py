@@ -22,7 +22,7 @@ _ROUNDS = 3
 _WORTH = 1.05  # what is to be gained at least for the memory that torch needs beyond onnxruntime
 _WORTH_BOTH = 1.15  # what is to be gained for single texts for the memory of two models
 _FEW = (1, 2, 4, 8, 16, 32)  # texts in the batches that are tried, to find which are small
-_SAME = 1e-3  # of the largest number of an embedding: two engines that differ by more do not compute the same
+_SAME = 1e-4  # of the length of an embedding: two engines that differ by more do not compute the same
 
 _logger = logging.getLogger(__name__)
 
@@ -63,8 +63,8 @@ def _with_onnx_for_few(
     with_onnx: InferenceEngine, with_torch: InferenceEngine, features: Sequence[np.ndarray]
 ) -> InferenceEngine:
     """Both engines, if onnxruntime is faster with few texts and computes the same, or else torch."""
-    difference = np.abs(with_onnx.embed(features) - (expected := with_torch.embed(features))).max()
-    if not difference <= _SAME * np.abs(expected).max():
+    found, expected = with_onnx.embed(features), with_torch.embed(features)
+    if not (np.abs(found - expected).max(1) <= _SAME * np.linalg.norm(expected, axis=1)).all():
         return with_torch
     median = float(np.median([len(row) for row in features]))
     usual = sorted(features, key=lambda row: abs(len(row) - median))

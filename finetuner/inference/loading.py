@@ -71,7 +71,7 @@ def load_engine(
     :param inter_op_num_threads: operators that run at the same time (onnxruntime only).
     :param precision: `fp32`, or with torch `bf16` or `fp16`. An ONNX model has the one that it was exported with.
     :param is_measured: where `is_onnx` and `precision` leave the choice, try both, and take the faster one; of a text
-        model up to 512 MiB it may be each for the batches in which it is faster.
+        model up to 512 MiB on the CPU it may be each for the batches in which it is faster.
     :raises ArtifactError: the artifact is not there, damaged or unsafe.
     :raises SelectModelRequired: there are several models and none was selected.
     :raises ValueError: an argument is wrong, or the model is not supported; the message says which.
@@ -99,7 +99,8 @@ def load_engine(
         return load(is_onnx)
     has_onnx = isinstance(source, Path) and (source / 'model.onnx').is_file()
     if isinstance(source, Path) and has_onnx and precision == 'fp32' and is_measured and find_spec('torch'):
-        return choose(load, may_keep_both=(source / 'model.onnx').stat().st_size <= _FOR_BOTH)
+        is_small = (source / 'model.onnx').stat().st_size <= _FOR_BOTH
+        return choose(load, may_keep_both=is_small and device == 'cpu')
     return load(has_onnx and precision == 'fp32')
 
 

@@ -32,8 +32,8 @@ AHEAD = 2
 """Windows of one request that are with the model or wait for it; the next one is prepared when the first is done."""
 LONG = 512
 """Tokens of the longest text that a model is warmed up with."""
-QUICK_TEXTS, QUICK_CHARACTERS = 32, 2048
-"""Of a request whose texts are tokenized on the event loop, which takes less than a millisecond."""
+QUICK_CHARACTERS = 2048
+"""Of a single text that is tokenized on the event loop, which takes less than a millisecond."""
 BATCH = 5.0
 """Seconds that the batch which is being computed at the end may take."""
 TEXTS_IN_WINDOW, OTHERS_IN_WINDOW = 1024, 32
@@ -325,11 +325,14 @@ class ModelServer:
             yield rows[start : start + self._window]
 
     def _is_quick(self, asked: _Asked, rows: Sequence[int]) -> bool:
-        """Whether items are prepared in less time than a thread takes to get to work."""
+        """Whether items are prepared in less time than a thread takes to get to work. Several texts are not: tokenizers
+        share their threads, and would have them wait for those of a large request.
+        """
         return (
             self.engine.modality == 'text'
-            and len(rows) <= QUICK_TEXTS
-            and sum(len(text) for row in rows if isinstance(text := asked.contents[row], str)) <= QUICK_CHARACTERS
+            and len(rows) == 1
+            and isinstance(text := asked.contents[rows[0]], str)
+            and len(text) <= QUICK_CHARACTERS
         )
 
     def _prepare(self, asked: _Asked, rows: Sequence[int]) -> dict[int, np.ndarray]:

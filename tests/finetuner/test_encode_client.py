@@ -247,10 +247,31 @@ def test_callers_do_not_wait_for_one_another(connect):
     async def together(client):
         return await asyncio.gather(*(client.aencode(['a'] * (number + 1)) for number in range(20)))
 
-    with connect(service, prefetch=1) as client:
+    with connect(service, batch_size=10, prefetch=1) as client:
         with ThreadPoolExecutor(20) as threads:
-            assert len(list(threads.map(client.encode, [['a']] * 20))) == 20
+            assert len(list(threads.map(client.encode, [['a'] * 11] * 20))) == 20
         assert service.most > 10
         service.most = 0
         assert [len(found) for found in asyncio.run(together(client))] == [*range(1, 21)]
         assert service.most > 10
+
+
+def test_a_client_that_is_closed_says_so(connect, monkeypatch):
+    monkeypatch.setattr(encode_client, 'AT_ONCE', 1)
+    service = Service(delay=0.5)
+
+    async def close_meanwhile(client):
+        asking = [asyncio.create_task(client.aencode(['a'])) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        client.close()
+        return await asyncio.gather(*asking, return_exceptions=True)
+
+    client = connect(service)
+    first, *waiting = asyncio.run(close_meanwhile(client))
+    assert first.tolist() == [[1, 97]], 'what was on its way is answered'
+    closed = 'this EncodeClient is closed: make another one'
+    assert [str(error) for error in waiting] == [closed] * 2
+    with pytest.raises(RuntimeError, match=closed):
+        client.encode(['a'])
+    with pytest.raises(RuntimeError, match=closed):
+        asyncio.run(client.aencode(['a']))

@@ -321,7 +321,7 @@ def test_engines_that_differ_are_never_mixed(tiny_artifact, monkeypatch):
     slow_with(monkeypatch, ONNXRuntimeInferenceEngine, lambda count: count > 4)
     slow_with(monkeypatch, TorchInferenceEngine, lambda count: count <= 4)
     embed = ONNXRuntimeInferenceEngine.embed
-    monkeypatch.setattr(ONNXRuntimeInferenceEngine, 'embed', lambda self, features: 1.01 * embed(self, features))
+    monkeypatch.setattr(ONNXRuntimeInferenceEngine, 'embed', lambda self, features: 1.001 * embed(self, features))
     assert isinstance(load_engine(tiny_artifact, is_measured=True), TorchInferenceEngine)
 
 

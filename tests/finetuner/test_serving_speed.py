@@ -7,6 +7,7 @@ import random
 import statistics
 import time
 
+import psutil
 import pytest
 
 from finetuner.inference import load_engine
@@ -92,3 +93,19 @@ def test_one_text_takes_no_longer_than_the_model(engine, server, texts):
 def test_a_server_costs_little_beside_a_plain_call(engine, server, texts):
     plain, served = measure(lambda: engine.encode_texts(texts), lambda: asyncio.run(ask(server, texts)))
     assert served <= 1.25 * plain
+
+
+def test_memory_is_flat_over_a_million_texts(tiny_model):
+    server = ModelServer(load_engine(tiny_model, is_onnx=False))
+    process, chooser = psutil.Process(), random.Random(0)
+    resident = []
+
+    async def serve():
+        for _ in range(1000):
+            some = [' '.join(chooser.choices(WORDS, k=5)) for _ in range(1000)]
+            await ask(server, some)
+            resident.append(process.memory_info().rss)
+
+    asyncio.run(serve())
+    server.close()
+    assert max(resident[500:]) - max(resident[100:200]) < 16 << 20

@@ -309,7 +309,7 @@ def test_the_service_answers_while_a_large_request_is_at_work(service):
         assert is_serving(port)
         requests.get(f'http://127.0.0.1:{service.http_port}/', timeout=60)
         seconds.append(time.monotonic() - start)
-    assert len(seconds) > 5, 'answers while the request was at work'
+    assert len(seconds) > 20, 'answers while the request was at work'
     assert max(seconds) < (time.monotonic() - begun) / 2
 
 

@@ -88,6 +88,24 @@ def test_content_comes_back_only_when_it_is_asked_for(serving):
     assert (whole_json['blob'], whole_json['tensor']) == (posted['blob'], [1.0, 1.0])
 
 
+def test_answers_come_in_the_order_of_the_documents_whatever_their_ids(serving, expected):
+    sent = [Document(id=f'id {row % 3}', text=text) for row, text in enumerate(TEXTS)]
+    posted = [{'id': document.id, 'text': document.text} for document in sent]
+    answers = serving.call('/encode', sent, token=None)
+    in_json = serving.post('/encode', posted, token=None).json()['data']
+    assert [(answer.id, answer.text) for answer in answers] == [(document.id, document.text) for document in sent]
+    assert [{'id': answer['id'], 'text': answer['text']} for answer in in_json] == posted
+    np.testing.assert_allclose([answer.embedding for answer in answers], expected, atol=1e-5)
+    np.testing.assert_allclose([answer['embedding'] for answer in in_json], expected, atol=1e-5)
+
+
+def test_a_parameter_may_be_for_one_executor(serving):
+    """As Jina writes it: the name of the executor, and two underscores."""
+    assert len(ask(serving, 'fig', encoder__truncate_dim=8).embedding) == 8
+    assert len(ask(serving, 'fig', truncate_dim=4, encoder__truncate_dim=8).embedding) == 8
+    assert len(ask(serving, 'fig', other__truncate_dim=8).embedding) == 32
+
+
 @pytest.mark.parametrize('scheme', ['grpc', 'http'])
 def test_a_client_embeds_a_list_of_any_length(serving, expected, scheme):
     port = serving.port if scheme == 'grpc' else serving.http_port
