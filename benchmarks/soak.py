@@ -250,14 +250,15 @@ def show_memory(console: Console, samples: dict[str, list[float]]) -> list[str]:
 
 
 def main(minutes: Annotated[float, typer.Option(help='How long.')] = 30.0) -> None:
+    from finetuner.inference.backbones import load_encoder
     from training.export import export
 
     texts = make_texts(TEXTS)
-    engine = load_engine(MODEL, is_onnx=False)
-    expected = dict(zip(texts, engine.encode_texts(texts), strict=True))
+    encoder = load_encoder(MODEL)
+    expected = dict(zip(texts, load_engine(encoder).encode_texts(texts), strict=True))
     counts, console = Counts(), Console()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        artifact = export(engine.encoder, Path(folder) / 'model')  # type: ignore[attr-defined]
+        artifact = export(encoder, Path(folder) / 'model')
         service = stack.enter_context(running_service(artifact, psutil.cpu_count() or 1))
         end = time.monotonic() + 60 * minutes
         threads = [

@@ -1,0 +1,98 @@
+"""Layers that lie as the processor reads them: the same embeddings, and only where it pays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from finetuner.inference import load_engine, prepacking
+from finetuner.inference.backbones import load_encoder
+from finetuner.inference.prepacking import PrepackedLinear, prepack
+from finetuner.inference.torch_engine import TorchInferenceEngine
+
+TEXTS = ['lost card', 'where is my money', '', 'refund ' * 20]
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Layers are prepacked however long they take."""
+    monkeypatch.setattr(prepacking, '_WORTH', 0.0)
+
+
+def linear_layers(engine):
+    return {type(module) for module in engine.encoder.modules() if isinstance(module, nn.Linear | PrepackedLinear)}
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+def test_embeddings_stay_as_they_are(tiny_model, always, precision):
+    plain = TorchInferenceEngine(load_encoder(tiny_model), precision=precision)
+    packed = load_engine(tiny_model, is_onnx=False, precision=precision)
+    assert linear_layers(packed) == {PrepackedLinear} and linear_layers(plain) == {nn.Linear}
+    tolerance = 1e-5 if precision == 'fp32' else 0.05
+    np.testing.assert_allclose(packed.encode_texts(TEXTS), plain.encode_texts(TEXTS), atol=tolerance)
+    np.testing.assert_allclose(packed.encode_texts(TEXTS[:1]), plain.encode_texts(TEXTS[:1]), atol=tolerance)
+
+
+def test_what_is_no_faster_stays_as_it_is(tiny_model, monkeypatch):
+    monkeypatch.setattr(prepacking, '_WORTH', float('inf'))
+    engine = load_engine(tiny_model, is_onnx=False)
+    assert linear_layers(engine) == {nn.Linear}
+    assert np.isfinite(engine.encode_texts(TEXTS)).all()
+
+
+def test_an_encoder_of_somebody_else_stays_as_it_is(tiny_model, always):
+    encoder = load_encoder(tiny_model)
+    assert linear_layers(load_engine(encoder)) == {nn.Linear}
+
+
+class Direct(nn.Module):
+    """Reads the weights of its layer by itself, as some attention does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, inputs):
+        return self.other(nn.functional.linear(inputs, self.layer.weight))
+
+
+class Wrong(nn.Module):
+    """Does something else with a layer that is none of torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, inputs):
+        return self.layer(inputs) if type(self.layer) is nn.Linear else inputs
+
+
+@pytest.mark.parametrize('make', [Direct, Wrong])
+def test_what_cannot_be_prepacked_stays_as_it_is(make, always):
+    model, inputs = make().eval(), torch.randn(3, 4)
+
+    def embed():
+        with torch.inference_mode():
+            return model(inputs).numpy()
+
+    before = embed()
+    assert not prepack(model, embed)
+    np.testing.assert_array_equal(embed(), before)
+    assert type(model.layer) is nn.Linear
+
+
+def test_a_layer_that_stands_in_two_places_is_prepacked_once(always):
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    inputs = torch.randn(3, 4)
+
+    def embed():
+        with torch.inference_mode():
+            return model(inputs).numpy()
+
+    before = embed()
+    assert prepack(model, embed)
+    assert model[0] is model[2] and isinstance(model[0], PrepackedLinear)
+    np.testing.assert_allclose(embed(), before, atol=1e-6)
