@@ -17,11 +17,11 @@ from finetuner.inference.by_size import BySizeEngine
 from finetuner.inference.engine import InferenceEngine
 from finetuner.inference.samples import sample_contents
 
-_SAMPLES = {'text': 64, 'image': 8}
-_ROUNDS = 3
+_SAMPLES = {'text': 32, 'image': 4}
+_ROUNDS = 2
 _WORTH = 1.05  # what is to be gained at least for the memory that torch needs beyond onnxruntime
 _WORTH_BOTH = 1.15  # what is to be gained for single texts for the memory of two models
-_FEW = (1, 2, 4, 8, 16, 32)  # texts in the batches that are tried, to find which are small
+_FEW = (1, 4, 16)  # texts in the batches that are tried, to find which are small
 _SAME = 1e-4  # of the length of an embedding: two engines that differ by more do not compute the same
 
 _logger = logging.getLogger(__name__)

@@ -52,6 +52,8 @@ class ONNXRuntimeInferenceEngine(InferenceEngine):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = intra_op_num_threads or omp_num_threads or 0
         options.inter_op_num_threads = inter_op_num_threads
+        # else they keep their cores busy for a while after a batch, and whoever computes next waits
+        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
         if inter_op_num_threads > 1:
             options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
         self.session = _start(directory / MODEL_FILE, options, device, device_id)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_ROUNDS = 3
+_ROUNDS = 2
 _WORTH = 1.02  # what is to be gained at least
 _SAME = 1e-4  # of the length of an embedding in fp32; in bf16 the order of a sum shows in the third digit
 _SAME_IN_BF16 = 2e-2

@@ -22,7 +22,7 @@ from finetuner.inference.text_encoder import TextEncoder
 # tokens of a batch of texts without padding: enough for large products, little memory
 _PACKED_TOKENS = {'cpu': 4096, 'cuda': 32768}
 _SAMPLES = 16  # contents that a reduced model is measured with
-_TIMED: dict[Modality, int] = {'text': 16, 'image': 4, 'mesh': 0, 'tensor': 0}  # and one that is to be faster
+_TIMED: dict[Modality, int] = {'text': 8, 'image': 2, 'mesh': 0, 'tensor': 0}  # and one that is to be faster
 
 _logger = logging.getLogger(__name__)
 
