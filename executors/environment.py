@@ -16,7 +16,10 @@ import signal
 import sys
 import threading
 import traceback
+from pathlib import Path
 from types import FrameType
+
+from jina.helper import reset_ports
 
 from executors.lifetime import end_with
 from executors.rate import Buckets, max_body
@@ -26,6 +29,8 @@ from finetuner.service import PARENT
 DEFAULT_PORT = '51000'
 DEFAULT_HTTP_PORT = '51001'
 DEFAULT_LISTEN = '127.0.0.1'
+EPHEMERAL = Path('/proc/sys/net/ipv4/ip_local_port_range')
+MAX_PORT, FEW = 65535, 1000
 AGAIN = 0.5
 """Seconds after which a signal is repeated."""
 
@@ -61,7 +66,21 @@ def check() -> None:
         sys.exit(f'finetuner: {error}')
 
 
+def least_port() -> int | None:
+    """The least port that the system gives to no outgoing connection: one of those may be taken between the choice of a
+    port for an executor and its use. None where that is not known, or leaves few.
+    """
+    try:
+        above = int(EPHEMERAL.read_text().split()[1]) + 1
+    except (OSError, ValueError, IndexError):
+        return None
+    return above if above <= MAX_PORT - FEW else None
+
+
 check()
+if 'JINA_RANDOM_PORT_MIN' not in os.environ and (port := least_port()):
+    os.environ['JINA_RANDOM_PORT_MIN'] = str(port)
+    reset_ports()  # it has chosen among others already
 os.environ.setdefault('FINETUNER_PORT', DEFAULT_PORT)
 os.environ.setdefault('FINETUNER_HTTP_PORT', DEFAULT_HTTP_PORT)
 os.environ.setdefault('FINETUNER_LISTEN', DEFAULT_LISTEN)

@@ -4,6 +4,7 @@ import base64
 import json
 import threading
 import time
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -276,9 +277,17 @@ def test_a_body_that_is_no_request_is_refused(service, body, status):
 
 
 def test_a_broken_message_does_not_break_the_service(service):
-    with pytest.raises(FinetunerServerError):
+    with pytest.raises(DataError, match='the documents of the message cannot be read'):
         service.channel.call('/encode', {}, b'\xff\xff\xff')
     assert service.call('/encode', [Document(text='fine')]).embeddings.shape == (1, 32)
+
+
+def test_executors_listen_where_no_outgoing_connection_can_be(service):
+    """One of those took the port of an executor between its choice and its use, and the Flow did not start."""
+    highest = int(Path('/proc/sys/net/ipv4/ip_local_port_range').read_text().split()[1])
+    for name in ('encoder', 'trainer', 'dataset'):
+        connections = service.process_of(name).net_connections('tcp')
+        assert all(one.laddr.port > highest for one in connections if one.status == psutil.CONN_LISTEN)
 
 
 def test_the_interface_describes_itself(service):
