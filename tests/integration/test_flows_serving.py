@@ -82,6 +82,7 @@ def test_a_start_that_cannot_succeed_fails_soon_and_says_why(service, finished_r
     assert service.token not in printed
 
 
+@pytest.mark.slow
 def test_beside_other_executors_behind_jinas_own_gateway(service, finished_run, run_python):
     printed = run_python(
         """

@@ -58,6 +58,7 @@ def copy_without_dropout(source, target):
     (target / 'config.json').write_text(json.dumps(config))
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_trains_weights_of_classes_on_two_processes(word_model, train_csv, tmp_path):
     two = ['-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', '0', '--rdzv-backend', 'c10d']
     two += ['--rdzv-endpoint', 'localhost:0', '-m']
