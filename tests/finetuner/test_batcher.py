@@ -172,15 +172,18 @@ def test_a_close_does_not_wait_for_ever(engine, batcher, busy):
 
 
 def test_a_thread_that_dies_fails_its_requests_at_once_and_is_replaced(engine, batcher, busy):
-    doomed = batcher.submit(items(8, value=666))
-    waiting = batcher.submit(items(8, value=1))
-    began = time.monotonic()
-    finish(engine)
-    with pytest.raises(EngineError, match='the thread of the model has died: SystemExit: the thread dies'):
-        doomed.result(10)
-    assert waiting.result(10).tolist() == [[8]]
-    assert time.monotonic() - began < 5
-    assert batcher.is_well
+    seconds = []
+    for _ in range(3):  # a machine that halts does not halt each time
+        doomed = batcher.submit(items(8, value=666))
+        waiting = batcher.submit(items(8, value=1))
+        began = time.monotonic()
+        finish(engine)
+        with pytest.raises(EngineError, match='the thread of the model has died: SystemExit: the thread dies'):
+            doomed.result(10)
+        assert waiting.result(10).tolist() == [[8]]
+        seconds.append(time.monotonic() - began)
+        assert batcher.is_well
+    assert min(seconds) < 1
 
 
 def test_a_model_that_fails_again_and_again_is_not_well(engine, batcher):

@@ -358,9 +358,11 @@ def test_a_blocked_port_is_given_up_soon(http, monkeypatch):
         monkeypatch.setenv('FINETUNER_HOST', f'grpc://127.0.0.1:{silent.getsockname()[1]},{http.host}')
         start = time.monotonic()
         assert finetuner.whoami() == 'local'
-        first = time.monotonic() - start
-        assert first < 20
-        start = time.monotonic()
-        assert finetuner.whoami() == 'local'
-        assert time.monotonic() - start < first / 2
+        assert time.monotonic() - start < 10
+        seconds = []
+        for _ in range(3):  # a machine that halts does not halt each time
+            start = time.monotonic()
+            assert finetuner.whoami() == 'local'
+            seconds.append(time.monotonic() - start)
+        assert min(seconds) < 1
         reaching.open_transport(os.environ['FINETUNER_HOST']).close()
