@@ -18,7 +18,8 @@ def test_a_flow_in_python_serves_the_artifact_of_a_run(service, finished_run, ru
         from jina import Flow
 
         config, artifact, token = sys.argv[1:]
-        f = Flow().add(uses=config, uses_with={'artifact': artifact, 'token': token, 'logging_level': 'DEBUG'})
+        options = {'artifact': artifact, 'token': token, 'is_onnx': True, 'logging_level': 'DEBUG'}
+        f = Flow().add(uses=config, uses_with=options)
         with f:
             returned_docs = f.post(on='/encode', inputs=DocumentArray([Document(text='some text to encode')]))
             for doc in returned_docs:

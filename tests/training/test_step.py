@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from finetuner.inference.encoder import Encoder
+from training.config import FitConfig
 from training.data import Column, Examples, Store
 from training.embed import FeatureEmbedder
 from training.losses.objective import Objective
+from training.processes import make_accelerator
 from training.rows import Rows, RowsWriter
 from training.step import Step
 from training.task import Task
@@ -84,7 +85,8 @@ def make_step(examples, budget=None, dropout=0.0, seed=0):
     encoder = TinyEncoder(dropout)
     task = Task({'model': encoder}, Together())
     embedders = {'model': FeatureEmbedder(encoder, examples.columns[0].store.features)}
-    return Step(task, examples, embedders, Accelerator(cpu=True), {'model': budget})
+    accelerator = make_accelerator(FitConfig(model='tiny', train_data='pairs', device='cpu'))
+    return Step(task, examples, embedders, accelerator, {'model': budget})
 
 
 def gradients(step):
