@@ -1,11 +1,15 @@
-"""Opening the registry when an executor starts."""
+"""Opening databases when an executor starts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from logging import Logger
+from typing import TypeVar
 
 from registry import Registry
 from training.errors import persistently
+
+Opened = TypeVar('Opened')
 
 
 def open_registry(logger: Logger) -> Registry:
@@ -14,4 +18,9 @@ def open_registry(logger: Logger) -> Registry:
     :raises RegistryError: the database cannot be used, and waiting does not help.
     :raises UnavailableError: it did not come.
     """
-    return persistently(Registry.open, tell=lambda error: logger.warning(f'{error}: trying again'))
+    return open_database(Registry.open, logger)
+
+
+def open_database(open_it: Callable[[], Opened], logger: Logger) -> Opened:
+    """The same for any database: what `open_it` returns, once it does."""
+    return persistently(open_it, tell=lambda error: logger.warning(f'{error}: trying again'))

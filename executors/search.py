@@ -4,10 +4,10 @@ import os
 import threading
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 from jina import Executor, requests
 
 from executors.answers import answer
@@ -17,13 +17,16 @@ from executors.encoder import DEFAULT_MODEL
 from executors.endpoints import unknown_endpoint
 from executors.following import Follower
 from executors.lifetime import end_with_parent
-from executors.opening import open_registry
+from executors.opening import open_database, open_registry
 from executors.parameters import DeleteItemsParameters, SearchParameters, TokenParameters
-from executors.vector_index import Entry, VectorIndex
+from executors.pgvector_index import PgVectorIndex, drop_others, open_vectors
+from executors.vector_index import MemoryIndex, VectorIndex
+from finetuner import settings
 from finetuner.documents import DocumentArray
 from finetuner.excepts import DataError
 from finetuner.inference import InferenceEngine, load_engine
 from finetuner.inference.remote import without_secrets
+from registry.database import Database
 from registry.plain import MAX_JSON, json_size
 from registry.search_items import NewItem, SearchItem
 
@@ -44,8 +47,8 @@ class Searched:
 class SearchExecutor(Executor):
     """Searches the items of an account by the meaning of their texts. Every endpoint needs a token.
 
-    Items, and their embeddings, are in the registry; the index is in memory, and made again at the start. There is one
-    such executor for a registry.
+    Items, and their embeddings, are in the registry; the index of them is in memory, and made again at the start, or in
+    PostgreSQL with pgvector. There is one such executor for a registry.
 
     :param artifact: what embeds items and queries, as of FinetunerExecutor; default `FINETUNER_ARTIFACT`. An alias is
         followed: what is promoted embeds all items in the background, while the model before it answers, and then takes
@@ -54,6 +57,8 @@ class SearchExecutor(Executor):
         default `FINETUNER_SEARCH_MODEL` or all-minilm-l6-v2.
     :param token: needed to load an artifact of the service; default `FINETUNER_TOKEN` or the credentials file.
     :param device: 'cpu' or 'cuda', default `FINETUNER_DEVICE` or 'cpu'.
+    :param index_url: a database with pgvector for the index, `postgresql://user:password@host/name`, default
+        `FINETUNER_SEARCH_INDEX_URL` (or the file that `FINETUNER_SEARCH_INDEX_URL_FILE` names), or else in memory.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class SearchExecutor(Executor):
         model: str | None = None,
         token: str | None = None,
         device: str | None = None,
+        index_url: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -73,13 +79,17 @@ class SearchExecutor(Executor):
         artifact = artifact or os.environ.get('FINETUNER_ARTIFACT') or model
         self._writing = threading.Lock()
         self._deleted: set[tuple[str, str]] | None = None  # account and item, while another index is made
+        self._vectors: Database | None = None
         try:
+            if index_url := index_url or settings.secret('FINETUNER_SEARCH_INDEX_URL'):
+                self._vectors = open_database(partial(open_vectors, index_url), self.logger)
             found, store = find_artifact(artifact, token, self.logger)
             engine = load_engine(model if found is None else found.source, device=self._device, is_measured=True)
         except Exception as error:
             self.logger.critical(f'cannot search by {without_secrets(artifact)}: {error}')
             raise
         self.searched = Searched(engine, self._make_index(engine, model if found is None else found.id))
+        self._drop_all_but(self.searched)
         current = None if found is None else found.id
         self._store = store
         self._follower = None if store is None else Follower(artifact, store, current, self._switch, self.logger)
@@ -87,6 +97,8 @@ class SearchExecutor(Executor):
     def close(self) -> None:
         if self._follower is not None:
             self._follower.close()
+        if self._vectors is not None:
+            self._vectors.close()
         self.registry.close()
 
     @requests(on='/upsert')
@@ -103,9 +115,7 @@ class SearchExecutor(Executor):
                 NewItem(str(document.id), str(document.text), document.tags or None, embedding.tobytes())
                 for document, embedding in zip(docs, embeddings, strict=True)
             ]
-            self.registry.items.upsert(account.id, searched.index.model, items)
-            entries = [_entry(item, embedding) for item, embedding in zip(items, embeddings, strict=True)]
-            searched.index.upsert(account.id, entries)
+            searched.index.upsert(self.registry.items.upsert(account.id, searched.index.model, items))
             if self._deleted is not None:
                 self._deleted -= {(account.id, item.object_id) for item in items}
         return answer(upserted=len(docs))
@@ -115,10 +125,11 @@ class SearchExecutor(Executor):
         """Delete those of the items that there are."""
         account = self.registry.authenticate(parameters.secret)
         with self._writing:
+            # first from the index: what is left in the registry alone comes back to it at the next start
+            self.searched.index.delete(account.id, parameters.object_ids)
             deleted = self.registry.items.delete(account.id, parameters.object_ids)
             if self._deleted is not None:
                 self._deleted |= {(account.id, object_id) for object_id in parameters.object_ids}
-            self.searched.index.delete(account.id, parameters.object_ids)
         return answer(deleted=deleted)
 
     @requests(on='/search')
@@ -159,41 +170,41 @@ class SearchExecutor(Executor):
                 for account_id, object_id in self._deleted:
                     index.delete(account_id, [object_id])
                 # what has come meanwhile, embedded by the model before
-                self._add(index, engine, _pages(self.registry.items.read, artifact_id))
-                self.searched = Searched(engine, index)
+                for items in _pages(self.registry.items.read, artifact_id):
+                    index.upsert(self._embedded(items, engine, artifact_id))
+                before, self.searched = self.searched, Searched(engine, index)
+            self._drop_all_but(before, self.searched)  # a search may be at work in the one before
         finally:
             with self._writing:  # who deletes looks whether it is there, and then adds to it
                 self._deleted = None
         self.logger.info(f'searching by the artifact {artifact_id}')
 
     def _make_index(self, engine: InferenceEngine, model: str) -> VectorIndex:
-        index = VectorIndex(model)
-        self._add(index, engine, _pages(self.registry.items.read, None))
+        """The index of what a model makes of all items."""
+        index: VectorIndex = (
+            MemoryIndex(model) if self._vectors is None else PgVectorIndex(self._vectors, model, engine.dim)
+        )
+        after = ''
+        for items in _pages(self.registry.items.read, None):
+            index.keep(items, after, items[-1].id)
+            index.upsert(self._embedded(items, engine, model))
+            after = items[-1].id
+        index.keep([], after, None)
         return index
 
-    def _add(self, index: VectorIndex, engine: InferenceEngine, pages: Iterable[list[SearchItem]]) -> None:
-        """Put items into an index; embeddings of another model are made again, and kept."""
-        for items in pages:
-            others = [item for item in items if item.model != index.model]
-            fresh: dict[tuple[str, int], np.ndarray] = {}
-            if others:
-                made = engine.encode_texts([item.text for item in others])
-                fresh = {(item.id, item.revision): row for item, row in zip(others, made, strict=True)}
-            self.registry.items.set_embeddings(index.model, {key: row.tobytes() for key, row in fresh.items()})
-            for account_id in {item.account_id for item in items}:
-                index.upsert(
-                    account_id,
-                    [
-                        _entry(item, fresh.get((item.id, item.revision), np.frombuffer(item.embedding, np.float32)))
-                        for item in items
-                        if item.account_id == account_id
-                    ],
-                )
+    def _embedded(self, items: list[SearchItem], engine: InferenceEngine, model: str) -> list[SearchItem]:
+        """The items with embeddings of this model; those of another are made again, and kept."""
+        others = [item for item in items if item.model != model]
+        if not others:
+            return items
+        made = [row.tobytes() for row in engine.encode_texts([item.text for item in others])]
+        fresh = {(item.id, item.revision): embedding for item, embedding in zip(others, made, strict=True)}
+        self.registry.items.set_embeddings(model, fresh)
+        return [replace(item, embedding=fresh.get((item.id, item.revision), item.embedding)) for item in items]
 
-
-def _entry(item: NewItem | SearchItem, embedding: np.ndarray) -> Entry:
-    values: dict[str, Any] = {'id': item.object_id, 'text': item.text, 'meta': dict(item.meta or {})}
-    return Entry(**values, embedding=embedding)  # type: ignore[arg-type]  # it takes any array
+    def _drop_all_but(self, *kept: Searched) -> None:
+        if self._vectors is not None:
+            drop_others(self._vectors, {one.index.table for one in kept if isinstance(one.index, PgVectorIndex)})
 
 
 def _within_room(results: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,15 +1,53 @@
-"""The items of accounts by their embeddings, all of one model, in docarray's index in memory."""
+"""The items of accounts by their embeddings, all of one model; by default in docarray's index in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from docarray import BaseDoc, DocList
 from docarray.index import InMemoryExactNNIndex
 from docarray.typing import NdArray
+
+from registry.search_items import SearchItem
+
+
+class Hit(NamedTuple):
+    """
+    :param score: the cosine of the item and the query.
+    """
+
+    object_id: str
+    text: str
+    meta: dict[str, Any]
+    score: float
+
+
+class VectorIndex(Protocol):
+    """What an index can do. Whoever changes it sees to it that nobody else does so at the time."""
+
+    @property
+    def model(self) -> str:
+        """That all embeddings are of."""
+
+    def upsert(self, items: Sequence[SearchItem]) -> None:
+        """Add items, or put them in the place of those of the same account and `object_id`. They have embeddings of
+        this index's model.
+        """
+
+    def keep(self, items: Sequence[SearchItem], after: str, last: str | None) -> None:
+        """Remove all but these of those whose ids come after `after` and, unless `last` is None, not after that."""
+
+    def delete(self, account_id: str, object_ids: Sequence[str]) -> None:
+        """Delete those of the items that there are."""
+
+    def search(self, account_id: str, embedding: np.ndarray, limit: int) -> list[Hit]:
+        """The nearest items by their cosines, the nearest first.
+
+        :param embedding: of the query, float [D].
+        """
 
 
 class Entry(BaseDoc):
@@ -20,46 +58,40 @@ class Entry(BaseDoc):
     embedding: NdArray
 
 
-class Hit(NamedTuple):
-    object_id: str
-    text: str
-    meta: dict[str, Any]
-    score: float
-
-
 @dataclass
-class VectorIndex:
-    """
-    :param model: that all embeddings are of.
-    """
+class MemoryIndex:
+    """Compares a query with every item of the account. It begins empty."""
 
     model: str
     _of_accounts: dict[str, InMemoryExactNNIndex] = field(default_factory=dict)
     _ids: dict[str, set[str]] = field(default_factory=dict)
 
-    def upsert(self, account_id: str, entries: Sequence[Entry]) -> None:
-        """Add items, or put them in the place of those of the same ids."""
-        if not entries:
-            return
-        if account_id not in self._of_accounts:
-            self._of_accounts[account_id], self._ids[account_id] = InMemoryExactNNIndex[Entry](), set()
-        self._of_accounts[account_id].index(DocList[Entry](entries))
-        self._ids[account_id] |= {str(entry.id) for entry in entries}
+    def upsert(self, items: Sequence[SearchItem]) -> None:
+        for account_id in {item.account_id for item in items}:
+            if account_id not in self._of_accounts:
+                self._of_accounts[account_id], self._ids[account_id] = InMemoryExactNNIndex[Entry](), set()
+            entries = [_entry(item) for item in items if item.account_id == account_id]
+            self._of_accounts[account_id].index(DocList[Entry](entries))
+            self._ids[account_id] |= {str(entry.id) for entry in entries}
+
+    def keep(self, items: Sequence[SearchItem], after: str, last: str | None) -> None:
+        """There are no others."""
 
     def delete(self, account_id: str, object_ids: Sequence[str]) -> None:
-        """Delete those of the items that there are."""
         if there := self._ids.get(account_id, set()) & set(object_ids):
             del self._of_accounts[account_id][list(there)]
             self._ids[account_id] -= there
 
     def search(self, account_id: str, embedding: np.ndarray, limit: int) -> list[Hit]:
-        """The nearest items by their cosines, the nearest first.
-
-        :param embedding: of the query, float [D].
-        """
         if not self._ids.get(account_id):
             return []
         query: Any = embedding
         found = self._of_accounts[account_id].find(query, search_field='embedding', limit=limit)
         hits = zip(found.documents, found.scores, strict=True)
         return [Hit(entry.id, entry.text, entry.meta, float(score)) for entry, score in hits]
+
+
+def _entry(item: SearchItem) -> Entry:
+    values: dict[str, Any] = {'id': item.object_id, 'text': item.text, 'meta': dict(item.meta or {})}
+    embedding: Any = np.frombuffer(item.embedding, np.float32)
+    return Entry(**values, embedding=embedding)

@@ -63,21 +63,22 @@ class SearchItems:
     def __init__(self, database: Database):
         self._database = database
 
-    def upsert(self, account_id: str, model: str, items: Sequence[NewItem]) -> None:
+    def upsert(self, account_id: str, model: str, items: Sequence[NewItem]) -> list[SearchItem]:
         """Add items, or put them in the place of those that there are: all of them, or none.
 
         :param model: that the embeddings are of.
+        :return: what there is now, of one `object_id` once.
         :raises RegistryError: a value is malformed, there are more than 1,000 items, or there is no such account.
         :raises QuotaError: the account would have more than `FINETUNER_SEARCH_BYTES`.
         """
         if len(items) > MAX_ITEMS:
             raise RegistryError(f'There are {len(items)} items in one request: at most {MAX_ITEMS} are taken')
-        rows = [_checked(item) for item in items]
+        checked = [_checked(item) for item in items]
         with self._database.write() as session:
             _lock(session, [account_id])
-            for row in rows:
-                _upsert(session, account_id, model, row)
+            kept = {row.id: row for row in [_upsert(session, account_id, model, item) for item in checked]}
             check_items(session, account_id)
+            return [_item(row) for row in kept.values()]
 
     def delete(self, account_id: str, object_ids: Sequence[str]) -> int:
         """Delete those of the items that there are, and return how many they were."""
@@ -130,7 +131,7 @@ def _checked(item: NewItem) -> NewItem:
     return NewItem(object_id, clean(item.text), meta, item.embedding)
 
 
-def _upsert(session: Session, account_id: str, model: str, item: NewItem) -> None:
+def _upsert(session: Session, account_id: str, model: str, item: NewItem) -> SearchItemRow:
     size = ITEM_BYTES + len(item.text.encode()) + json_size(item.meta)
     values = {'text': item.text, 'meta': item.meta, 'model': model, 'embedding': item.embedding, 'size': size}
     owned = SearchItemRow.account_id == account_id, SearchItemRow.object_id == item.object_id
@@ -144,6 +145,7 @@ def _upsert(session: Session, account_id: str, model: str, item: NewItem) -> Non
             setattr(row, name, value)
         row.revision += 1
         session.flush()
+    return row
 
 
 def _item(row: SearchItemRow) -> SearchItem:

