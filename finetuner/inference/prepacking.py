@@ -1,13 +1,14 @@
-"""Linear layers whose weights lie as oneDNN reads them, for inference on the CPU.
+"""Linear layers whose weights lie as oneDNN reads them, for inference on the CPU, and with the activation after them.
 
-Otherwise the library arranges the weights anew for each batch, which counts where a batch is small, and in bf16; and
-the bias is copied to the output first.
+Otherwise the library arranges the weights anew for each batch, which counts where a batch is small, and in bf16; the
+bias is copied to the output first; and the activation goes through the output once more.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,20 +19,52 @@ _WORTH = 1.02  # what is to be gained at least
 _SAME = 1e-4  # of the length of an embedding in fp32; in bf16 the order of a sum shows in the third digit
 _SAME_IN_BF16 = 2e-2
 
+# by the names that oneDNN has for them: what is applied, and in which form
+_ACTIVATIONS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
+    ('gelu', 'none'): nn.functional.gelu,
+    ('gelu', 'tanh'): lambda inputs: nn.functional.gelu(inputs, approximate='tanh'),
+    ('relu', ''): nn.functional.relu,
+}
+_NO_ACTIVATION = ('none', '')
+_HAVE_ACTIVATIONS = ('torch.nn.modules.activation', 'transformers.activations')
+
 
 class PrepackedLinear(nn.Module):
-    """A linear layer, [..., in] to [..., out], that can do nothing but compute."""
+    """A linear layer, [..., in] to [..., out], that can do nothing but compute.
 
-    def __init__(self, linear: nn.Linear):
+    :param activation: what is applied to its output, of :data:`_ACTIVATIONS`.
+    """
+
+    def __init__(self, linear: nn.Linear, activation: tuple[str, str] = _NO_ACTIVATION):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.activation = activation
         # neither of them is a parameter: there is nothing to train or to save
         self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
         self.bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, 'none', [], '')
+        name, form = self.activation
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, name, [], form)
         return output
+
+
+class _Fusion(NamedTuple):
+    """An activation of a part, and the layer whose output it gets."""
+
+    parent: nn.Module
+    name: str
+    activation: nn.Module
+    layer: nn.Linear
+
+
+class _Swap(NamedTuple):
+    """A part of a model, and what takes its place."""
+
+    parent: nn.Module
+    name: str
+    old: nn.Module
+    new: nn.Module
 
 
 def prepack(model: nn.Module, embed: Callable[[], np.ndarray]) -> bool:
@@ -41,45 +74,87 @@ def prepack(model: nn.Module, embed: Callable[[], np.ndarray]) -> bool:
     :param embed: has the model embed some samples, float32 [N, dim].
     :return: whether they were replaced.
     """
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available() or not _linear_layers(model):
         return False
-    layers = [
+    fusions = _fusions(model)
+    return (bool(fusions) and _swap_if_better(model, fusions, embed)) or _swap_if_better(model, [], embed)
+
+
+def _linear_layers(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
+    """Where they are. One that stands in two places is there twice, as `named_children` would not have it."""
+    return [
         (parent, name, child)
         for parent in model.modules()
-        for name, child in parent._modules.items()  # unlike `named_children`, with one that stands in two places
+        for name, child in parent._modules.items()
         if type(child) is nn.Linear and child.weight.dtype in (torch.float32, torch.bfloat16)
     ]
-    if not layers:
-        return False
-    packed: dict[int, PrepackedLinear] = {}
+
+
+def _fusions(model: nn.Module) -> list[_Fusion]:
+    """Activations, and the layers that are probably before them: the embeddings will tell.
+
+    That is the one defined last before it, or, in a part that has one activation, the first.
+    """
+    fusions = []
+    for parent in model.modules():
+        children = [(name, child) for name, child in parent._modules.items() if child is not None]
+        layers = [child for _, child in children if type(child) is nn.Linear]
+        activations = [child for _, child in children if _onednn_name(child)]
+        before = layers[0] if layers else None
+        for name, child in children:
+            if type(child) is nn.Linear and len(activations) > 1:
+                before = child
+            elif child in activations and before is not None:
+                fusions.append(_Fusion(parent, name, child, before))
+    return fusions
+
+
+def _onednn_name(module: nn.Module) -> tuple[str, str] | None:
+    """Which of :data:`_ACTIVATIONS` this is."""
+    if type(module).__module__ not in _HAVE_ACTIVATIONS or next(module.parameters(), None) is not None:
+        return None
+    inputs = torch.linspace(-4, 4, 33)
     try:
-        for _, _, layer in layers:
-            if id(layer) not in packed:  # one that stands in several places
-                packed[id(layer)] = PrepackedLinear(layer)
-        ways: list[Mapping[int, nn.Module]] = [{id(layer): layer for _, _, layer in layers}, packed]
-        expected, found, gain = _try(layers, ways, embed)
+        output = module(inputs)
+    except (RuntimeError, TypeError, ValueError):  # a gated one has two inputs
+        return None
+    names = (name for name, known in _ACTIVATIONS.items() if torch.allclose(output, known(inputs), atol=1e-6))
+    return next(names, None)
+
+
+def _swap_if_better(model: nn.Module, fusions: Sequence[_Fusion], embed: Callable[[], np.ndarray]) -> bool:
+    """Prepack the linear layers, some of them with an activation; undo it if that does not pay."""
+    layers = _linear_layers(model)
+    is_reduced = any(layer.weight.dtype is torch.bfloat16 for _, _, layer in layers)
+    swaps: list[_Swap] = []
+    try:
+        after = {id(fusion.layer): _onednn_name(fusion.activation) for fusion in fusions}
+        packed = {id(layer): PrepackedLinear(layer, after.get(id(layer)) or _NO_ACTIVATION) for _, _, layer in layers}
+        swaps = [_Swap(parent, name, layer, packed[id(layer)]) for parent, name, layer in layers]
+        swaps += [_Swap(fusion.parent, fusion.name, fusion.activation, nn.Identity()) for fusion in fusions]
+        expected, found, gain = _try(swaps, embed)
     except (AttributeError, RuntimeError, TypeError):  # code that reads the weights by itself
         expected, found, gain = np.zeros((1, 1)), np.ones((1, 1)), 0.0
-    is_reduced = any(layer.weight.dtype is torch.bfloat16 for _, _, layer in layers)
     tolerance = (_SAME_IN_BF16 if is_reduced else _SAME) * np.linalg.norm(expected, axis=1, keepdims=True)
     is_better = gain > _WORTH and bool((np.abs(found - expected) <= tolerance).all())
-    for parent, name, layer in layers:
-        setattr(parent, name, packed[id(layer)] if is_better else layer)
+    _swap(swaps, is_better)
     return is_better
 
 
-def _try(
-    layers: list[tuple[nn.Module, str, nn.Linear]], ways: list[Mapping[int, nn.Module]], embed: Callable[[], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """The embeddings with the layers as they are and with others in their place, and how much faster these are."""
-    results: list[np.ndarray] = [np.empty(0)] * len(ways)
-    seconds: list[list[float]] = [[] for _ in ways]
+def _try(swaps: Sequence[_Swap], embed: Callable[[], np.ndarray]) -> tuple[np.ndarray, np.ndarray, float]:
+    """The embeddings as they are and with others in place of parts, and how much faster these are."""
+    results: dict[bool, np.ndarray] = {}
+    seconds: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(1 + _ROUNDS):
-        for way, replaced in enumerate(ways):
-            for parent, name, layer in layers:
-                setattr(parent, name, replaced[id(layer)])
+        for is_new in (False, True):
+            _swap(swaps, is_new)
             began = time.perf_counter()
-            results[way] = embed()
-            seconds[way].append(time.perf_counter() - began)
-    before, after = (min(taken[1:]) for taken in seconds)  # the first round warms up
-    return results[0], results[1], before / after
+            results[is_new] = embed()
+            seconds[is_new].append(time.perf_counter() - began)
+    before, after = (min(seconds[is_new][1:]) for is_new in (False, True))  # the first round warms up
+    return results[False], results[True], before / after
+
+
+def _swap(swaps: Sequence[_Swap], is_new: bool) -> None:
+    for swap in swaps:
+        setattr(swap.parent, swap.name, swap.new if is_new else swap.old)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers.activations import GELUActivation
 
 from finetuner.inference import load_engine, prepacking
 from finetuner.inference.backbones import load_encoder
@@ -33,6 +34,13 @@ def test_embeddings_stay_as_they_are(tiny_model, always, precision):
     tolerance = 1e-5 if precision == 'fp32' else 0.05
     np.testing.assert_allclose(packed.encode_texts(TEXTS), plain.encode_texts(TEXTS), atol=tolerance)
     np.testing.assert_allclose(packed.encode_texts(TEXTS[:1]), plain.encode_texts(TEXTS[:1]), atol=tolerance)
+
+
+def test_an_activation_is_computed_with_the_layer_before_it(tiny_model, always):
+    engine = load_engine(tiny_model, is_onnx=False)
+    fused = [module for module in engine.encoder.modules() if getattr(module, 'activation', None) == ('gelu', 'none')]
+    assert len(fused) == 2
+    assert not any(isinstance(module, GELUActivation) for module in engine.encoder.modules())
 
 
 def test_what_is_no_faster_stays_as_it_is(tiny_model, monkeypatch):
@@ -95,4 +103,53 @@ def test_a_layer_that_stands_in_two_places_is_prepacked_once(always):
     before = embed()
     assert prepack(model, embed)
     assert model[0] is model[2] and isinstance(model[0], PrepackedLinear)
+    np.testing.assert_allclose(embed(), before, atol=1e-6)
+
+
+class Normed(nn.Module):
+    """Has something between a layer and the activation, which the definition does not show."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.activation, self.norm = nn.Linear(4, 4), nn.ReLU(), nn.LayerNorm(4)
+
+    def forward(self, inputs):
+        return self.activation(self.norm(self.layer(inputs)))
+
+
+class Backwards(nn.Module):
+    """Defines its activation before the layer whose output it gets."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.activation, self.first, self.second = activation, nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, inputs):
+        return self.second(self.activation(self.first(inputs)))
+
+
+@pytest.mark.parametrize(
+    'model, fused',
+    [
+        (Backwards(nn.GELU()), ['gelu', 'none']),
+        (Backwards(nn.GELU('tanh')), ['gelu', 'none']),
+        (Backwards(nn.ReLU()), ['relu', 'none']),
+        (Backwards(nn.SiLU()), ['none', 'none']),
+        (
+            nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 4)),
+            ['relu', 'gelu', 'none'],
+        ),
+        (Normed(), ['none']),
+    ],
+)
+def test_what_is_fused_computes_the_same(model, fused, always):
+    inputs = torch.randn(3, 4)
+
+    def embed():
+        with torch.inference_mode():
+            return model(inputs).numpy()
+
+    before = embed()
+    assert prepack(model, embed)
+    assert [module.activation[0] for module in model.modules() if isinstance(module, PrepackedLinear)] == fused
     np.testing.assert_allclose(embed(), before, atol=1e-6)
