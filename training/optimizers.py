@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from finetuner.inference.clip_encoders import TEXT, VISION
 from training.losses import unknown_name
 from training.sparse_adam import SparseAdam
 
@@ -33,6 +35,9 @@ DEFAULT_OPTIONS: dict[str, dict[str, Any]] = {
 }
 # beside the arguments of torch's classes
 LAYER_DECAY = 'layer_wise_lr_decay'
+OF_ENCODERS = (TEXT, VISION)
+"""Encoders that may have options of their own."""
+ENCODER_OPTIONS = ('lr', 'weight_decay')
 
 SCHEDULERS = ('linear', 'cosine', 'cosine_with_restarts', 'polynomial', 'constant', 'constant_with_warmup')
 # options of single schedules: how many waves (or halves of one), the exponent, the last learning rate
@@ -85,7 +90,9 @@ def check_optimizer(name: str, options: dict[str, Any] | None, argument: str = '
             raise ValueError(f'{argument}_options: {LAYER_DECAY} is {decay!r}: give a number above 0, at most 1')
         if decay is not None and name == 'LBFGS':
             raise ValueError(f'{argument}_options: LBFGS has one learning rate for all weights, so no {LAYER_DECAY}')
-        known.append(LAYER_DECAY)
+        for encoder in OF_ENCODERS:
+            _check_encoder_options(name, encoder, options.pop(encoder, {}), known)
+        known += [LAYER_DECAY, *OF_ENCODERS]
     for option in options:
         if option not in known:
             raise ValueError(f'{argument}_options: ' + unknown_name(f'option of {name}', option, known))
@@ -97,6 +104,20 @@ def check_optimizer(name: str, options: dict[str, Any] | None, argument: str = '
         raise ValueError(f'{argument}_options of {name}: {error}') from error
 
 
+def _check_encoder_options(name: str, encoder: str, options: Any, known: Sequence[str]) -> None:
+    place = f'optimizer_options: {encoder}'
+    if not isinstance(options, dict):
+        raise ValueError(f'{place} is {options!r}: give options by their names, such as {{"lr": 1e-5}}')
+    if options and name == 'LBFGS':
+        raise ValueError(f'{place}: LBFGS has one learning rate for all weights')
+    having = [option for option in ENCODER_OPTIONS if option in known]
+    for option, value in options.items():
+        if option not in having:
+            raise ValueError(f'{place}: ' + unknown_name(f'option of an encoder with {name}', option, having))
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise ValueError(f'{place}: {option} is {value!r}: give a number, 0 or above')
+
+
 def make_optimizers(task: Task, config: FitConfig) -> list[torch.optim.Optimizer]:
     """One optimizer for the encoders, and one for the weights of the objective if it has any. Frozen weights are in
     neither.
@@ -104,13 +125,14 @@ def make_optimizers(task: Task, config: FitConfig) -> list[torch.optim.Optimizer
     Single numbers that the objective learns, such as the temperature of a contrastive loss, go with the encoders, at
     their learning rate and without weight decay, unless a `loss_optimizer` is asked for.
 
-    :raises ValueError: there is nothing to train.
+    :raises ValueError: there is nothing to train, or options are for an encoder that is not there.
     """
     from training.config import DEFAULT_LEARNING_RATE, DEFAULT_LOSS_LEARNING_RATE
 
     rate = _rate(config.optimizer, config.optimizer_options, config.learning_rate, DEFAULT_LEARNING_RATE)
-    decay = (config.optimizer_options or {}).get(LAYER_DECAY, 1.0)
-    groups = encoder_groups(task.encoders, rate, decay)  # type: ignore[arg-type]
+    options = config.optimizer_options or {}
+    own = {name: options[name] for name in OF_ENCODERS if name in options}
+    groups = encoder_groups(task.by_name, rate, options.get(LAYER_DECAY, 1.0), own)
     learned = [parameter for parameter in task.objective.parameters() if parameter.requires_grad]
     numbers = [] if config.loss_optimizer else [parameter for parameter in learned if not parameter.ndim]
     others = [parameter for parameter in learned if all(parameter is not number for number in numbers)]
@@ -120,32 +142,48 @@ def make_optimizers(task: Task, config: FitConfig) -> list[torch.optim.Optimizer
     if groups:
         optimizers.append(make_optimizer(config.optimizer, groups, rate, config.optimizer_options))
     if others:
-        name, options = config.loss_optimizer or config.optimizer, config.loss_optimizer_options
-        rate = _rate(name, options, None, DEFAULT_LOSS_LEARNING_RATE)
-        optimizers.append(make_optimizer(name, [{'params': others}], rate, options))
+        name, of_loss = config.loss_optimizer or config.optimizer, config.loss_optimizer_options
+        rate = _rate(name, of_loss, None, DEFAULT_LOSS_LEARNING_RATE)
+        optimizers.append(make_optimizer(name, [{'params': others}], rate, of_loss))
     if not optimizers:
         raise ValueError('there is nothing to train: all weights are frozen')
     return optimizers
 
 
-def encoder_groups(encoders: Mapping[str, Encoder], rate: float, decay: float = 1.0) -> list[dict[str, Any]]:
-    """The weights that are trained, each once, in groups of one learning rate.
+def encoder_groups(
+    encoders: Mapping[str, Encoder],
+    rate: float,
+    decay: float = 1.0,
+    own: Mapping[str, Mapping[str, float]] | None = None,
+) -> list[dict[str, Any]]:
+    """The weights that are trained, each once, in groups of one learning rate and weight decay.
 
     :param decay: the last layer group and what comes after it have the full rate, each group before `decay` times that
         of the next one.
+    :param own: `lr` and `weight_decay` of single encoders, in place of those of all.
+    :raises ValueError: one of `own` is not among the encoders.
     """
-    by_rate: dict[float, list[nn.Parameter]] = {}
+    own = own or {}
+    for name in own:
+        if name not in encoders:
+            raise ValueError(f'optimizer_options: {name} is no encoder of this model, which has {", ".join(encoders)}')
+    groups: dict[tuple[float, float | None], list[nn.Parameter]] = {}
     seen: set[int] = set()
-    for encoder in encoders.values():
+    for name, encoder in encoders.items():
+        its = own.get(name, {})
         layers = encoder.layer_groups() if decay != 1 else []
         parts: list[nn.Module] = [*layers, encoder]
         for position, part in enumerate(parts):
             depth = max(len(layers) - 1 - position, 0)
+            key = its.get('lr', rate) * decay**depth, its.get('weight_decay')
             for parameter in part.parameters():
                 if parameter.requires_grad and id(parameter) not in seen:
                     seen.add(id(parameter))
-                    by_rate.setdefault(rate * decay**depth, []).append(parameter)
-    return [{'params': parameters, 'lr': rate} for rate, parameters in by_rate.items()]
+                    groups.setdefault(key, []).append(parameter)
+    return [
+        {'params': parameters, 'lr': lr, **({} if weight_decay is None else {'weight_decay': weight_decay})}
+        for (lr, weight_decay), parameters in groups.items()
+    ]
 
 
 def make_optimizer(
@@ -159,7 +197,7 @@ def make_optimizer(
     cls = OPTIMIZERS[name]
     known = inspect.signature(cls).parameters
     options = DEFAULT_OPTIONS.get(name, {}) | (options or {}) | {'lr': learning_rate}
-    options.pop(LAYER_DECAY, None)
+    options = {option: value for option, value in options.items() if option not in (LAYER_DECAY, *OF_ENCODERS)}
     if name == 'LBFGS':  # takes one group only
         return cls([parameter for group in groups for parameter in group['params']], **options)
     groups = [{key: value for key, value in group.items() if key == 'params' or key in known} for group in groups]

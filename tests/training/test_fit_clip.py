@@ -75,6 +75,30 @@ def test_the_artifact_has_two_models_and_their_weights_once(result):
     assert yaml.safe_load((opened.directory / 'config.yml').read_text())['loss'] == 'CLIPLoss'
 
 
+def test_each_encoder_learns_at_its_own_rate(pairs, tiny_open_clip, tmp_path):
+    still = training.fit(
+        str(tiny_open_clip),
+        pairs,
+        directory=tmp_path / 'still',
+        loss='CLIPLoss',
+        sampler='random',
+        learning_rate=2e-3,
+        optimizer_options={'clip-vision': {'lr': 0.0}},
+        epochs=1,
+        batch_size=16,
+        device='cpu',
+    )
+    before = load_encoders(tiny_open_clip)
+    after = load_encoders(open_artifact(still.artifact).directory / 'models')
+    changed = {
+        name: any(
+            (one != two).any() for one, two in zip(before[name].parameters(), after[name].parameters(), strict=True)
+        )
+        for name in before
+    }
+    assert changed == {'clip-text': True, 'clip-vision': False}
+
+
 def test_a_model_must_be_selected(result):
     with pytest.raises(SelectModelRequired, match='set select_model to one of clip-text, clip-vision'):
         finetuner.get_model(result.artifact)

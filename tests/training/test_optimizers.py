@@ -217,6 +217,28 @@ def test_each_of_two_towers_decays_by_itself():
     assert sum(len(group['params']) for group in optimizer.param_groups) == 4 + 6 + 1
 
 
+def test_an_encoder_may_have_a_learning_rate_and_a_weight_decay_of_its_own():
+    text, vision = MLPEncoder(4, [6, 5]), MLPEncoder(3, [6, 7, 5])
+    task = Task({'clip-text': text, 'clip-vision': vision}, Weighted(temperature=True))
+    options = {'weight_decay': 0.2, 'clip-text': {'lr': 1e-2, 'weight_decay': 0.0}, 'clip-vision': {'lr': 1e-3}}
+    (optimizer,) = make_optimizers(task, Config('AdamW', options, 0.4))
+    assert rates(optimizer, text=text, vision=vision, temperature=task.objective) == {
+        'text': 1e-2,
+        'vision': 1e-3,
+        'temperature': 0.4,
+    }
+    decays = {group['lr']: group['weight_decay'] for group in optimizer.param_groups}
+    assert decays == {1e-2: 0.0, 1e-3: 0.2, 0.4: 0.0}
+
+    (optimizer,) = make_optimizers(task, Config('SGD', {LAYER_DECAY: 0.5, 'clip-vision': {'lr': 0.1}}, 0.4))
+    layers = {f'text {n}': part for n, part in enumerate(text.layer_groups())}
+    layers |= {f'vision {n}': part for n, part in enumerate(vision.layer_groups())}
+    assert list(rates(optimizer, **layers).values()) == pytest.approx([0.2, 0.4, 0.025, 0.05, 0.1])
+
+    with pytest.raises(ValueError, match='clip-text is no encoder of this model, which has model'):
+        make_optimizers(Parts().task, Config('AdamW', {'clip-text': {'lr': 0.1}}))
+
+
 def test_frozen_weights_are_in_no_optimizer():
     parts = Parts()
     freeze(parts.encoder, 2)
@@ -245,6 +267,11 @@ def test_fused_where_torch_can():
         ('Adam', {'betas': [2, 3]}, 'optimizer_options of Adam: '),
         ('Adam', {LAYER_DECAY: 1.5}, 'layer_wise_lr_decay is 1.5: give a number above 0'),
         ('LBFGS', {LAYER_DECAY: 0.5}, 'LBFGS has one learning rate'),
+        ('LBFGS', {'clip-text': {'lr': 0.5}}, 'clip-text: LBFGS has one learning rate'),
+        ('Adam', {'clip-text': 0.5}, 'clip-text is 0.5: give options by their names, such as {"lr": 1e-5}'),
+        ('Adam', {'clip-text': {'betas': 1}}, "clip-text: unknown option of an encoder with Adam 'betas'"),
+        ('Rprop', {'clip-text': {'weight_decay': 0.1}}, "clip-text: unknown option .* 'weight_decay'"),
+        ('Adam', {'clip-vision': {'lr': -1}}, 'clip-vision: lr is -1: give a number, 0 or above'),
     ],
 )
 def test_what_does_not_exist_is_refused(name, options, message):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -51,7 +51,8 @@ Space = dict[str, Range | Annotated[list[Scalar], Field(min_length=1)]]
 class Search(BaseModel):
     """Which values of the arguments of a fit are tried.
 
-    :param space: by argument, values to choose of or a range. An option of it is written `loss_options.margin`.
+    :param space: by argument, values to choose of or a range. An option of it is written `loss_options.margin`, one of
+        an encoder `optimizer_options.clip-text.lr`.
     :param evaluations: how many trainings are tried where no earlier iteration tells what is good.
     """
 
@@ -124,8 +125,7 @@ class Method(BaseModel):
         for path, value in chosen.items():
             if path not in self.search.space:
                 raise ParameterError(f'{path!r} is not in the search space of the method {self.name!r}')
-            argument, _, option = path.partition('.')
-            values[argument] = {**(values.get(argument) or {}), option: value} if option else value
+            values = _with(values, path.split('.'), value)
         return FitConfig.from_arguments(**values)
 
     @property
@@ -140,6 +140,12 @@ class Method(BaseModel):
         yield first
         for path, values in ends.items():
             yield from ({**first, path: value} for value in values[1:])
+
+
+def _with(values: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """A copy in which what is at the path is this value; the mappings on the way are copied, or made."""
+    name, *inner = path
+    return {**values, name: _with(values.get(name) or {}, inner, value) if inner else value}
 
 
 def _ends(values: Range | list[Scalar]) -> list[Scalar]:

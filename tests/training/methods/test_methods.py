@@ -52,6 +52,17 @@ def test_options_of_the_method_stay_beside_those_that_are_chosen(write):
     assert method.config({}, 'x').loss_options == {'margin': 0.1, 'min_difference': 0.01}
 
 
+def test_encoders_have_learning_rates_of_their_own(shipped):
+    space = shipped['text-to-image'].search.space
+    chosen = {path: values[-1] if isinstance(values, list) else values.high for path, values in space.items()}
+    config = shipped['text-to-image'].config(chosen, 'clicks')
+    assert config.optimizer_options == {
+        'clip-text': {'lr': 2e-5, 'weight_decay': 1e-4},
+        'clip-vision': {'lr': 2e-5, 'weight_decay': 1e-4},
+    }
+    assert config.loss_options == {'margin': 0.05}
+
+
 def test_methods_of_the_operator_come_first(write, tmp_path, monkeypatch):
     write({**PLAIN, 'name': 'text-to-text', 'description': 'ours'})
     write({**PLAIN, 'name': 'Default Fine Tuning Method'}, 'other.yml')
