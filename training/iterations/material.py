@@ -12,10 +12,8 @@ from finetuner.excepts import DataError
 from registry import Registry
 from registry.shards import write_shard
 from training.clicks.examples import Judged, judge, training_documents
-from training.clicks.feedback import read_feedback
 from training.clicks.split import split_sessions
 from training.losses import objective_shape
-from training.methods.item_loading import load_items
 from training.methods.method import Method
 
 logger = logging.getLogger(__name__)
@@ -50,10 +48,10 @@ def gather(registry: Registry, account_id: str, batch_id: str, method: Method, s
     """
     options = method.clicks
     sessions = registry.clicks.all_batch_sessions(account_id, batch_id)
-    feedback = read_feedback(sessions, options.events, options.clickless_is_irrelevant)
+    feedback = method.feedback(sessions)
     if not feedback:
         raise DataError(f'the batch {batch_id} has no session with a query and results')
-    loaded = load_items(method.items, registry.clicks.all_batch_sessions(account_id, batch_id), folder / ITEMS)
+    loaded = method.load_items(registry.clicks.all_batch_sessions(account_id, batch_id), folder / ITEMS)
     held_out = split_sessions(feedback, options.test_share, seed)
     inner = split_sessions(held_out.train, options.test_share, seed + 1)
     train = judge(inner.train, options, loaded.contents)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import os
 import re
+import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -17,6 +23,8 @@ from training.methods.method import Method
 VARIABLE = 'FINETUNER_METHODS'
 SHIPPED = Path(__file__).parent
 MAX_BYTES = 1 << 20
+CLASS = 'class'
+"""What names a subclass of :class:`Method` in a file."""
 
 
 def method_folders() -> list[Path]:
@@ -57,7 +65,8 @@ def load_method(name: str, folders: Sequence[Path] | None = None) -> Method:
 
 def read_method(path: Path) -> Method:
     """
-    :raises ParameterError: the file is no YAML, or says something that is unknown or wrong; the message names it.
+    :raises ParameterError: the file is no YAML, says something that is unknown or wrong, or names a class that is not
+        to be had; the message names it.
     """
     try:
         with path.open('rb') as file:
@@ -72,10 +81,47 @@ def read_method(path: Path) -> Method:
         raise ParameterError(f'{path} is no YAML: {" ".join(str(error).split())}') from error
     if not isinstance(values, dict):
         raise ParameterError(f'{path} is no method: it holds no mapping of names to values')
+    method = _method_class(path, values.pop(CLASS)) if CLASS in values else Method
     try:
-        return Method.model_validate(values)
+        return method.model_validate(values)
     except ValidationError as error:
         raise ParameterError(f'{path}: {"; ".join(_sentence(dict(found)) for found in error.errors())}') from None
+
+
+def _method_class(path: Path, named: Any) -> type[Method]:
+    """The class that a file names: `module.Class`, of a Python file beside it."""
+    if not isinstance(named, str) or not re.fullmatch(r'[A-Za-z_]\w*\.[A-Za-z_]\w*', named):
+        raise ParameterError(
+            f'{path}: class is {named!r}: name a Python file beside this one, and a class in it, as our_shop.OurShop'
+        )
+    module, _, name = named.partition('.')
+    file = path.with_name(f'{module}.py')
+    try:
+        changed = file.stat().st_mtime_ns
+    except OSError as error:
+        raise ParameterError(f'{path}: class is of {file}, which cannot be read: {error.strerror}') from error
+    found = getattr(_import(file, changed), name, None)
+    if not isinstance(found, type) or not issubclass(found, Method):
+        raise ParameterError(f'{path}: {file} has no class {name} that is derived from training.methods.Method')
+    return found
+
+
+@lru_cache(maxsize=64)
+def _import(file: Path, changed: int) -> ModuleType:
+    """The module in a file of the operator.
+
+    :param changed: when the file was; one that has changed is imported anew.
+    """
+    name = f'finetuner_method_{hashlib.sha256(f"{file} {changed}".encode()).hexdigest()[:16]}'
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None, 'it ends with .py'
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where types are looked up by their names
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ParameterError(f'{file} cannot be imported: {type(error).__name__}: {error}') from error
+    return module
 
 
 class _Loader(yaml.SafeLoader):

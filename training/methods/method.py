@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from finetuner.excepts import ParameterError
+from registry.click_records import ClickSession
 from registry.names import check_alias
+from training.clicks.feedback import Feedback, read_feedback
 from training.clicks.options import ClickOptions
 from training.config import FitConfig
 from training.losses import objective_shape
+from training.methods.item_loading import LoadedItems, load_items
 from training.methods.items import ItemSource
 
 # arguments of a fit that do not belong to a method: the clicks, and the task that uses it, decide them
@@ -64,6 +68,9 @@ class Search(BaseModel):
 
 class Method(BaseModel):
     """A way to fine-tune a model by clicks.
+
+    A subclass may have fields of its own, which its file sets, and may override :meth:`feedback`, :meth:`load_items`
+    and :meth:`config`.
 
     :param name: what a task calls it.
     :param model: a short name, a hub id or a model directory.
@@ -127,6 +134,18 @@ class Method(BaseModel):
                 raise ParameterError(f'{path!r} is not in the search space of the method {self.name!r}')
             values = _with(values, path.split('.'), value)
         return FitConfig.from_arguments(**values)
+
+    def feedback(self, sessions: Iterable[ClickSession]) -> list[Feedback]:
+        """What sessions say of the results that they show."""
+        return read_feedback(sessions, self.clicks.events, self.clicks.clickless_is_irrelevant)
+
+    def load_items(self, sessions: Iterable[ClickSession], directory: Path) -> LoadedItems:
+        """The contents of the items that sessions show.
+
+        :param directory: for files of them; it is kept while the task is worked on.
+        :raises DataError: none can be read.
+        """
+        return load_items(self.items, sessions, directory)
 
     @property
     def promoted_alias(self) -> str:

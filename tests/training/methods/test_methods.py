@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import yaml
 
@@ -136,3 +138,54 @@ def test_one_name_in_two_files_of_a_folder_is_refused(write, tmp_path):
     write(PLAIN, 'again.yml')
     with pytest.raises(ParameterError, match="both hold the method 'mine'"):
         find_methods([tmp_path])
+
+
+OURS = """
+from __future__ import annotations
+from training.methods import Method
+
+class Ours(Method):
+    bonus: float = 2.0
+
+    def config(self, chosen, train_data, **arguments):
+        return super().config(chosen, train_data, **arguments | {'epochs': 7})
+"""
+
+
+def test_a_file_may_name_a_class_of_the_operator(write, tmp_path):
+    write(OURS, 'our_shop.py')
+    method = read_method(write({**PLAIN, 'class': 'our_shop.Ours', 'bonus': 3}))
+    assert (method.bonus, method.name, method.config({}, 'clicks').epochs) == (3.0, 'mine', 7)
+    assert find_methods([tmp_path])['mine'].bonus == 3.0
+    with pytest.raises(ParameterError, match=r"mine.yml: 'bonus' is unknown"):
+        read_method(write({**PLAIN, 'bonus': 3}))
+    with pytest.raises(ParameterError, match='mine.yml: bonus: Input should be a valid number'):
+        read_method(write({**PLAIN, 'class': 'our_shop.Ours', 'bonus': 'much'}))
+
+
+def test_a_class_that_has_changed_is_read_anew(write):
+    path = write(OURS, 'our_shop.py')
+    file = write({**PLAIN, 'class': 'our_shop.Ours'})
+    assert read_method(file).bonus == 2.0
+    path.write_text(OURS.replace('2.0', '4.0'))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert read_method(file).bonus == 4.0
+
+
+@pytest.mark.parametrize(
+    ('named', 'sentence'),
+    [
+        ('Ours', "class is 'Ours': name a Python file beside this one"),
+        ('../our_shop.Ours', "class is '../our_shop.Ours': name a Python file beside this one"),
+        (['our_shop'], 'name a Python file beside this one'),
+        ('theirs.Ours', 'class is of .*theirs.py, which cannot be read: No such file or directory'),
+        ('our_shop.Theirs', 'our_shop.py has no class Theirs that is derived from training.methods.Method'),
+        ('our_shop.annotations', 'our_shop.py has no class annotations that is derived'),
+        ('broken.Ours', 'broken.py cannot be imported: NameError: '),
+    ],
+)
+def test_a_class_that_is_not_to_be_had_is_told(write, named, sentence):
+    write(OURS, 'our_shop.py')
+    write('nothing + 1', 'broken.py')
+    with pytest.raises(ParameterError, match=sentence):
+        read_method(write({**PLAIN, 'class': named}))
