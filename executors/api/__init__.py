@@ -21,6 +21,7 @@ from executors.api import (
     experiments,
     logs,
     runs,
+    searching,
     tuning,
 )
 from executors.api.request import StrictRoute
@@ -40,6 +41,7 @@ ROUTERS = {
     '/aliases': aliases.router,
     '/register_session': clickstream.router,
     '/tuning_tasks': tuning.router,
+    '/search': searching.router,
 }
 
 

@@ -8,17 +8,17 @@ onnxruntime for few tokens, and torch for many.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from finetuner.inference.by_size import BySizeEngine
 from finetuner.inference.engine import InferenceEngine
 from finetuner.inference.samples import sample_contents
+from finetuner.inference.timing import compare
 
 _SAMPLES = {'text': 32, 'image': 4}
-_ROUNDS = 2
 _WORTH = 1.05  # what is to be gained at least for the memory that torch needs beyond onnxruntime
 _WORTH_BOTH = 1.15  # what is to be gained for single texts for the memory of two models
 _FEW = (1, 4, 16)  # texts in the batches that are tried, to find which are small
@@ -91,13 +91,10 @@ def _features(engine: InferenceEngine) -> list[np.ndarray]:
 
 
 def _measure(engines: Sequence[InferenceEngine], features: Sequence[np.ndarray]) -> list[float]:
-    """Seconds of each for all features, in the best of some rounds that they do in turns."""
-    seconds = [[_time(engine, features) for engine in engines] for _ in range(1 + _ROUNDS)]
-    return [min(taken) for taken in zip(*seconds[1:], strict=True)]  # the first round warms up
+    """Seconds of each for all features."""
 
+    def embed_all(engine: InferenceEngine) -> None:
+        for batch in engine.split(features, engine.batch_size):
+            engine.embed([features[row] for row in batch])
 
-def _time(engine: InferenceEngine, features: Sequence[np.ndarray]) -> float:
-    began = time.perf_counter()
-    for batch in engine.split(features, engine.batch_size):
-        engine.embed([features[row] for row in batch])
-    return time.perf_counter() - began
+    return compare([partial(embed_all, engine) for engine in engines])[1]

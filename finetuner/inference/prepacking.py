@@ -6,15 +6,16 @@ bias is copied to the output first; and the activation goes through the output o
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-_ROUNDS = 2
+from finetuner.inference.timing import compare
+
 _WORTH = 1.02  # what is to be gained at least
 _SAME = 1e-4  # of the length of an embedding in fp32; in bf16 the order of a sum shows in the third digit
 _SAME_IN_BF16 = 2e-2
@@ -124,35 +125,36 @@ def _onednn_name(module: nn.Module) -> tuple[str, str] | None:
 
 def _swap_if_better(model: nn.Module, fusions: Sequence[_Fusion], embed: Callable[[], np.ndarray]) -> bool:
     """Prepack the linear layers, some of them with an activation; undo it if that does not pay."""
-    layers = _linear_layers(model)
-    is_reduced = any(layer.weight.dtype is torch.bfloat16 for _, _, layer in layers)
     swaps: list[_Swap] = []
+
+    def embed_with(is_new: bool) -> np.ndarray:
+        _swap(swaps, is_new)
+        return embed()
+
+    layers = _linear_layers(model)
     try:
-        after = {id(fusion.layer): _onednn_name(fusion.activation) for fusion in fusions}
-        packed = {id(layer): PrepackedLinear(layer, after.get(id(layer)) or _NO_ACTIVATION) for _, _, layer in layers}
-        swaps = [_Swap(parent, name, layer, packed[id(layer)]) for parent, name, layer in layers]
-        swaps += [_Swap(fusion.parent, fusion.name, fusion.activation, nn.Identity()) for fusion in fusions]
-        expected, found, gain = _try(swaps, embed)
+        swaps += _swaps(layers, fusions)
+        (expected, found), (before, after) = compare([partial(embed_with, False), partial(embed_with, True)])
     except (AttributeError, RuntimeError, TypeError):  # code that reads the weights by itself
-        expected, found, gain = np.zeros((1, 1)), np.ones((1, 1)), 0.0
+        _swap(swaps, False)
+        return False
+    is_reduced = any(layer.weight.dtype is torch.bfloat16 for _, _, layer in layers)
     tolerance = (_SAME_IN_BF16 if is_reduced else _SAME) * np.linalg.norm(expected, axis=1, keepdims=True)
-    is_better = gain > _WORTH and bool((np.abs(found - expected) <= tolerance).all())
+    is_better = before > _WORTH * after and bool((np.abs(found - expected) <= tolerance).all())
     _swap(swaps, is_better)
     return is_better
 
 
-def _try(swaps: Sequence[_Swap], embed: Callable[[], np.ndarray]) -> tuple[np.ndarray, np.ndarray, float]:
-    """The embeddings as they are and with others in place of parts, and how much faster these are."""
-    results: dict[bool, np.ndarray] = {}
-    seconds: dict[bool, list[float]] = {False: [], True: []}
-    for _ in range(1 + _ROUNDS):
-        for is_new in (False, True):
-            _swap(swaps, is_new)
-            began = time.perf_counter()
-            results[is_new] = embed()
-            seconds[is_new].append(time.perf_counter() - began)
-    before, after = (min(seconds[is_new][1:]) for is_new in (False, True))  # the first round warms up
-    return results[False], results[True], before / after
+def _swaps(layers: Sequence[tuple[nn.Module, str, nn.Linear]], fusions: Sequence[_Fusion]) -> list[_Swap]:
+    """What takes the place of the layers, each packed once, and of the activations that go with them."""
+    activations = {id(fusion.layer): _onednn_name(fusion.activation) for fusion in fusions}
+    packed: dict[int, PrepackedLinear] = {}
+    for _, _, layer in layers:
+        if id(layer) not in packed:
+            packed[id(layer)] = PrepackedLinear(layer, activations.get(id(layer)) or _NO_ACTIVATION)
+    return [_Swap(parent, name, layer, packed[id(layer)]) for parent, name, layer in layers] + [
+        _Swap(fusion.parent, fusion.name, fusion.activation, nn.Identity()) for fusion in fusions
+    ]
 
 
 def _swap(swaps: Sequence[_Swap], is_new: bool) -> None:
