@@ -7,76 +7,140 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from logging import Logger
 
 import numpy as np
 from pgvector.sqlalchemy import VECTOR
-from sqlalchemy import JSON, Column, Index, Integer, MetaData, String, Table, Text, delete, inspect, or_, select, text
+from sqlalchemy import (
+    JSON,
+    Column,
+    Connection,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    delete,
+    func,
+    inspect,
+    or_,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
 from executors.vector_index import Hit
-from finetuner.excepts import RegistryError
+from finetuner.excepts import RegistryError, UnavailableError
 from registry.database import Database
 from registry.search_items import SearchItem
 
 PREFIX = 'finetuner_items_'
 """Of the names of the tables."""
+LOCK = 0x66_69_6E_64
+"""Any number that no other program on the same database locks."""
+OLDEST = (0, 8)
+"""The version of pgvector whose HNSW goes on when what it found was deleted."""
+MANY = 10_000
+"""Items of an account from which on it gets an HNSW index; with fewer, a query is compared with each."""
 MAX_INDEXED = 2000
-"""Dimensions of embeddings that pgvector has an HNSW index for; with more a query is compared with every item."""
+"""Dimensions of embeddings that pgvector has an HNSW index for."""
 CANDIDATES = 200
 """Items that HNSW looks at for a query, at least."""
 
 
-def open_vectors(url: str) -> Database:
-    """The database for indices.
+class PgVectors:
+    """A database for indices. Tables in it whose names begin with :data:`PREFIX` are those of the one who holds it.
 
-    :param url: `postgresql://user:password@host/name`. Tables in it whose names begin with :data:`PREFIX` are ours.
-    :raises RegistryError: it is no PostgreSQL, or has no pgvector.
-    :raises UnavailableError: it cannot be reached.
+    :param url: `postgresql://user:password@host/name`.
+    :raises RegistryError: it is no PostgreSQL, cannot be used as this user, or has no pgvector.
+    :raises UnavailableError: it cannot be reached, or another search holds it.
     """
-    database = Database(url)
-    try:
-        if database.is_sqlite:
-            raise RegistryError(
-                'FINETUNER_SEARCH_INDEX_URL is of SQLite: it takes postgresql://user:password@host/name'
-            )
-        with database.write() as session:
-            _create_extension(session)
-    except BaseException:
-        database.close()
-        raise
-    return database
+
+    def __init__(self, url: str, logger: Logger):
+        self.database, self._logger = Database(url), logger
+        try:
+            if self.database.is_sqlite:
+                raise RegistryError(
+                    'FINETUNER_SEARCH_INDEX_URL is of SQLite: it takes postgresql://user:password@host/name'
+                )
+            with self.database.connecting():
+                self._holder = self._autocommit()
+            _check_extension(self._holder)
+            if not self._holder.scalar(select(func.pg_try_advisory_lock(LOCK))):
+                raise UnavailableError('Another search has its index in the database of FINETUNER_SEARCH_INDEX_URL')
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if hasattr(self, '_holder'):
+            self._holder.close()
+        self.database.close()
+
+    def index(self, model: str, dim: int) -> PgVectorIndex:
+        """The index of a model, with what is in it from before."""
+        return PgVectorIndex(self, model, dim)
+
+    def drop_others(self, names: Collection[str]) -> None:
+        """Drop the tables of all models but these. What cannot be dropped stays, and the log says why."""
+        try:
+            with self.database.write() as session:
+                connection = session.connection()
+                for name in inspect(connection).get_table_names():
+                    if name.startswith(PREFIX) and name not in names:
+                        Table(name, MetaData()).drop(connection, checkfirst=True)
+        except (DBAPIError, UnavailableError) as error:
+            self._logger.warning(f'the tables of models before stay in the index database: {error}')
+
+    @contextmanager
+    def outside_transactions(self) -> Iterator[Connection]:
+        connection = self._autocommit()
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def _autocommit(self) -> Connection:
+        return self.database.engine.connect().execution_options(isolation_level='AUTOCOMMIT')
 
 
-def _create_extension(session: Session) -> None:
-    if session.scalar(text("SELECT 1 FROM pg_extension WHERE extname = 'vector'")):
-        return  # who may not create it may use it
+def _check_extension(connection: Connection) -> None:
+    """Create it, if this user may; who may not may use what is there."""
+    installed = select(text('extversion')).select_from(text('pg_extension')).where(text("extname = 'vector'"))
     try:
-        session.execute(text('CREATE EXTENSION IF NOT EXISTS vector'))
+        if connection.scalar(installed) is None:
+            connection.execute(text('CREATE EXTENSION IF NOT EXISTS vector'))
     except DBAPIError as error:
         said = str(error.orig).partition('\n')[0]
         raise RegistryError(
-            f'The database at FINETUNER_SEARCH_INDEX_URL has no pgvector ({said}): install it as '
+            f'The database of FINETUNER_SEARCH_INDEX_URL has no pgvector ({said}): install it as '
             'https://github.com/pgvector/pgvector says, and have a superuser run CREATE EXTENSION vector in it'
         ) from error
+    version = str(connection.scalar(installed))
+    if tuple(int(part) for part in version.split('.')[:2]) < OLDEST:
+        wanted = '.'.join(map(str, OLDEST))
+        raise RegistryError(
+            f'The database of FINETUNER_SEARCH_INDEX_URL has pgvector {version}, and {wanted} is needed: update it, '
+            'and run ALTER EXTENSION vector UPDATE in it'
+        )
 
 
 class PgVectorIndex:
-    """By HNSW, which may miss one of the nearest items now and then; exact for accounts with few.
+    """Compares a query with every item of the account, or, where it has many, searches an HNSW index of its own, which
+    may miss one of the nearest now and then.
 
     :param model: that all embeddings are of.
     :param dim: their dimensions.
     """
 
-    def __init__(self, database: Database, model: str, dim: int):
+    def __init__(self, vectors: PgVectors, model: str, dim: int):
         self.model = model
-        self._database = database
+        self._vectors, self._database, self._dim = vectors, vectors.database, dim
         self._items = _table(model, dim)
-        with database.write() as session:
-            # two at once would both find that it is not there
-            session.execute(text('SELECT pg_advisory_xact_lock(hashtext(:name))'), {'name': self._items.name})
+        with self._database.write() as session:
             self._items.create(session.connection(), checkfirst=True)
 
     @property
@@ -84,7 +148,7 @@ class PgVectorIndex:
         return self._items.name
 
     def upsert(self, items: Sequence[SearchItem]) -> None:
-        """What is there already is not written again."""
+        """What is newer in the table stays."""
         if not items:
             return
         columns = self._items.c
@@ -93,41 +157,64 @@ class PgVectorIndex:
         statement = statement.on_conflict_do_update(
             index_elements=[columns.account_id, columns.object_id],
             set_={name: new[name] for name in ('item_id', 'revision', 'text', 'meta', 'embedding')},
-            where=or_(columns.item_id != new.item_id, columns.revision != new.revision),
+            where=or_(columns.item_id != new.item_id, columns.revision < new.revision),
         )
-        rows = [
-            {
-                'account_id': item.account_id,
-                'object_id': item.object_id,
-                'item_id': item.id,
-                'revision': item.revision,
-                'text': item.text,
-                'meta': dict(item.meta or {}),
-                'embedding': np.frombuffer(item.embedding, np.float32),
-            }
-            for item in items
-        ]
         with self._database.write() as session:
-            session.execute(statement, rows)
+            session.execute(statement, [_row(item) for item in items])
 
-    def keep(self, items: Sequence[SearchItem], after: str, last: str | None) -> None:
-        item_id = self._items.c.item_id
-        others = delete(self._items).where(item_id > after, item_id.not_in([item.id for item in items]))
+    def sync(self, items: Sequence[SearchItem], after: str, last: str | None) -> None:
+        """What is as it is to be is neither sent nor written."""
+        columns = self._items.c
+        known = select(columns.item_id, columns.revision).where(columns.item_id > after)
         with self._database.write() as session:
-            session.execute(others if last is None else others.where(item_id <= last))
+            found = session.execute(known if last is None else known.where(columns.item_id <= last))
+            there = {row.item_id: row.revision for row in found}
+            if gone := there.keys() - {item.id for item in items}:
+                session.execute(delete(self._items).where(columns.item_id.in_(gone)))
+        self.upsert([item for item in items if there.get(item.id, 0) < item.revision])
 
-    def delete(self, account_id: str, object_ids: Sequence[str]) -> None:
+    def delete(self, account_id: str, object_ids: Collection[str]) -> None:
         columns = self._items.c
         owned = columns.account_id == account_id, columns.object_id.in_(object_ids)
         with self._database.write() as session:
             session.execute(delete(self._items).where(*owned))
+
+    def keep_accounts(self, account_ids: Collection[str]) -> None:
+        account = self._items.c.account_id
+        with self._database.write() as session:
+            if gone := set(session.scalars(select(account).distinct())) - set(account_ids):
+                session.execute(delete(self._items).where(account.in_(gone)))
+
+    def build(self) -> None:
+        """Make the HNSW indices that are missing, of accounts that have many items. Nobody waits for it."""
+        if self._dim > MAX_INDEXED:
+            return
+        account = self._items.c.account_id
+        many = select(account).group_by(account).having(func.count() >= MANY)
+        with self._vectors.outside_transactions() as connection:
+            found = connection.execute(text(_INDICES), {'table': self.table})
+            built = {row.relname: row.indisvalid for row in found}
+            for account_id in connection.scalars(many).all():
+                name = f'{self.table}_hnsw_{_digest(account_id)}'
+                if built.get(name):
+                    continue
+                if name in built:  # a process was killed while it made it
+                    connection.execute(text(f'DROP INDEX CONCURRENTLY IF EXISTS "{name}"'))
+                literal = String().literal_processor(connection.dialect)
+                assert literal is not None
+                connection.execute(
+                    text(
+                        f'CREATE INDEX CONCURRENTLY "{name}" ON "{self.table}" '
+                        f'USING hnsw (embedding vector_cosine_ops) WHERE account_id = {literal(account_id)}'
+                    )
+                )
 
     def search(self, account_id: str, embedding: np.ndarray, limit: int) -> list[Hit]:
         columns = self._items.c
         distance = columns.embedding.cosine_distance(embedding).label('distance')
         query = select(columns.object_id, columns.text, columns.meta, distance).where(columns.account_id == account_id)
         with self._database.read() as session:
-            # else it ends with the items of others that are nearer
+            # what was deleted does not count
             session.execute(text("SET LOCAL hnsw.iterative_scan = 'strict_order'"))
             session.execute(text(f'SET LOCAL hnsw.ef_search = {max(CANDIDATES, limit)}'))
             found = session.execute(query.order_by(distance).limit(limit)).all()
@@ -138,19 +225,16 @@ class PgVectorIndex:
         ]
 
 
-def drop_others(database: Database, names: Collection[str]) -> None:
-    """Drop the tables of all models but those of these names."""
-    with database.write() as session:
-        connection = session.connection()
-        for name in inspect(connection).get_table_names():
-            if name.startswith(PREFIX) and name not in names:
-                Table(name, MetaData()).drop(connection, checkfirst=True)
+# the indices of a table, and whether they can be used
+_INDICES = """
+SELECT c.relname, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+WHERE i.indrelid = to_regclass(:table)
+"""
 
 
 def _table(model: str, dim: int) -> Table:
-    name = PREFIX + hashlib.sha256(f'{model} {dim}'.encode()).hexdigest()[:16]
-    table = Table(
-        name,
+    return Table(
+        PREFIX + _digest(f'{model} {dim}'),
         MetaData(),
         Column('account_id', String, primary_key=True),
         Column('object_id', String, primary_key=True),
@@ -160,11 +244,19 @@ def _table(model: str, dim: int) -> Table:
         Column('meta', JSON, nullable=False),
         Column('embedding', VECTOR(dim), nullable=False),
     )
-    if dim <= MAX_INDEXED:
-        Index(
-            f'{name}_hnsw',
-            table.c.embedding,
-            postgresql_using='hnsw',
-            postgresql_ops={'embedding': 'vector_cosine_ops'},
-        )
-    return table
+
+
+def _row(item: SearchItem) -> dict[str, object]:
+    return {
+        'account_id': item.account_id,
+        'object_id': item.object_id,
+        'item_id': item.id,
+        'revision': item.revision,
+        'text': item.text,
+        'meta': dict(item.meta or {}),
+        'embedding': np.frombuffer(item.embedding, np.float32),
+    }
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]

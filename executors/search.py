@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from jina import Executor, requests
 
 from executors.answers import answer
@@ -19,19 +20,22 @@ from executors.following import Follower
 from executors.lifetime import end_with_parent
 from executors.opening import open_database, open_registry
 from executors.parameters import DeleteItemsParameters, SearchParameters, TokenParameters
-from executors.pgvector_index import PgVectorIndex, drop_others, open_vectors
+from executors.pgvector_index import PgVectorIndex, PgVectors
 from executors.vector_index import MemoryIndex, VectorIndex
 from finetuner import settings
 from finetuner.documents import DocumentArray
 from finetuner.excepts import DataError
 from finetuner.inference import InferenceEngine, load_engine
 from finetuner.inference.remote import without_secrets
-from registry.database import Database
-from registry.plain import MAX_JSON, json_size
+from registry.plain import MAX_JSON, clean, json_size
 from registry.search_items import NewItem, SearchItem
 
 PIECE = 256
 """Items that are embedded at once."""
+TEND_SECONDS = 300.0
+"""Between two looks at what the index needs."""
+CLOSE_SECONDS = 5.0
+"""For what is being done for the index; what takes longer goes on in the database alone."""
 JSON_ROOM = 8
 """Bytes of JSON around a value of a list: more than there are."""
 
@@ -79,10 +83,10 @@ class SearchExecutor(Executor):
         artifact = artifact or os.environ.get('FINETUNER_ARTIFACT') or model
         self._writing = threading.Lock()
         self._deleted: set[tuple[str, str]] | None = None  # account and item, while another index is made
-        self._vectors: Database | None = None
+        self._vectors: PgVectors | None = None
         try:
             if index_url := index_url or settings.secret('FINETUNER_SEARCH_INDEX_URL'):
-                self._vectors = open_database(partial(open_vectors, index_url), self.logger)
+                self._vectors = open_database(partial(PgVectors, index_url, self.logger), self.logger)
             found, store = find_artifact(artifact, token, self.logger)
             engine = load_engine(model if found is None else found.source, device=self._device, is_measured=True)
         except Exception as error:
@@ -93,10 +97,15 @@ class SearchExecutor(Executor):
         current = None if found is None else found.id
         self._store = store
         self._follower = None if store is None else Follower(artifact, store, current, self._switch, self.logger)
+        self._closing = threading.Event()
+        self._keeper = threading.Thread(target=self._tend, name='keeper of the index', daemon=True)
+        self._keeper.start()
 
     def close(self) -> None:
+        self._closing.set()
         if self._follower is not None:
             self._follower.close()
+        self._keeper.join(CLOSE_SECONDS)
         if self._vectors is not None:
             self._vectors.close()
         self.registry.close()
@@ -111,11 +120,15 @@ class SearchExecutor(Executor):
         with self._writing:
             searched = self.searched
             embeddings = searched.engine.encode_texts([str(document.text) for document in docs])
-            items = [
+            for document, is_finite in zip(docs, np.isfinite(embeddings).all(1), strict=True):
+                if not is_finite:
+                    raise DataError(f'the model makes no embedding of the text of {document.id!r}: numbers overflow')
+            new = [
                 NewItem(str(document.id), str(document.text), document.tags or None, embedding.tobytes())
                 for document, embedding in zip(docs, embeddings, strict=True)
             ]
-            searched.index.upsert(self.registry.items.upsert(account.id, searched.index.model, items))
+            items = self.registry.items.upsert(account.id, searched.index.model, new)
+            searched.index.upsert(items)
             if self._deleted is not None:
                 self._deleted -= {(account.id, item.object_id) for item in items}
         return answer(upserted=len(docs))
@@ -124,12 +137,13 @@ class SearchExecutor(Executor):
     def delete_items(self, docs: DocumentArray, parameters: DeleteItemsParameters, **kwargs: Any) -> DocumentArray:
         """Delete those of the items that there are."""
         account = self.registry.authenticate(parameters.secret)
+        object_ids = [clean(object_id) for object_id in parameters.object_ids]
         with self._writing:
             # first from the index: what is left in the registry alone comes back to it at the next start
-            self.searched.index.delete(account.id, parameters.object_ids)
-            deleted = self.registry.items.delete(account.id, parameters.object_ids)
+            self.searched.index.delete(account.id, object_ids)
+            deleted = self.registry.items.delete(account.id, object_ids)
             if self._deleted is not None:
-                self._deleted |= {(account.id, object_id) for object_id in parameters.object_ids}
+                self._deleted |= {(account.id, object_id) for object_id in object_ids}
         return answer(deleted=deleted)
 
     @requests(on='/search')
@@ -166,9 +180,10 @@ class SearchExecutor(Executor):
             self._deleted = set()
         try:
             index = self._make_index(engine, artifact_id)
+            index.build()
             with self._writing:
-                for account_id, object_id in self._deleted:
-                    index.delete(account_id, [object_id])
+                for account_id in {account_id for account_id, _ in self._deleted}:
+                    index.delete(account_id, {object_id for owner, object_id in self._deleted if owner == account_id})
                 # what has come meanwhile, embedded by the model before
                 for items in _pages(self.registry.items.read, artifact_id):
                     index.upsert(self._embedded(items, engine, artifact_id))
@@ -181,30 +196,47 @@ class SearchExecutor(Executor):
 
     def _make_index(self, engine: InferenceEngine, model: str) -> VectorIndex:
         """The index of what a model makes of all items."""
-        index: VectorIndex = (
-            MemoryIndex(model) if self._vectors is None else PgVectorIndex(self._vectors, model, engine.dim)
-        )
+        index: VectorIndex = MemoryIndex(model) if self._vectors is None else self._vectors.index(model, engine.dim)
         after = ''
         for items in _pages(self.registry.items.read, None):
-            index.keep(items, after, items[-1].id)
-            index.upsert(self._embedded(items, engine, model))
+            index.sync(self._embedded(items, engine, model), after, items[-1].id)
             after = items[-1].id
-        index.keep([], after, None)
+        index.sync([], after, None)
         return index
 
     def _embedded(self, items: list[SearchItem], engine: InferenceEngine, model: str) -> list[SearchItem]:
-        """The items with embeddings of this model; those of another are made again, and kept."""
+        """The items with embeddings of this model; those of another are made again, and kept. An item that the model
+        cannot embed is left out.
+        """
         others = [item for item in items if item.model != model]
-        if not others:
-            return items
-        made = [row.tobytes() for row in engine.encode_texts([item.text for item in others])]
-        fresh = {(item.id, item.revision): embedding for item, embedding in zip(others, made, strict=True)}
-        self.registry.items.set_embeddings(model, fresh)
-        return [replace(item, embedding=fresh.get((item.id, item.revision), item.embedding)) for item in items]
+        if others:
+            made = [row.tobytes() for row in engine.encode_texts([item.text for item in others])]
+            fresh = {(item.id, item.revision): embedding for item, embedding in zip(others, made, strict=True)}
+            self.registry.items.set_embeddings(model, fresh)
+            items = [replace(item, embedding=fresh.get((item.id, item.revision), item.embedding)) for item in items]
+        embedded = []
+        for item in items:
+            if np.isfinite(np.frombuffer(item.embedding, np.float32)).all():
+                embedded.append(item)
+            else:
+                self.logger.warning(f'the item {item.object_id!r} cannot be found: {model} makes no embedding of it')
+        return embedded
+
+    def _tend(self) -> None:
+        """Do for the index, again and again, what nobody waits for."""
+        while True:
+            try:
+                with self._writing:
+                    self.searched.index.keep_accounts(self.registry.items.accounts())
+                self.searched.index.build()
+            except Exception:  # a database that is away for a while
+                self.logger.exception('the index could not be looked after')
+            if self._closing.wait(TEND_SECONDS):
+                return
 
     def _drop_all_but(self, *kept: Searched) -> None:
         if self._vectors is not None:
-            drop_others(self._vectors, {one.index.table for one in kept if isinstance(one.index, PgVectorIndex)})
+            self._vectors.drop_others({one.index.table for one in kept if isinstance(one.index, PgVectorIndex)})
 
 
 def _within_room(results: list[dict[str, Any]]) -> list[dict[str, Any]]:

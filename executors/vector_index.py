@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -26,7 +26,7 @@ class Hit(NamedTuple):
 
 
 class VectorIndex(Protocol):
-    """What an index can do. Whoever changes it sees to it that nobody else does so at the time."""
+    """What an index can do. Whoever changes items sees to it that nobody else does so at the time."""
 
     @property
     def model(self) -> str:
@@ -37,11 +37,17 @@ class VectorIndex(Protocol):
         this index's model.
         """
 
-    def keep(self, items: Sequence[SearchItem], after: str, last: str | None) -> None:
-        """Remove all but these of those whose ids come after `after` and, unless `last` is None, not after that."""
+    def sync(self, items: Sequence[SearchItem], after: str, last: str | None) -> None:
+        """The same; and remove all others whose ids come after `after` and, unless `last` is None, not after that."""
 
-    def delete(self, account_id: str, object_ids: Sequence[str]) -> None:
+    def delete(self, account_id: str, object_ids: Collection[str]) -> None:
         """Delete those of the items that there are."""
+
+    def keep_accounts(self, account_ids: Collection[str]) -> None:
+        """Remove the items of all others."""
+
+    def build(self) -> None:
+        """Make ready what makes a search fast. Others may search and change the index meanwhile."""
 
     def search(self, account_id: str, embedding: np.ndarray, limit: int) -> list[Hit]:
         """The nearest items by their cosines, the nearest first.
@@ -74,13 +80,20 @@ class MemoryIndex:
             self._of_accounts[account_id].index(DocList[Entry](entries))
             self._ids[account_id] |= {str(entry.id) for entry in entries}
 
-    def keep(self, items: Sequence[SearchItem], after: str, last: str | None) -> None:
-        """There are no others."""
+    def sync(self, items: Sequence[SearchItem], after: str, last: str | None) -> None:
+        self.upsert(items)  # there are no others
 
-    def delete(self, account_id: str, object_ids: Sequence[str]) -> None:
+    def delete(self, account_id: str, object_ids: Collection[str]) -> None:
         if there := self._ids.get(account_id, set()) & set(object_ids):
             del self._of_accounts[account_id][list(there)]
             self._ids[account_id] -= there
+
+    def keep_accounts(self, account_ids: Collection[str]) -> None:
+        for account_id in self._ids.keys() - set(account_ids):
+            del self._of_accounts[account_id], self._ids[account_id]
+
+    def build(self) -> None:
+        """There is nothing to make."""
 
     def search(self, account_id: str, embedding: np.ndarray, limit: int) -> list[Hit]:
         if not self._ids.get(account_id):

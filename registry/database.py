@@ -179,7 +179,7 @@ class Database:
         :raises RegistryError: the database was made by a newer version, or cannot be used as this user.
         :raises UnavailableError: it cannot be reached: later it may be.
         """
-        with self._connecting():
+        with self.connecting():
             self._migrate()
 
     def has_tables(self) -> bool:
@@ -188,11 +188,16 @@ class Database:
         :raises RegistryError: the database cannot be used as this user.
         :raises UnavailableError: it cannot be reached: later it may be.
         """
-        with self._connecting(), self._reading.begin() as connection:
+        with self.connecting(), self._reading.begin() as connection:
             return MigrationContext.configure(connection).get_current_revision() is not None
 
     @contextmanager
-    def _connecting(self) -> Iterator[None]:
+    def connecting(self) -> Iterator[None]:
+        """Tell in a sentence of a database that cannot be reached, or used.
+
+        :raises UnavailableError: it may be another time.
+        :raises RegistryError: it will not.
+        """
         try:
             yield
         except (OperationalError, ProgrammingError) as error:

@@ -100,6 +100,11 @@ class SearchItems:
         with self._database.read() as session:
             return [_item(row) for row in session.scalars(query.order_by(SearchItemRow.id).limit(size))]
 
+    def accounts(self) -> set[str]:
+        """Those that have items. For the service itself."""
+        with self._database.read() as session:
+            return set(session.scalars(select(SearchItemRow.account_id).distinct()))
+
     def set_embeddings(self, model: str, found: Mapping[tuple[str, int], bytes]) -> None:
         """Note what another model made of items, by their id and revision; not of those that are others by now."""
         ids = [item_id for item_id, _ in found]

@@ -8,13 +8,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from finetuner.excepts import ParameterError
-from finetuner.models import check_options, find_backbone
+from finetuner.models import check_options, find_backbone, task_of
 from training.callbacks.options import CallbackConfig, EvaluationOptions, check_callbacks, evaluation_options
 from training.lora import LoRAOptions
 from training.losses import check_objective, needs_positives, objective_shape, unknown_name
 from training.losses.cross_batch_memory import CrossBatchMemory
 from training.losses.objective import Objective, Shape
-from training.optimizers import SchedulerOptions, check_optimizer, check_scheduler
+from training.optimizers import OF_ENCODERS, SchedulerOptions, check_optimizer, check_scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +152,9 @@ class FitConfig(BaseModel):
         if self.precision == 'fp16' and 'LBFGS' in (self.optimizer, self.loss_optimizer):
             raise ValueError("precision 'fp16' cannot be used with LBFGS, which takes gradients unscaled: use 'bf16'")
         check_optimizer(self.optimizer, self.optimizer_options)
+        for encoder in OF_ENCODERS:
+            if encoder in (self.optimizer_options or {}) and task_of(self.model) not in (None, 'text-to-image'):
+                raise ValueError(f'optimizer_options: {encoder} is an encoder of CLIP, which {self.model} is not')
         check_optimizer(self.loss_optimizer or self.optimizer, self.loss_optimizer_options, 'loss_optimizer')
         for argument in ('loss_optimizer', 'loss_optimizer_options'):
             if getattr(self, argument) and not alone:

@@ -106,7 +106,8 @@ def disruption_budget(part: Part, cluster: Cluster) -> Manifest:
 
 
 def _strategy(part: Part) -> dict[str, Any]:
-    if part.role == 'trainer':  # it shares a database file with its successor
+    # one shares a database file with its successor, the other an index that knows of its own changes alone
+    if part.role in ('trainer', 'search'):
         return {'type': 'Recreate'}
     # the old pod holds the GPU that the new one waits for
     at_once = {'maxUnavailable': 1, 'maxSurge': 0} if part.gpus else {'maxUnavailable': 0, 'maxSurge': 1}

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from sqlalchemy import inspect
 
 from executors import following
 from executors.parameters import DeleteItemsParameters, SearchParameters, TokenParameters
@@ -15,6 +16,8 @@ from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import AuthenticationError, DataError, RegistryError
 from finetuner.inference import load_engine
 from registry import Registry
+from registry.database import Database
+from registry.search_items import NewItem
 
 ALIAS = 'shop@production'
 TEXTS = {'p1': 'my card is lost', 'p2': 'where is the card', 'p3': 'the the the'}
@@ -95,6 +98,45 @@ def test_items_are_replaced_and_deleted(call, search):
     assert set(ids(search('x'))) == {'p1', 'p2'}
 
 
+def test_ids_are_cleaned_before_items_are_deleted(call, search):
+    add(call)
+    assert call('delete_items', object_ids=['p1', 'p\0']) == {'deleted': 1}
+    assert set(ids(search('x'))) == {'p2', 'p3'}
+
+
+def test_a_text_that_the_model_cannot_embed_is_refused_and_harms_no_other(executor, account, call, search, monkeypatch):
+    add(call)
+    engine = executor.searched.engine
+    encode = engine.encode_texts
+
+    def overflow(texts):
+        return np.where([['bad' in text] for text in texts], np.nan, encode(texts))
+
+    monkeypatch.setattr(engine, 'encode_texts', overflow)
+    with pytest.raises(DataError, match="no embedding of the text of 'p9': numbers overflow"):
+        call('upsert', [Document(id='p8', text='fine'), Document(id='p9', text='bad')])
+    assert set(ids(search('x'))) == {'p1', 'p2', 'p3'}
+    nothing = np.full(24, np.nan, np.float32).tobytes()
+    executor.registry.items.upsert(account, executor.searched.index.model, [NewItem('p4', 'bad', None, nothing)])
+    index = executor._make_index(engine, executor.searched.index.model)
+    assert len(index.search(account, np.ones(24, np.float32), 9)) == 3
+
+
+def test_the_index_is_looked_after(executor, account, call, tiny_model, monkeypatch):
+    """Items of accounts that are no more leave it, and what makes it fast is made."""
+    add(call)
+    gone = executor.registry.create_account('gone').id
+    other = executor.registry.create_token(gone, 'other')
+    call('upsert', [Document(id='p1', text='theirs')], token=other)
+    executor.registry.delete_account(gone)
+    executor._closing.set()
+    executor._keeper.join()
+    executor._tend()
+    query = np.ones(24, np.float32)
+    assert executor.searched.index.search(gone, query, 9) == []
+    assert len(executor.searched.index.search(account, query, 9)) == 3
+
+
 def test_what_is_shown_becomes_a_session(executor, account, call, search):
     add(call)
     found = search('card', create_session=True, user_id='ann', limit=2)
@@ -132,9 +174,10 @@ def test_another_account_finds_and_changes_nothing(executor, call, search):
 
 def test_items_outlive_the_process(executor, call, tiny_model, token):
     add(call)
+    executor.close()
     again = SearchExecutor(artifact=ALIAS, model=str(tiny_model), token=token)
     try:
-        assert len(again.searched.index.search(executor.registry.get_account().id, np.ones(24, np.float32), 9)) == 3
+        assert len(again.searched.index.search(again.registry.get_account().id, np.ones(24, np.float32), 9)) == 3
     finally:
         again.close()
 
@@ -167,8 +210,19 @@ def test_what_is_deleted_while_a_model_takes_over_is_noted_under_the_lock_alone(
     assert changes == [True, True]
 
 
+def tables(url):
+    """How many models have a table in the database."""
+    if not url:
+        return 0
+    database = Database(url)
+    try:
+        return len(inspect(database.engine).get_table_names())
+    finally:
+        database.close()
+
+
 def test_a_promoted_model_takes_over_and_what_came_meanwhile_is_there(
-    executor, account, call, search, tiny_artifact, monkeypatch
+    executor, account, call, search, tiny_artifact, index_url, request, monkeypatch
 ):
     add(call)
     make, entered, go_on = executor._make_index, threading.Event(), threading.Event()
@@ -194,6 +248,7 @@ def test_a_promoted_model_takes_over_and_what_came_meanwhile_is_there(
     assert {item.model for item in executor.registry.items.read()} == {artifact_id}
     texts = {result['object_id']: result['meta']['text'] for result in found['search_results']}
     assert texts['p2'] == 'where is it'
+    assert tables(index_url) == {'pgvector': 2, 'memory': 0}[request.node.callspec.params['index_url']]
 
 
 def test_a_session_keeps_of_large_results_what_it_has_room_for():

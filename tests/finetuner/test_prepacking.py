@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers.activations import GELUActivation
+from transformers.activations import ClippedGELUActivation, GELUActivation
 
 from finetuner.inference import load_engine, prepacking
 from finetuner.inference.backbones import load_encoder
@@ -135,6 +135,9 @@ class Backwards(nn.Module):
         (Backwards(nn.GELU('tanh')), ['gelu', 'none']),
         (Backwards(nn.ReLU()), ['relu', 'none']),
         (Backwards(nn.SiLU()), ['none', 'none']),
+        (Backwards(nn.ReLU6()), ['none', 'none']),
+        (Backwards(nn.Softmax(dim=1)), ['none', 'none']),
+        (Backwards(ClippedGELUActivation(-10, 10)), ['none', 'none']),
         (
             nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 4)),
             ['relu', 'gelu', 'none'],

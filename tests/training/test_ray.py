@@ -12,8 +12,8 @@ from finetuner.excepts import NotFoundError, ParameterError
 from registry import Registry
 from registry.queue import Machine, Resources
 from training.launchers.attempt import Attempt, Policy
-from training.launchers.ray_cluster import Kept, RayLauncher, method_file, worker_environment
-from training.methods import load_method
+from training.launchers.ray_cluster import Kept, RayLauncher, method_files, worker_environment
+from training.methods import files_of, load_method
 
 LOGGER = logging.getLogger('ray-test')
 METHOD = """
@@ -83,14 +83,28 @@ def test_a_node_is_given_the_method_of_a_task(tmp_path, monkeypatch):
         task, _ = registry.tuning.create_task(account, 'shop', {})
         other, _ = registry.tuning.create_task(account, 'none-such', {})
         run, _ = registry.create_run(account, 'default', 'run', {})
-        text = method_file(registry, registry.get_run_by_id(task.run_id))
-        assert method_file(registry, run) is None
+        files = method_files(registry, registry.get_run_by_id(task.run_id))
+        assert method_files(registry, run) == {}
         with pytest.raises(NotFoundError, match='none-such'):
-            method_file(registry, registry.get_run_by_id(other.run_id))
+            method_files(registry, registry.get_run_by_id(other.run_id))
     node = tmp_path / 'node'
     node.mkdir()
-    (node / 'method.yml').write_text(text)
+    for name, content in files.items():
+        (node / name).write_text(content)
     assert load_method('shop', [node]) == load_method('shop')
+
+
+def test_a_node_is_given_the_class_of_a_method(tmp_path):
+    (tmp_path / 'shop.yml').write_text(METHOD + '\nclass: our_shop.OurShop\nregulars: [ann]\n')
+    (tmp_path / 'our_shop.py').write_text(
+        'from training.methods import Method\n\nclass OurShop(Method):\n    regulars: list[str] = []\n'
+    )
+    node = tmp_path / 'node'
+    node.mkdir()
+    for name, content in files_of(load_method('shop', [tmp_path])).items():
+        (node / name).write_text(content)
+    found = load_method('shop', [node])
+    assert type(found).__name__ == 'OurShop' and found.regulars == ['ann']
 
 
 def test_a_client_of_ray_is_refused(monkeypatch):

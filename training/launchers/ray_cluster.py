@@ -42,10 +42,10 @@ class Keeper:
     """What runs on the node: an actor.
 
     :param environment: variables of the worker. They are not part of Ray's own, which its dashboard shows.
-    :param method: the file of the fine-tuning method, if the run carries a task: nodes need not have it.
+    :param method: the files of the fine-tuning method, if the run carries a task: nodes need not have them.
     """
 
-    def __init__(self, attempt: dict[str, Any], environment: dict[str, str], method: str | None = None):
+    def __init__(self, attempt: dict[str, Any], environment: dict[str, str], method: dict[str, str]):
         os.environ.update(environment)
         self._method = method
         self._end = self._end_soon()
@@ -81,8 +81,8 @@ class Keeper:
         gpus = tuple(map(str, ray.get_gpu_ids()))
         attempt = dataclasses.replace(self._attempt, gpus=gpus)
         with tempfile.TemporaryDirectory(prefix='finetuner-method-') as folder, Registry.open() as registry:
-            if self._method is not None:
-                (Path(folder) / 'method.yml').write_text(self._method)
+            for name, content in self._method.items():
+                (Path(folder) / name).write_text(content, encoding='utf-8')
                 os.environ[METHODS] = folder
             note = Note(registry, attempt.lease)
             worker = Child(registry, attempt)
@@ -141,7 +141,7 @@ class RayLauncher:
         """Begin to work on a run that was claimed."""
         attempt = Attempt.of(run, self._policy, None)
         try:
-            method = method_file(self._registry, run)
+            method = method_files(self._registry, run)
         except ValueError as error:
             self._registry.fail_run(run.id, str(error), attempt.lease)
             return
@@ -279,17 +279,17 @@ def worker_environment() -> dict[str, str]:
     return {**storage, **passed, **own, **({'FINETUNER_CHECKPOINT_SECONDS': interval} if interval else {})}
 
 
-def method_file(registry: Registry, run: RunRecord) -> str | None:
-    """The method of the task that a run carries, as its file says it on this machine; None if it carries none.
+def method_files(registry: Registry, run: RunRecord) -> dict[str, str]:
+    """The method of the task that a run carries, as its files say it on this machine, by their names; none if it
+    carries none.
 
     :raises ValueError: there is no such method, or its file is malformed.
     """
     if (task_id := run.config.get(TASK)) is None:
-        return None
-    from training.methods import load_method
+        return {}
+    from training.methods import files_of, load_method
 
-    method = load_method(registry.tuning.get_task_by_id(task_id).method)
-    return method.model_dump_json(exclude_unset=True)  # JSON is YAML
+    return files_of(load_method(registry.tuning.get_task_by_id(task_id).method))
 
 
 def _s3_keys(file: str) -> dict[str, str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import re
 import sys
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +25,7 @@ from training.methods.method import Method
 VARIABLE = 'FINETUNER_METHODS'
 SHIPPED = Path(__file__).parent
 MAX_BYTES = 1 << 20
+_importing = threading.Lock()
 CLASS = 'class'
 """What names a subclass of :class:`Method` in a file."""
 
@@ -86,6 +89,18 @@ def read_method(path: Path) -> Method:
         return method.model_validate(values)
     except ValidationError as error:
         raise ParameterError(f'{path}: {"; ".join(_sentence(dict(found)) for found in error.errors())}') from None
+    except Exception as error:  # code of the operator
+        raise ParameterError(f'{path}: {type(error).__name__}: {error}') from error
+
+
+def files_of(method: Method) -> dict[str, str]:
+    """What a folder has to hold for the method to be found in it, by file name."""
+    values = json.loads(method.model_dump_json(exclude_unset=True))
+    if type(method) is Method:
+        return {'method.yml': json.dumps(values)}  # JSON is YAML
+    file = Path(str(sys.modules[type(method).__module__].__file__))
+    values[CLASS] = f'{file.stem}.{type(method).__name__}'
+    return {'method.yml': json.dumps(values), file.name: file.read_text(encoding='utf-8')}
 
 
 def _method_class(path: Path, named: Any) -> type[Method]:
@@ -100,7 +115,8 @@ def _method_class(path: Path, named: Any) -> type[Method]:
         changed = file.stat().st_mtime_ns
     except OSError as error:
         raise ParameterError(f'{path}: class is of {file}, which cannot be read: {error.strerror}') from error
-    found = getattr(_import(file, changed), name, None)
+    with _importing:
+        found = getattr(_import(file, changed), name, None)
     if not isinstance(found, type) or not issubclass(found, Method):
         raise ParameterError(f'{path}: {file} has no class {name} that is derived from training.methods.Method')
     return found
@@ -118,7 +134,7 @@ def _import(file: Path, changed: int) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where types are looked up by their names
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ParameterError(f'{file} cannot be imported: {type(error).__name__}: {error}') from error
     return module

@@ -164,7 +164,12 @@ class Method(BaseModel):
 def _with(values: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
     """A copy in which what is at the path is this value; the mappings on the way are copied, or made."""
     name, *inner = path
-    return {**values, name: _with(values.get(name) or {}, inner, value) if inner else value}
+    if not inner:
+        return {**values, name: value}
+    options = values.get(name) or {}
+    if not isinstance(options, Mapping):
+        raise ValueError(f'search.space: {name} is {options!r}, which has no option {".".join(inner)!r}')
+    return {**values, name: _with(options, inner, value)}
 
 
 def _ends(values: Range | list[Scalar]) -> list[Scalar]:

@@ -2,6 +2,7 @@
 
 import json
 import stat
+from pathlib import Path
 
 import pytest
 import yaml
@@ -228,6 +229,12 @@ def test_grace_is_longer_than_what_happens_in_it(export):
         assert command[0] == 'sleep'
         drain, checkpoint = 20, 60 if component == 'trainer' else 0
         assert pod(one)['terminationGracePeriodSeconds'] > int(command[1]) + drain + checkpoint
+
+
+def test_a_search_is_gone_before_another_begins(export):
+    """Each would know of its own items alone."""
+    flow = Path(__file__).parents[3] / 'flows' / 'search.yml'
+    assert workloads(export('kubernetes', str(flow)))['search']['spec']['strategy'] == {'type': 'Recreate'}
 
 
 def test_one_machine_while_the_state_is_on_one(export):

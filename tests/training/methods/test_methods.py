@@ -79,6 +79,14 @@ def test_methods_of_the_operator_come_first(write, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('values', 'sentence'),
     [
+        (
+            {'fit': {'epochs': 3}, 'search': {'space': {'epochs.x': [1]}}},
+            "search.space: epochs is 3, which has no option 'x'",
+        ),
+        (
+            {'search': {'space': {'optimizer_options.clip-text.lr': [1e-5]}}},
+            'clip-text is an encoder of CLIP, which all-minilm-l6-v2 is not',
+        ),
         ({'modl': 'x'}, "'modl' is unknown"),
         ({'items': {'loader': 'inline', 'root': '/'}}, "'items.inline.root' is unknown"),
         ({'items': {'loader': 'gopher'}}, "items: Input tag 'gopher' found"),
@@ -170,6 +178,15 @@ def test_a_class_that_has_changed_is_read_anew(write):
     path.write_text(OURS.replace('2.0', '4.0'))
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
     assert read_method(file).bonus == 4.0
+
+
+def test_code_that_fails_is_told_with_its_file(write):
+    write(OURS.replace('return super()', "raise KeyError('x')\n        return super()"), 'our_shop.py')
+    with pytest.raises(ParameterError, match="mine.yml: KeyError: 'x'"):
+        read_method(write({**PLAIN, 'class': 'our_shop.Ours'}))
+    write('import sys\nsys.exit(3)', 'leaves.py')
+    with pytest.raises(ParameterError, match='leaves.py cannot be imported: SystemExit: 3'):
+        read_method(write({**PLAIN, 'class': 'leaves.Ours'}))
 
 
 @pytest.mark.parametrize(
