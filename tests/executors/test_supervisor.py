@@ -126,7 +126,7 @@ def test_a_run_goes_on_from_its_checkpoint_after_a_kill_and_ends_as_if_nothing_h
     wait_for(registry, alone, 'FINISHED')
     assert 'Going on from step' in log_of(registry, run)
     assert weights_of(registry, finished) == weights_of(registry, registry.get_run_by_id(alone.id))
-    assert not folder.exists()
+    wait_until(lambda: not folder.exists())  # after the end of the run is known
 
 
 def weights_of(registry: Registry, run: RunRecord) -> bytes:
