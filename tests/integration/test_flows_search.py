@@ -7,6 +7,7 @@ from finetuner.documents import Document
 from finetuner.excepts import AuthenticationError
 from registry import Registry
 from tests.integration.conftest import Service
+from tests.integration.test_openapi import fuzz
 
 ITEMS = [
     {'object_id': 'p1', 'text': 'a red apple', 'meta': {'price': 3}},
@@ -94,3 +95,7 @@ def test_another_account_finds_nothing(shop, api):
 def test_what_is_wrong_is_told(api, path, body, sentence):
     status, answer = api('POST', path, body)
     assert status in (400, 422) and sentence in str(answer['detail'])
+
+
+def test_answers_are_what_the_description_says(shop):
+    fuzz(shop, '--include-path-regex', 'search|upsert|delete_items', '--phases', 'examples,coverage', timeout=200)
