@@ -34,7 +34,7 @@ from sqlalchemy.exc import DBAPIError
 
 from executors.vector_index import Hit
 from finetuner.excepts import RegistryError, UnavailableError
-from registry.database import Database
+from registry.database import Database, pieces
 from registry.search_items import SearchItem
 
 PREFIX = 'finetuner_items_'
@@ -61,22 +61,45 @@ class PgVectors:
 
     def __init__(self, url: str, logger: Logger):
         self.database, self._logger = Database(url), logger
+        self._holder: Connection | None = None
         try:
             if self.database.is_sqlite:
                 raise RegistryError(
                     'FINETUNER_SEARCH_INDEX_URL is of SQLite: it takes postgresql://user:password@host/name'
                 )
-            with self.database.connecting():
-                self._holder = self._autocommit()
-            _check_extension(self._holder)
-            if not self._holder.scalar(select(func.pg_try_advisory_lock(LOCK))):
-                raise UnavailableError('Another search has its index in the database of FINETUNER_SEARCH_INDEX_URL')
+            self.hold()
         except BaseException:
             self.close()
             raise
 
+    def hold(self) -> None:
+        """See to it that no other search holds the database: by a lock of a connection, which may have been lost.
+
+        :raises UnavailableError: another one does.
+        """
+        if self._holder is not None:
+            try:
+                self._holder.execute(text('SELECT 1'))
+                return
+            except DBAPIError:
+                self._holder.close()
+                self._holder = None
+        with self.database.connecting():
+            holder = self._autocommit()
+        try:
+            # a machine that is gone without a word is noticed within a minute, and not after hours
+            for setting, value in (('idle', 30), ('interval', 10), ('count', 3)):
+                holder.execute(text(f'SET tcp_keepalives_{setting} = {value}'))
+            _check_extension(holder)
+            if not holder.scalar(select(func.pg_try_advisory_lock(LOCK))):
+                raise UnavailableError('Another search has its index in the database of FINETUNER_SEARCH_INDEX_URL')
+        except BaseException:
+            holder.close()
+            raise
+        self._holder = holder
+
     def close(self) -> None:
-        if hasattr(self, '_holder'):
+        if self._holder is not None:
             self._holder.close()
         self.database.close()
 
@@ -86,21 +109,27 @@ class PgVectors:
 
     def drop_others(self, names: Collection[str]) -> None:
         """Drop the tables of all models but these. What cannot be dropped stays, and the log says why."""
-        try:
-            with self.database.write() as session:
-                connection = session.connection()
-                for name in inspect(connection).get_table_names():
-                    if name.startswith(PREFIX) and name not in names:
-                        Table(name, MetaData()).drop(connection, checkfirst=True)
-        except (DBAPIError, UnavailableError) as error:
-            self._logger.warning(f'the tables of models before stay in the index database: {error}')
+        with self.database.read() as session:
+            found = inspect(session.connection()).get_table_names()
+        for name in found:
+            if not name.startswith(PREFIX) or name in names:
+                continue
+            try:
+                with self.database.write() as session:
+                    session.execute(text("SET LOCAL lock_timeout = '5s'"))
+                    Table(name, MetaData()).drop(session.connection(), checkfirst=True)
+            except (DBAPIError, UnavailableError) as error:
+                self._logger.warning(f'{name}, of a model before, stays in the index database: {error}')
 
     @contextmanager
     def outside_transactions(self) -> Iterator[Connection]:
+        """A connection whose statements may take as long as they do."""
         connection = self._autocommit()
         try:
+            connection.execute(text('SET statement_timeout = 0'))
             yield connection
         finally:
+            connection.invalidate()  # the next one is not to have that setting
             connection.close()
 
     def _autocommit(self) -> Connection:
@@ -148,7 +177,7 @@ class PgVectorIndex:
         return self._items.name
 
     def upsert(self, items: Sequence[SearchItem]) -> None:
-        """What is newer in the table stays."""
+        """What is there already is not written again."""
         if not items:
             return
         columns = self._items.c
@@ -157,7 +186,7 @@ class PgVectorIndex:
         statement = statement.on_conflict_do_update(
             index_elements=[columns.account_id, columns.object_id],
             set_={name: new[name] for name in ('item_id', 'revision', 'text', 'meta', 'embedding')},
-            where=or_(columns.item_id != new.item_id, columns.revision < new.revision),
+            where=or_(columns.item_id != new.item_id, columns.revision != new.revision),
         )
         with self._database.write() as session:
             session.execute(statement, [_row(item) for item in items])
@@ -169,9 +198,9 @@ class PgVectorIndex:
         with self._database.write() as session:
             found = session.execute(known if last is None else known.where(columns.item_id <= last))
             there = {row.item_id: row.revision for row in found}
-            if gone := there.keys() - {item.id for item in items}:
-                session.execute(delete(self._items).where(columns.item_id.in_(gone)))
-        self.upsert([item for item in items if there.get(item.id, 0) < item.revision])
+            for piece in pieces(there.keys() - {item.id for item in items}):
+                session.execute(delete(self._items).where(columns.item_id.in_(piece)))
+        self.upsert([item for item in items if there.get(item.id) != item.revision])
 
     def delete(self, account_id: str, object_ids: Collection[str]) -> None:
         columns = self._items.c
@@ -186,28 +215,34 @@ class PgVectorIndex:
                 session.execute(delete(self._items).where(account.in_(gone)))
 
     def build(self) -> None:
-        """Make the HNSW indices that are missing, of accounts that have many items. Nobody waits for it."""
+        """Make the HNSW indices that are missing, of accounts that have many items, and drop those of accounts that
+        have few by now. Nobody waits for it.
+        """
         if self._dim > MAX_INDEXED:
             return
         account = self._items.c.account_id
-        many = select(account).group_by(account).having(func.count() >= MANY)
+        counted = select(account, func.count().label('size')).group_by(account).having(func.count() >= MANY // 2)
         with self._vectors.outside_transactions() as connection:
-            found = connection.execute(text(_INDICES), {'table': self.table})
-            built = {row.relname: row.indisvalid for row in found}
-            for account_id in connection.scalars(many).all():
-                name = f'{self.table}_hnsw_{_digest(account_id)}'
-                if built.get(name):
-                    continue
-                if name in built:  # a process was killed while it made it
+            sizes = {row.account_id: row.size for row in connection.execute(counted)}
+            names = {f'{self.table}_hnsw_{_digest(account_id)}': account_id for account_id in sizes}
+            found = connection.execute(text(_INDICES), {'table': self.table, 'hnsw': f'{self.table}_hnsw_%'})
+            states = {row.relname: row for row in found}
+            for name, state in states.items():
+                # invalid: a process was killed while it made it, if not even the database goes on with it
+                if not state.is_under_way and (name not in names or not state.indisvalid):
                     connection.execute(text(f'DROP INDEX CONCURRENTLY IF EXISTS "{name}"'))
-                literal = String().literal_processor(connection.dialect)
-                assert literal is not None
-                connection.execute(
-                    text(
-                        f'CREATE INDEX CONCURRENTLY "{name}" ON "{self.table}" '
-                        f'USING hnsw (embedding vector_cosine_ops) WHERE account_id = {literal(account_id)}'
-                    )
-                )
+            for name, account_id in names.items():
+                is_there = name in states and (states[name].indisvalid or states[name].is_under_way)
+                if not is_there and sizes[account_id] >= MANY:
+                    connection.execute(text(self._create_index(name, account_id, connection)))
+
+    def _create_index(self, name: str, account_id: str, connection: Connection) -> str:
+        literal = String().literal_processor(connection.dialect)
+        assert literal is not None
+        return (
+            f'CREATE INDEX CONCURRENTLY "{name}" ON "{self.table}" '
+            f'USING hnsw (embedding vector_cosine_ops) WHERE account_id = {literal(account_id)}'
+        )
 
     def search(self, account_id: str, embedding: np.ndarray, limit: int) -> list[Hit]:
         columns = self._items.c
@@ -225,10 +260,13 @@ class PgVectorIndex:
         ]
 
 
-# the indices of a table, and whether they can be used
+# the HNSW indices of a table: whether they can be used, and whether they are being made
 _INDICES = """
-SELECT c.relname, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-WHERE i.indrelid = to_regclass(:table)
+SELECT c.relname, i.indisvalid, p.pid IS NOT NULL AS is_under_way
+FROM pg_index i
+JOIN pg_class c ON c.oid = i.indexrelid
+LEFT JOIN pg_stat_progress_create_index p ON p.index_relid = i.indexrelid AND p.datname = current_database()
+WHERE i.indrelid = to_regclass(:table) AND c.relname LIKE :hnsw
 """
 
 

@@ -3,7 +3,7 @@
 import os
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from registry.search_items import NewItem, SearchItem
 
 PIECE = 256
 """Items that are embedded at once."""
-TEND_SECONDS = 300.0
+TEND_SECONDS = 60.0
 """Between two looks at what the index needs."""
 CLOSE_SECONDS = 5.0
 """For what is being done for the index; what takes longer goes on in the database alone."""
@@ -83,6 +83,7 @@ class SearchExecutor(Executor):
         artifact = artifact or os.environ.get('FINETUNER_ARTIFACT') or model
         self._writing = threading.Lock()
         self._deleted: set[tuple[str, str]] | None = None  # account and item, while another index is made
+        self._closing = threading.Event()
         self._vectors: PgVectors | None = None
         try:
             if index_url := index_url or settings.secret('FINETUNER_SEARCH_INDEX_URL'):
@@ -93,11 +94,9 @@ class SearchExecutor(Executor):
             self.logger.critical(f'cannot search by {without_secrets(artifact)}: {error}')
             raise
         self.searched = Searched(engine, self._make_index(engine, model if found is None else found.id))
-        self._drop_all_but(self.searched)
         current = None if found is None else found.id
         self._store = store
         self._follower = None if store is None else Follower(artifact, store, current, self._switch, self.logger)
-        self._closing = threading.Event()
         self._keeper = threading.Thread(target=self._tend, name='keeper of the index', daemon=True)
         self._keeper.start()
 
@@ -180,25 +179,43 @@ class SearchExecutor(Executor):
             self._deleted = set()
         try:
             index = self._make_index(engine, artifact_id)
-            index.build()
+            while self._catch_up(index, engine) > PIECE:  # what has come meanwhile, embedded by the model before
+                pass
             with self._writing:
                 for account_id in {account_id for account_id, _ in self._deleted}:
                     index.delete(account_id, {object_id for owner, object_id in self._deleted if owner == account_id})
-                # what has come meanwhile, embedded by the model before
-                for items in _pages(self.registry.items.read, artifact_id):
-                    index.upsert(self._embedded(items, engine, artifact_id))
-                before, self.searched = self.searched, Searched(engine, index)
-            self._drop_all_but(before, self.searched)  # a search may be at work in the one before
+                self._catch_up(index, engine)
+                self.searched = Searched(engine, index)
         finally:
             with self._writing:  # who deletes looks whether it is there, and then adds to it
                 self._deleted = None
         self.logger.info(f'searching by the artifact {artifact_id}')
 
+    def _catch_up(self, index: VectorIndex, engine: InferenceEngine) -> int:
+        """Put the items into an index whose embeddings are not of its model, and return how many they were."""
+        count = 0
+        for items in self._pages(index.model):
+            index.upsert(self._embedded(items, engine, index.model))
+            count += len(items)
+        return count
+
+    def _pages(self, not_of: str | None = None) -> Iterator[list[SearchItem]]:
+        """All items, or those whose embeddings are not of this model.
+
+        :raises RuntimeError: the executor is to end.
+        """
+        after = ''
+        while items := self.registry.items.read(after, PIECE, not_of):
+            if self._closing.is_set():
+                raise RuntimeError('the executor ends')
+            yield items
+            after = items[-1].id
+
     def _make_index(self, engine: InferenceEngine, model: str) -> VectorIndex:
         """The index of what a model makes of all items."""
         index: VectorIndex = MemoryIndex(model) if self._vectors is None else self._vectors.index(model, engine.dim)
         after = ''
-        for items in _pages(self.registry.items.read, None):
+        for items in self._pages():
             index.sync(self._embedded(items, engine, model), after, items[-1].id)
             after = items[-1].id
         index.sync([], after, None)
@@ -224,19 +241,30 @@ class SearchExecutor(Executor):
 
     def _tend(self) -> None:
         """Do for the index, again and again, what nobody waits for."""
+        before: Searched | None = None
         while True:
             try:
-                with self._writing:
-                    self.searched.index.keep_accounts(self.registry.items.accounts())
-                self.searched.index.build()
+                before = self._look_after(before)
             except Exception:  # a database that is away for a while
                 self.logger.exception('the index could not be looked after')
             if self._closing.wait(TEND_SECONDS):
                 return
 
-    def _drop_all_but(self, *kept: Searched) -> None:
+    def _look_after(self, before: Searched | None) -> Searched:
+        """
+        :param before: what was searched at the last look. Nobody searches any more what was searched before that.
+        """
         if self._vectors is not None:
-            self._vectors.drop_others({one.index.table for one in kept if isinstance(one.index, PgVectorIndex)})
+            self._vectors.hold()
+        with self._writing:
+            searched = self.searched
+            searched.index.keep_accounts(self.registry.items.accounts())
+            # while another index is made, its table is not to be dropped
+            if isinstance(searched.index, PgVectorIndex) and searched is before and self._deleted is None:
+                assert self._vectors is not None
+                self._vectors.drop_others({searched.index.table})
+        searched.index.build()
+        return searched
 
 
 def _within_room(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -246,10 +274,3 @@ def _within_room(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         room -= json_size(result['meta']) + JSON_ROOM
         kept.append(result if room >= 0 else {**result, 'meta': None})
     return kept
-
-
-def _pages(read: Any, not_of: str | None) -> Iterable[list[SearchItem]]:
-    after = ''
-    while items := read(after, PIECE, not_of):
-        yield items
-        after = items[-1].id

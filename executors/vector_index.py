@@ -90,16 +90,17 @@ class MemoryIndex:
 
     def keep_accounts(self, account_ids: Collection[str]) -> None:
         for account_id in self._ids.keys() - set(account_ids):
-            del self._of_accounts[account_id], self._ids[account_id]
+            del self._ids[account_id], self._of_accounts[account_id]
 
     def build(self) -> None:
         """There is nothing to make."""
 
     def search(self, account_id: str, embedding: np.ndarray, limit: int) -> list[Hit]:
-        if not self._ids.get(account_id):
+        index = self._of_accounts.get(account_id)
+        if index is None or not self._ids.get(account_id):
             return []
         query: Any = embedding
-        found = self._of_accounts[account_id].find(query, search_field='embedding', limit=limit)
+        found = index.find(query, search_field='embedding', limit=limit)
         hits = zip(found.documents, found.scores, strict=True)
         return [Hit(entry.id, entry.text, entry.meta, float(score)) for entry, score in hits]
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from finetuner.excepts import RegistryError
+from finetuner.excepts import NotFoundError, RegistryError
 from registry.accounts import lock_account
 from registry.clicks import check_key
 from registry.database import Database, find_or_insert
@@ -75,7 +76,7 @@ class SearchItems:
             raise RegistryError(f'There are {len(items)} items in one request: at most {MAX_ITEMS} are taken')
         checked = [_checked(item) for item in items]
         with self._database.write() as session:
-            _lock(session, [account_id])
+            lock_account(session, account_id)
             kept = {row.id: row for row in [_upsert(session, account_id, model, item) for item in checked]}
             check_items(session, account_id)
             return [_item(row) for row in kept.values()]
@@ -85,7 +86,7 @@ class SearchItems:
         ids = [clean(object_id) for object_id in object_ids]
         owned = SearchItemRow.account_id == account_id, SearchItemRow.object_id.in_(ids)
         with self._database.write() as session:
-            _lock(session, [account_id])
+            lock_account(session, account_id)
             return len(session.scalars(delete(SearchItemRow).where(*owned).returning(SearchItemRow.id)).all())
 
     def read(self, after: str = '', size: int = 500, not_of: str | None = None) -> list[SearchItem]:
@@ -109,21 +110,14 @@ class SearchItems:
         """Note what another model made of items, by their id and revision; not of those that are others by now."""
         ids = [item_id for item_id, _ in found]
         with self._database.write() as session:
-            _lock(session, session.scalars(select(SearchItemRow.account_id).where(SearchItemRow.id.in_(ids))))
+            owners = session.scalars(select(SearchItemRow.account_id).where(SearchItemRow.id.in_(ids)).distinct())
+            # two that change the same items, each in its own order, would wait for each other
+            for account_id in sorted(owners):
+                with suppress(NotFoundError):  # it has been deleted meanwhile, items and all
+                    lock_account(session, account_id)
             for (item_id, revision), embedding in found.items():
                 same = SearchItemRow.id == item_id, SearchItemRow.revision == revision
                 session.execute(update(SearchItemRow).where(*same).values(model=model, embedding=embedding))
-
-
-def _lock(session: Session, account_ids: Iterable[str]) -> None:
-    """Let nobody else change items of these accounts until the end of this write.
-
-    Two that change the same items, each in its own order, would wait for each other.
-
-    :raises NotFoundError: an account has been deleted.
-    """
-    for account_id in sorted(set(account_ids)):
-        lock_account(session, account_id)
 
 
 def _checked(item: NewItem) -> NewItem:

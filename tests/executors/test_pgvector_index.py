@@ -130,17 +130,28 @@ def test_an_account_with_many_items_has_an_index_that_finds_what_comparing_with_
     assert len(ids(index, axis(0), 400, 'theirs')) == 400, 'what was deleted does not count'
 
 
-def test_an_index_that_was_begun_and_not_finished_is_made_anew(two_accounts, index, database):
-    def indices():
-        with database.read() as session:
-            found = session.execute(text(pgvector_index._INDICES), {'table': index.table})
-            return {row.relname: row.indisvalid for row in found}
+def hnsw(database, index):
+    """Whether each HNSW index can be used, by its name."""
+    with database.read() as session:
+        names = {'table': index.table, 'hnsw': f'{index.table}_hnsw_%'}
+        return {row.relname: row.indisvalid for row in session.execute(text(pgvector_index._INDICES), names)}
 
-    (name,) = [name for name in indices() if '_hnsw_' in name]
+
+def test_an_index_that_was_begun_and_not_finished_is_made_anew(two_accounts, index, database):
+    (name,) = hnsw(database, index)
     with database.write() as session:
         session.execute(text(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{name}'::regclass"))
     index.build()
-    assert indices()[name] and is_scanned(database, index, 'theirs')
+    assert hnsw(database, index) == {name: True} and is_scanned(database, index, 'theirs')
+
+
+def test_an_index_of_few_items_is_dropped(two_accounts, index, database):
+    index.delete('theirs', [f'p{number}' for number in range(1400)])
+    index.build()
+    assert len(hnsw(database, index)) == 1, 'it has enough of them to keep it'
+    index.keep_accounts({'ours'})
+    index.build()
+    assert hnsw(database, index) == {}
 
 
 def test_what_is_there_is_not_written_again(index, database):
@@ -153,14 +164,28 @@ def test_what_is_there_is_not_written_again(index, database):
     assert {hit.text for hit in index.search('ours', axis(1), 10)} == {'text 0', 'other', 'text 2'}
 
 
-def test_what_is_newer_stays(index):
-    newer, older = make_item(0, axis(0), revision=2), dataclasses.replace(make_item(0, axis(1)), text='older')
-    index.upsert([newer])
-    index.upsert([older])
-    index.sync([older], '', None)
-    assert [(hit.text, hit.score) for hit in index.search('ours', axis(0), 1)] == [('text 0', 1.0)]
-    index.upsert([dataclasses.replace(older, id='f' * 24)])  # deleted, and added again
-    assert [hit.text for hit in index.search('ours', axis(0), 1)] == ['older']
+def test_a_registry_that_was_restored_counts(index):
+    """Its revisions may be behind those of the index."""
+    before, after = make_item(0, axis(0), revision=5), dataclasses.replace(make_item(0, axis(1)), text='restored')
+    index.upsert([before])
+    index.sync([after], '', None)
+    assert [(hit.text, hit.score) for hit in index.search('ours', axis(1), 1)] == [('restored', 1.0)]
+    index.upsert([before])
+    index.upsert([dataclasses.replace(after, id='f' * 24)])  # deleted, and added again
+    assert [hit.text for hit in index.search('ours', axis(1), 1)] == ['restored']
+
+
+def test_any_number_of_others_is_removed(index, database):
+    with database.write() as session:  # more than a statement has parameters
+        session.execute(
+            text(
+                f"INSERT INTO {index.table} SELECT 'gone', i::text, lpad(i::text, 24, '0'), 1, 'x', '{{}}', "
+                f"'{[0.0] * DIM}' FROM generate_series(1, 70000) i"
+            )
+        )
+    index.sync([], '', None)
+    with database.read() as session:
+        assert session.scalar(text(f'SELECT count(*) FROM {index.table}')) == 0
 
 
 def test_all_others_of_a_range_are_removed(index):
@@ -208,7 +233,17 @@ def test_a_table_that_cannot_be_dropped_stays_and_is_told(index, vectors, databa
         session.execute(text(f'CREATE VIEW of_somebody_else AS SELECT text FROM {other.table}'))
     vectors.drop_others({index.table})
     assert tables(database) == {index.table, other.table}
-    assert 'the tables of models before stay in the index database' in caplog.text
+    assert f'{other.table}, of a model before, stays in the index database' in caplog.text
+
+
+def test_a_connection_that_is_lost_is_made_anew_and_holds_the_database(url, vectors, index, database):
+    with database.write() as session:
+        others = 'FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()'
+        session.execute(text(f'SELECT pg_terminate_backend(pid) {others}'))
+    vectors.hold()
+    index.upsert([make_item(0, axis(0))])
+    with pytest.raises(UnavailableError, match='Another search'):
+        PgVectors(url, LOGGER)
 
 
 def test_one_search_holds_the_database(url, vectors):
@@ -234,7 +269,7 @@ def test_a_restart_takes_over_what_the_registry_has(url, database, tiny_model, m
 
     index = start()
     before = versions(database, index)
-    assert len(before) == 1200 and tables(database) == {index.table}
+    assert len(before) == 1200
     with Registry.open() as registry:
         registry.delete_account(gone)
         registry.items.delete(account, ['p0', 'p599'])

@@ -129,9 +129,7 @@ def test_the_index_is_looked_after(executor, account, call, tiny_model, monkeypa
     other = executor.registry.create_token(gone, 'other')
     call('upsert', [Document(id='p1', text='theirs')], token=other)
     executor.registry.delete_account(gone)
-    executor._closing.set()
-    executor._keeper.join()
-    executor._tend()
+    executor._look_after(None)
     query = np.ones(24, np.float32)
     assert executor.searched.index.search(gone, query, 9) == []
     assert len(executor.searched.index.search(account, query, 9)) == 3
@@ -248,7 +246,13 @@ def test_a_promoted_model_takes_over_and_what_came_meanwhile_is_there(
     assert {item.model for item in executor.registry.items.read()} == {artifact_id}
     texts = {result['object_id']: result['meta']['text'] for result in found['search_results']}
     assert texts['p2'] == 'where is it'
-    assert tables(index_url) == {'pgvector': 2, 'memory': 0}[request.node.callspec.params['index_url']]
+    kind = request.node.callspec.params['index_url']
+    assert tables(index_url) == {'pgvector': 2, 'memory': 0}[kind]
+    executor._look_after(None)
+    assert tables(index_url) == {'pgvector': 2, 'memory': 0}[kind], 'a search may be at work in the one before'
+    executor._look_after(executor.searched)
+    assert tables(index_url) == {'pgvector': 1, 'memory': 0}[kind]
+    assert set(ids(search('my card is lost again'))) == {'p1', 'p2', 'p4'}
 
 
 def test_a_session_keeps_of_large_results_what_it_has_room_for():

@@ -80,7 +80,7 @@ def read_method(path: Path) -> Method:
         raise ParameterError(f'{path} is larger than {MAX_BYTES >> 20} MiB: that is no method')
     try:
         values = yaml.load(raw, _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ParameterError(f'{path} is no YAML: {" ".join(str(error).split())}') from error
     if not isinstance(values, dict):
         raise ParameterError(f'{path} is no method: it holds no mapping of names to values')

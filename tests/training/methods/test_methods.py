@@ -180,6 +180,12 @@ def test_a_class_that_has_changed_is_read_anew(write):
     assert read_method(file).bonus == 4.0
 
 
+@pytest.mark.parametrize('written', ['{{ x }}: 1', '? [a, b]', 'note: 2024-02-30', 'x: !!int abc', '[' * 3000])
+def test_what_yaml_cannot_make_sense_of_is_told_with_its_file(write, written):
+    with pytest.raises(ParameterError, match='mine.yml is no '):
+        read_method(write(written))
+
+
 def test_code_that_fails_is_told_with_its_file(write):
     write(OURS.replace('return super()', "raise KeyError('x')\n        return super()"), 'our_shop.py')
     with pytest.raises(ParameterError, match="mine.yml: KeyError: 'x'"):
