@@ -71,7 +71,7 @@ def wait_for(process: subprocess.Popen[bytes], seconds: float = 180) -> None:
             return finetuner.login()
         except (FinetunerServerError, PermissionError) as error:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f'The service did not start; {STATE}/service.log says why') from error
+                raise SystemExit(f'The service did not start: {error}; {STATE}/service.log says more') from error
             time.sleep(0.5)
 
 
