@@ -118,6 +118,7 @@ def main(
 ) -> None:
     import torch
 
+    from finetuner.inference.backbones import load_encoder
     from training.export import export
 
     count = threads or os.cpu_count() or 1
@@ -129,7 +130,7 @@ def main(
         model = make_model(folder / 'clip')
         options = {'select_model': 'clip-vision', 'is_onnx': False}
         engine = load_engine(model, **options)  # type: ignore[arg-type]
-        exported = export(engine.encoder, folder / 'exported' / 'clip-vision')  # type: ignore[attr-defined]
+        exported = export(load_encoder(model, select='clip-vision'), folder / 'exported' / 'clip-vision')
         service = stack.enter_context(running_service(model, count, FINETUNER_SELECT_MODEL='clip-vision'))
         ways: dict[str, Embed] = {
             THEIRS: with_transformers(model),
