@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from logging import Logger
 
@@ -16,6 +16,7 @@ from pgvector.sqlalchemy import VECTOR
 from sqlalchemy import (
     JSON,
     Column,
+    ColumnElement,
     Connection,
     Integer,
     MetaData,
@@ -31,6 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
 from executors.vector_index import Hit
 from finetuner.excepts import RegistryError, UnavailableError
@@ -198,21 +200,25 @@ class PgVectorIndex:
         with self._database.write() as session:
             found = session.execute(known if last is None else known.where(columns.item_id <= last))
             there = {row.item_id: row.revision for row in found}
-            for piece in pieces(there.keys() - {item.id for item in items}):
-                session.execute(delete(self._items).where(columns.item_id.in_(piece)))
+            self._remove(session, columns.item_id, there.keys() - {item.id for item in items})
         self.upsert([item for item in items if there.get(item.id) != item.revision])
 
     def delete(self, account_id: str, object_ids: Collection[str]) -> None:
         columns = self._items.c
-        owned = columns.account_id == account_id, columns.object_id.in_(object_ids)
         with self._database.write() as session:
-            session.execute(delete(self._items).where(*owned))
+            self._remove(session, columns.object_id, object_ids, columns.account_id == account_id)
 
     def keep_accounts(self, account_ids: Collection[str]) -> None:
         account = self._items.c.account_id
         with self._database.write() as session:
-            if gone := set(session.scalars(select(account).distinct())) - set(account_ids):
-                session.execute(delete(self._items).where(account.in_(gone)))
+            self._remove(session, account, set(session.scalars(select(account).distinct())) - set(account_ids))
+
+    def _remove(
+        self, session: Session, column: Column[str], values: Iterable[str], *further: ColumnElement[bool]
+    ) -> None:
+        """Delete the items that have one of the values, however many these are."""
+        for piece in pieces(values):
+            session.execute(delete(self._items).where(column.in_(piece), *further))
 
     def build(self) -> None:
         """Make the HNSW indices that are missing, of accounts that have many items, and drop those of accounts that
