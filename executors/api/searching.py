@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from docarray.typing import ID
 from pydantic import Field, StrictBool
 
+from executors.api.clickstream import Key
 from executors.api.request import Body, Call, make_router
 from finetuner.documents import Document
-from registry.clicks import MAX_KEY, MAX_QUERY
+from registry.clicks import MAX_QUERY
 from registry.search_items import MAX_ITEMS, MAX_TEXT
 
 router = make_router('search')
-
-Key = Annotated[str, Field(min_length=1, max_length=MAX_KEY, description='An id of the client.')]
 
 
 class NewItem(Body):

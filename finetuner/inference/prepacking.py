@@ -31,6 +31,8 @@ _PROBE = torch.cat([torch.linspace(-4, 4, 33), torch.tensor([-1e3, -30.0, -8.0, 
 _NO_ACTIVATION = ('none', '')
 _HAVE_ACTIVATIONS = ('torch.nn.modules.activation', 'transformers.activations')
 
+_Layer = tuple[nn.Module, str, nn.Linear]  # what it is a part of, by which name, and it
+
 
 class PrepackedLinear(nn.Module):
     """A linear layer, [..., in] to [..., out], that can do nothing but compute.
@@ -53,11 +55,12 @@ class PrepackedLinear(nn.Module):
 
 
 class _Fusion(NamedTuple):
-    """An activation of a part, and the layer whose output it gets."""
+    """An activation of a part, what oneDNN calls it, and the layer whose output it gets."""
 
     parent: nn.Module
     name: str
     activation: nn.Module
+    known_as: tuple[str, str]
     layer: nn.Linear
 
 
@@ -77,13 +80,14 @@ def prepack(model: nn.Module, embed: Callable[[], np.ndarray]) -> bool:
     :param embed: has the model embed some samples, float32 [N, dim].
     :return: whether they were replaced.
     """
-    if not torch.backends.mkldnn.is_available() or not _linear_layers(model):
+    layers = _linear_layers(model)
+    if not layers or not torch.backends.mkldnn.is_available():
         return False
     fusions = _fusions(model)
-    return (bool(fusions) and _swap_if_better(model, fusions, embed)) or _swap_if_better(model, [], embed)
+    return (bool(fusions) and _swap_if_better(layers, fusions, embed)) or _swap_if_better(layers, [], embed)
 
 
-def _linear_layers(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
+def _linear_layers(model: nn.Module) -> list[_Layer]:
     """Where they are. One that stands in two places is there twice, as `named_children` would not have it."""
     return [
         (parent, name, child)
@@ -102,13 +106,13 @@ def _fusions(model: nn.Module) -> list[_Fusion]:
     for parent in model.modules():
         children = [(name, child) for name, child in parent._modules.items() if child is not None]
         layers = [child for _, child in children if type(child) is nn.Linear]
-        activations = [child for _, child in children if _onednn_name(child)]
+        activations = {name: known_as for name, child in children if (known_as := _onednn_name(child))}
         before = layers[0] if layers else None
         for name, child in children:
             if type(child) is nn.Linear and len(activations) > 1:
                 before = child
-            elif child in activations and before is not None:
-                fusions.append(_Fusion(parent, name, child, before))
+            elif name in activations and before is not None:
+                fusions.append(_Fusion(parent, name, child, activations[name], before))
     return fusions
 
 
@@ -124,7 +128,7 @@ def _onednn_name(module: nn.Module) -> tuple[str, str] | None:
     return next(names, None)
 
 
-def _swap_if_better(model: nn.Module, fusions: Sequence[_Fusion], embed: Callable[[], np.ndarray]) -> bool:
+def _swap_if_better(layers: Sequence[_Layer], fusions: Sequence[_Fusion], embed: Callable[[], np.ndarray]) -> bool:
     """Prepack the linear layers, some of them with an activation; undo it if that does not pay."""
     swaps: list[_Swap] = []
 
@@ -132,7 +136,6 @@ def _swap_if_better(model: nn.Module, fusions: Sequence[_Fusion], embed: Callabl
         _swap(swaps, is_new)
         return embed()
 
-    layers = _linear_layers(model)
     try:
         swaps += _swaps(layers, fusions)
         (expected, found), (before, after) = compare([partial(embed_with, False), partial(embed_with, True)])
@@ -147,13 +150,13 @@ def _swap_if_better(model: nn.Module, fusions: Sequence[_Fusion], embed: Callabl
     return is_better
 
 
-def _swaps(layers: Sequence[tuple[nn.Module, str, nn.Linear]], fusions: Sequence[_Fusion]) -> list[_Swap]:
+def _swaps(layers: Sequence[_Layer], fusions: Sequence[_Fusion]) -> list[_Swap]:
     """What takes the place of the layers, each packed once, and of the activations that go with them."""
-    activations = {id(fusion.layer): _onednn_name(fusion.activation) for fusion in fusions}
+    activations = {id(fusion.layer): fusion.known_as for fusion in fusions}
     packed: dict[int, PrepackedLinear] = {}
     for _, _, layer in layers:
         if id(layer) not in packed:
-            packed[id(layer)] = PrepackedLinear(layer, activations.get(id(layer)) or _NO_ACTIVATION)
+            packed[id(layer)] = PrepackedLinear(layer, activations.get(id(layer), _NO_ACTIVATION))
     return [_Swap(parent, name, layer, packed[id(layer)]) for parent, name, layer in layers] + [
         _Swap(fusion.parent, fusion.name, fusion.activation, nn.Identity()) for fusion in fusions
     ]

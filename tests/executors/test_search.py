@@ -122,8 +122,7 @@ def test_a_text_that_the_model_cannot_embed_is_refused_and_harms_no_other(execut
     assert len(index.search(account, np.ones(24, np.float32), 9)) == 3
 
 
-def test_the_index_is_looked_after(executor, account, call, tiny_model, monkeypatch):
-    """Items of accounts that are no more leave it, and what makes it fast is made."""
+def test_items_of_accounts_that_are_no_more_leave_the_index(executor, account, call):
     add(call)
     gone = executor.registry.create_account('gone').id
     other = executor.registry.create_token(gone, 'other')

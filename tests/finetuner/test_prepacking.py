@@ -55,6 +55,17 @@ def test_an_encoder_of_somebody_else_stays_as_it_is(tiny_model, always):
     assert linear_layers(load_engine(encoder)) == {nn.Linear}
 
 
+def embedding(model):
+    """Has the model compute one batch, the same one each time."""
+    inputs = torch.randn(3, 4)
+
+    def embed():
+        with torch.inference_mode():
+            return model(inputs).numpy()
+
+    return embed
+
+
 class Direct(nn.Module):
     """Reads the weights of its layer by itself, as some attention does."""
 
@@ -79,12 +90,8 @@ class Wrong(nn.Module):
 
 @pytest.mark.parametrize('make', [Direct, Wrong])
 def test_what_cannot_be_prepacked_stays_as_it_is(make, always):
-    model, inputs = make().eval(), torch.randn(3, 4)
-
-    def embed():
-        with torch.inference_mode():
-            return model(inputs).numpy()
-
+    model = make().eval()
+    embed = embedding(model)
     before = embed()
     assert not prepack(model, embed)
     np.testing.assert_array_equal(embed(), before)
@@ -94,12 +101,7 @@ def test_what_cannot_be_prepacked_stays_as_it_is(make, always):
 def test_a_layer_that_stands_in_two_places_is_prepacked_once(always):
     shared = nn.Linear(4, 4)
     model = nn.Sequential(shared, nn.ReLU(), shared)
-    inputs = torch.randn(3, 4)
-
-    def embed():
-        with torch.inference_mode():
-            return model(inputs).numpy()
-
+    embed = embedding(model)
     before = embed()
     assert prepack(model, embed)
     assert model[0] is model[2] and isinstance(model[0], PrepackedLinear)
@@ -146,12 +148,7 @@ class Backwards(nn.Module):
     ],
 )
 def test_what_is_fused_computes_the_same(model, fused, always):
-    inputs = torch.randn(3, 4)
-
-    def embed():
-        with torch.inference_mode():
-            return model(inputs).numpy()
-
+    embed = embedding(model)
     before = embed()
     assert prepack(model, embed)
     assert [module.activation[0] for module in model.modules() if isinstance(module, PrepackedLinear)] == fused

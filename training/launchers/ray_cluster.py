@@ -83,6 +83,7 @@ class Keeper:
         with tempfile.TemporaryDirectory(prefix='finetuner-method-') as folder, Registry.open() as registry:
             for name, content in self._method.items():
                 (Path(folder) / name).write_text(content, encoding='utf-8')
+            if self._method:
                 os.environ[METHODS] = folder
             note = Note(registry, attempt.lease)
             worker = Child(registry, attempt)

@@ -25,9 +25,10 @@ from training.methods.method import Method
 VARIABLE = 'FINETUNER_METHODS'
 SHIPPED = Path(__file__).parent
 MAX_BYTES = 1 << 20
-_importing = threading.Lock()
 CLASS = 'class'
 """What names a subclass of :class:`Method` in a file."""
+
+_importing = threading.Lock()
 
 
 def method_folders() -> list[Path]:
