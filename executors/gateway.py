@@ -30,7 +30,7 @@ from executors.calling_off import called_off_with_caller, let_calls_be_cancelled
 from executors.discovery import Discovery
 from executors.drain import drain_at_shutdown, drain_seconds
 from executors.errors import UNREACHABLE
-from executors.forwarding import forward
+from executors.forwarding import forward, measure_messages_as_they_are
 from executors.lifetime import end_with_parent
 from executors.limits import MAX_HEADER_BYTES, PatientProtocol
 from executors.pacing import Pacing, read_options
@@ -246,6 +246,7 @@ def _for_caller(answer: Any) -> Any:
     if status.exception.name == DecodeError.__name__ and [*status.exception.args][:1] == [NOT_PARSED]:
         status.exception.name, status.description = DataError.__name__, BROKEN_DOCUMENTS
         status.exception.args[:] = [BROKEN_DOCUMENTS]
+        answer.proto_wo_data.DiscardUnknownFields()  # the documents: who reads the answer could not either
     return answer
 
 
@@ -327,6 +328,7 @@ class FinetunerGateway(CompositeGateway):
     def __init__(self, **kwargs: Any) -> None:
         kwargs['req_handler_cls'] = RoutingRequestHandler
         let_calls_be_cancelled()
+        measure_messages_as_they_are()
         super().__init__(**kwargs)
         certificate = read_certificate()
         for server in self.servers:

@@ -376,6 +376,12 @@ ROWS: dict[str, tuple[Callable[[Any], tuple[Any, str]], Any, str]] = {
         'DataError',
         'the documents of the message cannot be read: they are broken',
     ),
+    # parsed in part, it cannot be parsed again
+    'gRPC: random bytes': (
+        message('/encode', bytes.fromhex('8382413da61dbd39fbb19bbfea4d75a2263e9d85')),
+        'DataError',
+        'the documents of the message cannot be read: they are broken',
+    ),
     'gRPC: an unknown loss': (
         message('/fit', model='all-minilm-l6-v2', train_data='fruits', device='cpu', loss='TripletMarginLos'),
         'ParameterError',
