@@ -6,8 +6,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 INTERVAL = 1.0
 """Seconds between two looks at the parent."""
@@ -22,6 +26,27 @@ def end_with_parent() -> None:
 def end_with(parent: int) -> None:
     """From now on, send this process a SIGTERM once the process `parent`, which started it, is gone."""
     threading.Thread(target=_watch, args=(parent,), name='lifetime', daemon=True).start()
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Have a SIGTERM or a SIGINT end the process in here, where an executor is made that may wait long for something.
+
+    Jina's own handlers are called once it is made.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _watch(parent: int) -> None:

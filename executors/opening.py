@@ -6,6 +6,7 @@ from collections.abc import Callable
 from logging import Logger
 from typing import TypeVar
 
+from executors.lifetime import ended_by_signals
 from registry import Registry
 from training.errors import persistently
 
@@ -23,4 +24,5 @@ def open_registry(logger: Logger) -> Registry:
 
 def open_database(open_it: Callable[[], Opened], logger: Logger) -> Opened:
     """The same for any database: what `open_it` returns, once it does."""
-    return persistently(open_it, tell=lambda error: logger.warning(f'{error}: trying again'))
+    with ended_by_signals():
+        return persistently(open_it, tell=lambda error: logger.warning(f'{error}: trying again'))

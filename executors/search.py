@@ -17,7 +17,7 @@ from executors.drain import drain_at_shutdown
 from executors.encoder import DEFAULT_MODEL
 from executors.endpoints import unknown_endpoint
 from executors.following import Follower
-from executors.lifetime import end_with_parent
+from executors.lifetime import end_with_parent, ended_by_signals
 from executors.opening import open_database, open_registry
 from executors.parameters import DeleteItemsParameters, SearchParameters, TokenParameters
 from executors.pgvector_index import PgVectorIndex, PgVectors
@@ -93,7 +93,8 @@ class SearchExecutor(Executor):
         except Exception as error:
             self.logger.critical(f'cannot search by {without_secrets(artifact)}: {error}')
             raise
-        self.searched = Searched(engine, self._make_index(engine, model if found is None else found.id))
+        with ended_by_signals():
+            self.searched = Searched(engine, self._make_index(engine, model if found is None else found.id))
         current = None if found is None else found.id
         self._store = store
         self._follower = None if store is None else Follower(artifact, store, current, self._switch, self.logger)

@@ -77,12 +77,7 @@ class Service:
         )
 
     def start(self) -> 'Service':
-        command = [Path(sys.executable).with_name('jina'), 'flow', '--uses', self.flow]
-        with self.log.open('ab') as log:
-            self.process = subprocess.Popen(
-                command, cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT
-            )
-        self.channel = Channel(f'grpc://127.0.0.1:{self.port}')
+        self.launch()
         try:
             wait_until(self._is_ready, 180, f'the start of {self.flow.name}')
         except BaseException:
@@ -90,6 +85,15 @@ class Service:
             raise
         self.processes = psutil.Process(self.process.pid).children(recursive=True)
         return self
+
+    def launch(self) -> None:
+        """Start it, without waiting until it is ready."""
+        command = [Path(sys.executable).with_name('jina'), 'flow', '--uses', self.flow]
+        with self.log.open('ab') as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT
+            )
+        self.channel = Channel(f'grpc://127.0.0.1:{self.port}')
 
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()[-5000:]
