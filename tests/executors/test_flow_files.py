@@ -1,10 +1,12 @@
 """The Flow files are read by Jina as they are meant, with and without environment variables."""
 
+import asyncio
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
 from jina import Flow
 
@@ -49,9 +51,27 @@ def test_executors(name, executors):
     if 'trainer' in nodes:
         assert flow['gateway'].args.retries == 0, 'the gateway sends /fit once'
     assert all(flow[name].args.host in ('127.0.0.1', ['127.0.0.1']) for name in executors)
+    alone = {'grpc.http2.max_ping_strikes': 0, 'grpc.so_reuseport': 0}
     no_pings = {'grpc.keepalive_time_ms': 7200000}
     patience = {'grpc.keepalive_time_ms': 30000, 'grpc.keepalive_timeout_ms': 20000}
     for name in ['gateway', *executors]:
-        assert flow[name].args.grpc_server_options == {'grpc.http2.max_ping_strikes': 0, **no_pings}
+        assert flow[name].args.grpc_server_options == {**alone, **no_pings}
         assert flow[name].args.grpc_channel_options == patience
     assert os.environ['JINA_OPTOUT_TELEMETRY'] == '1'
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_port_is_never_shared_with_another_service(name):
+    """Jina looks whether a port is free, and binds it once the executor is made: another may have it by then."""
+    gateway = Flow.load_config(str(FLOWS / name)).build()['gateway']
+    options = list(gateway.args.grpc_server_options.items())
+
+    async def serve_twice() -> None:
+        first, second = grpc.aio.server(options=options), grpc.aio.server(options=options)
+        port = first.add_insecure_port('127.0.0.1:0')
+        await first.start()
+        with pytest.raises(RuntimeError, match='Failed to bind'):
+            second.add_insecure_port(f'127.0.0.1:{port}')
+        await first.stop(None)
+
+    asyncio.run(serve_twice())
