@@ -8,9 +8,8 @@ from typing import Any
 from jina import Executor, requests
 
 from executors.answers import answer, answer_page, describe_batch, describe_session
-from executors.drain import drain_at_shutdown
 from executors.endpoints import unknown_endpoint
-from executors.lifetime import end_with_parent
+from executors.lifetime import prepare_process
 from executors.opening import open_registry
 from executors.parameters import (
     BatchesParameters,
@@ -38,8 +37,7 @@ class ClickstreamExecutor(Executor):
 
     def __init__(self, retention_days: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        end_with_parent()
-        drain_at_shutdown()
+        prepare_process(self)
         if retention_days is None and (days := os.environ.get(RETENTION)):
             retention_days = float(days)
         if retention_days is not None and not retention_days > 0:

@@ -6,10 +6,9 @@ from typing import Any
 from jina import Executor, requests
 
 from executors.answers import answer, answer_page, describe_dataset, describe_part, describe_usage
-from executors.drain import drain_at_shutdown
 from executors.endpoints import unknown_endpoint
 from executors.inline import read_inline
-from executors.lifetime import end_with_parent
+from executors.lifetime import prepare_process
 from executors.opening import open_registry
 from executors.parameters import (
     DatasetParameters,
@@ -37,8 +36,7 @@ class DatasetExecutor(Executor):
         self, ingest_roots: Sequence[str] | None = None, ingest_schemes: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        end_with_parent()
-        drain_at_shutdown()
+        prepare_process(self)
         self.roots = allowed_roots(ingest_roots)
         self.schemes = allowed_schemes(ingest_schemes)
         self.registry = open_registry(self.logger)

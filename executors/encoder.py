@@ -19,10 +19,9 @@ from jina import Executor, requests
 
 from executors.artifacts import Found, Store, find_artifact
 from executors.caching import make_cache
-from executors.drain import drain_at_shutdown
 from executors.endpoints import describe_parameters, unknown_endpoint
 from executors.following import Follower
-from executors.lifetime import end_with_parent
+from executors.lifetime import prepare_process
 from executors.metrics import EncoderMetrics, metrics_port, serve_metrics
 from executors.opening import open_registry
 from executors.parameters import EncodeParameters, EncodeTextsParameters, Parameters, shorten
@@ -118,8 +117,7 @@ class FinetunerExecutor(Executor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        end_with_parent()
-        drain_at_shutdown()
+        prepare_process(self)
         self._set_level(logging_level)
         schemes = allowed_schemes(encode_schemes, 'FINETUNER_ENCODE_SCHEMES', default='')
         # a folder that is named is leave enough to read in it

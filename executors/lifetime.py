@@ -13,8 +13,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from jina import Executor
+
+from executors.drain import drain_at_shutdown
+from executors.refusals import leave_out_refusals
+
 INTERVAL = 1.0
 """Seconds between two looks at the parent."""
+
+
+def prepare_process(executor: Executor) -> None:
+    """What each of our executors asks of the process that it is in, and of Jina's server there."""
+    end_with_parent()
+    drain_at_shutdown()
+    leave_out_refusals(executor)
 
 
 def end_with_parent() -> None:

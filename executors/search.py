@@ -13,11 +13,10 @@ from jina import Executor, requests
 
 from executors.answers import answer
 from executors.artifacts import find_artifact
-from executors.drain import drain_at_shutdown
 from executors.encoder import DEFAULT_MODEL
 from executors.endpoints import unknown_endpoint
 from executors.following import Follower
-from executors.lifetime import end_with_parent, ended_by_signals
+from executors.lifetime import ended_by_signals, prepare_process
 from executors.opening import open_database, open_registry
 from executors.parameters import DeleteItemsParameters, SearchParameters, TokenParameters
 from executors.pgvector_index import PgVectorIndex, PgVectors
@@ -75,8 +74,7 @@ class SearchExecutor(Executor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        end_with_parent()
-        drain_at_shutdown()
+        prepare_process(self)
         self._device = device or os.environ.get('FINETUNER_DEVICE') or 'cpu'
         self.registry = open_registry(self.logger)
         model = model or os.environ.get('FINETUNER_SEARCH_MODEL') or DEFAULT_MODEL

@@ -18,10 +18,9 @@ from executors.answers import (
     describe_task,
     describe_token,
 )
-from executors.drain import drain_at_shutdown
 from executors.endpoints import unknown_endpoint
 from executors.launching import make_launcher, read_policy
-from executors.lifetime import end_with_parent
+from executors.lifetime import prepare_process
 from executors.logs import read_log, read_piece
 from executors.models import check_model
 from executors.opening import open_registry
@@ -85,8 +84,7 @@ class TrainerExecutor(Executor):
 
     def __init__(self, max_runs: int | None = None, heartbeat_timeout: float = 60.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        end_with_parent()
-        drain_at_shutdown()
+        prepare_process(self)
         self.registry = open_registry(self.logger)
         if problem := self.registry.credentials_problem():
             self.logger.warning(problem)

@@ -1,0 +1,29 @@
+"""What a caller did wrong is told to the caller. The log of a service is for what the service did wrong."""
+
+from __future__ import annotations
+
+import logging
+
+from google.protobuf.message import DecodeError
+from jina import Executor
+
+from executors.errors import STATUS
+from finetuner import excepts
+
+
+def leave_out_refusals(executor: Executor) -> None:
+    """Have Jina log nothing when an executor refuses a request: anyone could fill the log, with stacks at that."""
+    if not (name := getattr(executor.runtime_args, 'name', '')):
+        return  # no server runs it
+    for other, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and (other == name or other.startswith(f'{name}/')):
+            logger.addFilter(_is_no_refusal)
+
+
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, DecodeError):  # of the documents of a message
+        return False
+    kind = type(error)
+    is_ours = kind.__module__ == excepts.__name__
+    return not (is_ours and STATUS.get(kind.__name__, 500) < 500)

@@ -1,0 +1,32 @@
+"""What a caller did wrong is not logged, and what the service did is."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from executors.refusals import leave_out_refusals
+from finetuner import excepts
+
+
+@pytest.mark.parametrize(
+    ('error', 'is_logged'),
+    [
+        (excepts.DataError('documents[0] has no text'), False),
+        (excepts.AuthenticationError('A token is needed'), False),
+        (excepts.NotFoundError('There is no run'), False),
+        (excepts.EngineError('the GPU is gone'), True),
+        (excepts.UnavailableError('The database cannot be reached'), True),
+        (ValueError('shapes differ'), True),
+        (KeyError('id'), True),
+    ],
+)
+def test_refusals(caplog, error, is_logged):
+    logger = logging.getLogger('refusing/rep-0/server')
+    leave_out_refusals(SimpleNamespace(runtime_args=SimpleNamespace(name='refusing/rep-0')))
+    try:
+        raise error
+    except Exception:
+        logger.error('it failed', exc_info=True)
+    logger.error('what has no stack')
+    assert [record.message for record in caplog.records] == ['it failed'] * is_logged + ['what has no stack']
