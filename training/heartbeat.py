@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from finetuner.excepts import RegistryError
+from finetuner.excepts import NotFoundError, RegistryError
 from registry import Registry
-from registry.records import FINISHED
+from registry.records import CREATED, FINISHED, STARTED
 
 if TYPE_CHECKING:
     from training.progress import Progress
@@ -36,6 +36,7 @@ class Heartbeat:
         self.lease, self.worker = lease, worker
         self._registry, self._run_id = registry, run_id
         self._progress: dict[str, Any] | None = None
+        self._served: str | None = None
         self._parent = os.getppid() if os.environ.get(WITH_PARENT) else None
         self._is_ending = False
         self._stop = threading.Event()
@@ -55,6 +56,19 @@ class Heartbeat:
         """What to tell next."""
         self._progress = dataclasses.asdict(progress)
 
+    def serve(self, run_id: str) -> bool:
+        """From now on, end also when this other run has. False if it has already."""
+        self._served = run_id
+        return self._is_of_use()
+
+    def _is_of_use(self) -> bool:
+        if self._served is None:
+            return True
+        try:
+            return self._registry.get_run_by_id(self._served).status in (CREATED, STARTED)
+        except NotFoundError:
+            return False
+
     def _keep_beating(self) -> None:
         is_away = False
         while not self._stop.wait(SECONDS):
@@ -64,6 +78,8 @@ class Heartbeat:
                 is_wanted = self._registry.heartbeat(self._run_id, self._progress, self.lease, self.worker)
                 if not is_wanted and self._registry.get_run_by_id(self._run_id).status != FINISHED:
                     self._end('The run was ended from outside, or another worker has it: stopping')
+                elif not self._is_of_use():
+                    self._end('What this run was made for has ended: stopping')
             except RegistryError:
                 self._end('The run was deleted: stopping')
             except Exception:  # a database that is away for a while is no reason to stop

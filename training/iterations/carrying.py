@@ -15,10 +15,12 @@ from training.callbacks.training_checkpoint import Recovery
 from training.errors import persistently
 from training.heartbeat import Heartbeat
 from training.interruption import Interruption
-from training.iterations.iteration import BEST, TRIALS, Outcome, Start, Work, iterate
+from training.iterations.helping import HELPS, help_out
+from training.iterations.iteration import BEST, Outcome, iterate
 from training.iterations.material import DIGEST, ITEMS, SHARD
 from training.iterations.tidying import remove_lost
 from training.iterations.tracking import PROMOTED, REFUSED
+from training.iterations.training import TRIALS, Start, Work
 from training.methods import load_method
 from training.run_folder import remove_training
 
@@ -33,11 +35,14 @@ def carry(
     interruption: Interruption,
     checkpoint_seconds: float,
 ) -> None:
-    """Do what a task asks for, and store what came of it.
+    """Do what a task asks for, or the part of it that the run is a helper for, and store what came of it.
 
     :param checkpoint_seconds: between two checkpoints at least.
     :raises ValueError: it cannot be done; the message says why.
     """
+    if HELPS in run.config:
+        help_out(registry, run, heartbeat, interruption, checkpoint_seconds)
+        return
     task = registry.tuning.get_task_by_id(task_id)
     method = load_method(task.method)
     batch_id = _batch(registry, task)
@@ -46,10 +51,8 @@ def carry(
     start = find_start(registry, task.account_id, alias)
     work = Work(
         registry=registry,
-        account_id=task.account_id,
-        # what was trained from another model is of no use
-        owner=f'{run.id} {start.artifact_id or "pretrained"}',
-        name=run.name,
+        task=task,
+        run=run,
         folder=folder,
         report=heartbeat.report,
         recovery=Recovery(checkpoint_seconds, measured=lambda footprint: footprint.write(folder)),
@@ -112,7 +115,7 @@ def _finish(registry: Registry, run: RunRecord, outcome: Outcome, lease: str, al
 
 
 def _tidy(folder: Path) -> None:
-    for name in (TRIALS, ITEMS, BEST):
+    for name in (TRIALS, ITEMS, BEST, HELPS):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (SHARD, DIGEST):
         (folder / name).unlink(missing_ok=True)

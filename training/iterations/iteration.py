@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetuner.inference.backbones import load_encoders
-from registry import Registry
-from registry.shards import DatasetReader
-from training.callbacks.best_model import BestModelCheckpoint
-from training.callbacks.training_checkpoint import Recovery
-from training.clicks.comparing import Embedded, Verdict, judge_model
-from training.clicks.examples import Judged
+from training.clicks.comparing import Verdict, judge_model
 from training.clicks.significance import Interval
-from training.errors import CallbackError, is_passing
+from training.errors import is_passing
 from training.export import build_artifact
-from training.interruption import Interruption
 from training.iterations import parameters
-from training.iterations.embedding import embed_by_model
-from training.iterations.material import Material, gather
+from training.iterations.helping import await_helpers, collect, delegate, dismiss, find_helper, known_epochs, withdraw
+from training.iterations.material import Material
 from training.iterations.search import Candidate, ParameterSearch
 from training.iterations.tracking import FINISHED, INITIAL_RUN, PRUNED, Iteration, Tracker, Training
-from training.iterations.watching import PREFIX, Pruned, Watch
+from training.iterations.training import Result, Setting, Start, Work, set_up, train, training_folder
+from training.iterations.watching import PREFIX
 from training.methods.method import Method
-from training.pipeline import run_fit
-from training.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-DATA = 'clicks'
-TRIALS, BEST = 'trials', 'best'
+BEST = 'best'
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Start:
-    """The model that an iteration begins with, and whose place the best may take.
-
-    :param artifact_id: None of a pretrained model.
-    :param file: of the artifact.
-    """
-
-    artifact_id: str | None = None
-    file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -68,26 +46,6 @@ class Outcome:
     iteration: Iteration
 
 
-@dataclass(frozen=True)
-class Work:
-    """Where and for whom an iteration is done.
-
-    :param owner: what carries it: another one begins anew.
-    :param name: of the model.
-    :param folder: of the run.
-    :param report: is told the progress.
-    """
-
-    registry: Registry
-    account_id: str
-    owner: str
-    name: str
-    folder: Path
-    report: Callable[[Progress], None]
-    recovery: Recovery
-    interruption: Interruption | None = None
-
-
 def iterate(work: Work, method: Method, batch_id: str, start: Start) -> Outcome:
     """Try the parameters of a method on a batch, and judge the best model. What a lost worker has done of it already is
     not done again.
@@ -95,31 +53,21 @@ def iterate(work: Work, method: Method, batch_id: str, start: Start) -> Outcome:
     :raises DataError: there is too little to learn from.
     :raises ValueError: no training came to its end; the message is that of the last.
     """
-    tracker = Tracker()
-    seed = int(method.fit.get('seed', 0))
-    # None: a GPU, where there is one
-    device = 'cpu' if method.fit.get('device') == 'cpu' else None
-    material = gather(work.registry, work.account_id, batch_id, method, seed, work.folder)
+    setting = set_up(work, method, batch_id, start)
+    iteration, material = setting.iteration, setting.material
     if start.file is None:
-        _keep_initial(tracker, method, work.folder / BEST)
-    iteration = tracker.begin(work.account_id, method.name, batch_id, work.owner)
-    last = tracker.last(work.account_id, method.name, iteration.id)
-    source = start.file or method.model
-
-    def embed(model: str | Path, part: Judged) -> Embedded:
-        return embed_by_model(model, method.items.modality, part, material.items, device)
-
-    trials = Trials(work, method, start, material, iteration, embed(source, material.validation))
-    best = trials.run(last, seed)
+        _keep_initial(iteration.tracker, method, work.folder / BEST)
+    last = iteration.tracker.last(work.task.account_id, method.name, iteration.id)
+    best = Trials(setting).run(last)
     artifact = iteration.fetch_model(best.run_id, work.folder / BEST)
     verdict = judge_model(
         material.test,
-        embed(source, material.test),
-        embed(artifact, material.test),
+        setting.embed(setting.source, material.test),
+        setting.embed(artifact, material.test),
         metric=method.metric,
         max_weight=method.clicks.max_weight,
         confidence=CONFIDENCE,
-        seed=seed,
+        seed=setting.seed,
     )
     iteration.log(best.run_id, {f'final_{name}': found.after.mean for name, found in verdict.metrics.items()}, 0)
     return Outcome(
@@ -133,111 +81,94 @@ def iterate(work: Work, method: Method, batch_id: str, start: Start) -> Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Trials:
-    """The trainings of an iteration, one with each set of parameters.
+    """The trainings of an iteration, one with each set of parameters; `search.parallel` of them at the same time."""
 
-    :param before: what the model that they start from makes of the sessions by which they are compared.
-    """
+    setting: Setting
 
-    work: Work
-    method: Method
-    start: Start
-    material: Material
-    iteration: Iteration
-    before: Embedded
-
-    def run(self, last: Iteration | None, seed: int) -> Training:
+    def run(self, last: Iteration | None) -> Training:
         """The best training.
 
         :param last: whose best parameters are tried first.
         """
-        space, evaluations = self.method.search.space, self.method.search.evaluations
-        known = self.iteration.trainings()
+        setting, iteration, search = self.setting, self.setting.iteration, self.setting.method.search
+        known = iteration.trainings()
         # those that a lost worker had begun come before all others, for they go on
-        begun = [parameters.read(space, training.texts) for training in known if training.outcome is None]
+        begun = [parameters.read(search.space, training.texts) for training in known if training.outcome is None]
         first = [values for values in begun if values is not None]
         if last is not None:
-            first += last.top(space, max(1, (evaluations + 1) // 2))
-        search = ParameterSearch(self.method.search, seed, known, first or [parameters.middle(space)])
+            first += last.top(search.space, max(1, (search.evaluations + 1) // 2))
+        first = first or [parameters.middle(search.space)]
+        proposals = ParameterSearch(search, setting.seed, known, first, self._epochs(known))
         failure: Exception | None = None
-        while (candidate := search.ask()) is not None:
-            try:
-                self._train(search, candidate)
-            except Exception as error:
-                if is_passing(error):
-                    raise
-                logger.exception('The training with %s failed', candidate.parameters)
-                search.tell(candidate, None)
-                failure = error
+        while candidates := proposals.ask_several(search.parallel):
+            # in their own order, whichever came first: what is proposed next must not depend on the machines
+            for candidate, result in self._train(candidates):
+                if isinstance(result, Exception):
+                    failure = result
+                    proposals.tell(candidate, None)
+                else:
+                    proposals.tell(candidate, result.quality, is_pruned=result.artifact is None)
         if not (finished := self._with_models()):
             raise failure or ValueError('no training came to its end')
         return max(finished, key=lambda training: training.quality or 0.0)
 
-    def _train(self, search: ParameterSearch, candidate: Candidate) -> None:
-        """One training: its model is kept if it is the best so far."""
-        method, iteration, work = self.method, self.iteration, self.work
-        title = f'Training {candidate.number} of {method.search.evaluations}'
-        logger.info('%s: %s', title, candidate.parameters or 'the values of the method')
+    def _train(self, candidates: Sequence[Candidate]) -> list[tuple[Candidate, Result | Exception]]:
+        """Train with all of them: this process takes one, and another whenever it has none, and helpers take what the
+        queue gives them. Returned is what came of each.
+        """
+        known = [training.name for training in self.setting.iteration.trainings() if training.outcome is not None]
+        helpers = {candidate.name: find_helper(self.setting, candidate) for candidate in candidates}
+        alone = [candidate for candidate in candidates if helpers[candidate.name] is None]
+        helpers |= {candidate.name: delegate(self.setting, candidate, known) for candidate in alone[1:]}
+        results: dict[str, Result | Exception] = {}
+        while waiting := [candidate for candidate in candidates if candidate.name not in results]:
+            news = {candidate.name: self._look(candidate, helpers[candidate.name]) for candidate in waiting}
+            results |= {name: result for name, result in news.items() if result is not None}
+            if not any(news.values()):
+                await_helpers(self.setting, len(waiting))
+        return [(candidate, results[candidate.name]) for candidate in candidates]
+
+    def _look(self, candidate: Candidate, helper: str | None) -> Result | Exception | None:
+        """What came of a training, which is done here if there is no helper for it; None while that one works on it."""
+        if helper is None or withdraw(self.setting, helper):
+            return self._attempt(candidate)
+        result = collect(self.setting, helper, candidate)
+        if isinstance(result, Result):
+            self._conclude(candidate, result)
+            dismiss(self.setting, helper)
+        return result
+
+    def _attempt(self, candidate: Candidate) -> Result | Exception:
+        try:
+            result = train(self.setting, candidate)
+        except Exception as error:
+            if is_passing(error):
+                raise
+            logger.exception('The training with %s failed', candidate.parameters)
+            return error
+        self._conclude(candidate, result)
+        shutil.rmtree(training_folder(self.setting, candidate), ignore_errors=True)
+        return result
+
+    def _conclude(self, candidate: Candidate, result: Result) -> None:
+        """Tell MLflow of the end of a training: its model is kept if it is the best so far."""
+        iteration = self.setting.iteration
         run_id = iteration.start(candidate.parameters)
-        watch = Watch(
-            self.material,
-            method.items.modality,
-            self.before,
-            method.metric,
-            method.clicks.max_weight,
-            lambda figures, epoch: iteration.log(run_id, figures, epoch),
-            candidate.is_hopeless,
-        )
-        config = method.config(
-            candidate.parameters,
-            train_data=DATA,
-            model_artifact=self.start.artifact_id,
-            run_name=work.name,
-            callbacks=[watch, BestModelCheckpoint(monitor=PREFIX + method.metric, mode='max')],
-        )
-        folder = work.folder / TRIALS / (self.start.artifact_id or 'pretrained') / candidate.name[:16]
-        folder.mkdir(parents=True, exist_ok=True)
-        with _broken_off(iteration, run_id):
-            try:
-                result = run_fit(
-                    config,
-                    lambda name, _: DatasetReader([self.material.shard], name),
-                    folder,
-                    lambda progress: work.report(dataclasses.replace(progress, stage=f'{title}: {progress.stage}')),
-                    artifact=self.start.file,
-                    resume=True,
-                    interruption=work.interruption,
-                    recovery=work.recovery,
-                )
-            except CallbackError as error:
-                if not isinstance(error.__cause__, Pruned) or watch.best is None:
-                    raise
-                logger.info('%s ends early: %s', title, error.__cause__)
-                iteration.end(run_id, PRUNED, watch.best)
-                search.tell(candidate, watch.best, is_pruned=True)
-            else:
-                assert watch.best is not None, 'there was an epoch'
-                if all(watch.best > (other.quality or 0.0) for other in self._with_models() if other.run_id != run_id):
-                    iteration.keep_model(run_id, result.artifact)
-                iteration.end(run_id, FINISHED, watch.best)
-                search.tell(candidate, watch.best)
-        shutil.rmtree(folder, ignore_errors=True)
+        if result.artifact is None:
+            iteration.end(run_id, PRUNED, result.quality)
+            return
+        if all(result.quality > (other.quality or 0.0) for other in self._with_models() if other.run_id != run_id):
+            iteration.keep_model(run_id, result.artifact)
+        iteration.end(run_id, FINISHED, result.quality)
+
+    def _epochs(self, trainings: Sequence[Training]) -> dict[str, dict[int, float]]:
+        ended = [training.name for training in trainings if training.outcome is not None]
+        return known_epochs(self.setting.iteration, self.setting.method.metric, ended)
 
     def _with_models(self) -> list[Training]:
         """One at most, but where a worker was lost while it put one in the place of another."""
-        found = self.iteration.trainings()
+        found = self.setting.iteration.trainings()
         return [training for training in found if training.outcome == FINISHED and training.has_model]
-
-
-@contextmanager
-def _broken_off(iteration: Iteration, run_id: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception:
-        iteration.break_off(run_id, 'FAILED')
-        raise
-    except BaseException:  # the process is asked to end
-        iteration.break_off(run_id, 'KILLED')
-        raise
 
 
 def _keep_initial(tracker: Tracker, method: Method, folder: Path) -> None:

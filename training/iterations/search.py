@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,9 +51,17 @@ class ParameterSearch:
     :param search: the space, and how many are tried.
     :param known: trainings that have come to their end, such as those of a worker that was lost.
     :param first: what is tried before anything else.
+    :param epochs: the qualities of known trainings, by name and epoch.
     """
 
-    def __init__(self, search: Search, seed: int, known: Sequence[Training] = (), first: Sequence[Parameters] = ()):
+    def __init__(
+        self,
+        search: Search,
+        seed: int,
+        known: Sequence[Training] = (),
+        first: Sequence[Parameters] = (),
+        epochs: Mapping[str, Mapping[int, float]] | None = None,
+    ):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = {name: _distribution(values) for name, values in search.space.items()}
         self._evaluations, self._seen = search.evaluations, set[str]()
@@ -69,8 +77,9 @@ class ParameterSearch:
                 continue
             self._seen.add(training.name)
             state = TrialState.COMPLETE if training.outcome == FINISHED else TrialState.PRUNED
-            # a pruned one counts by the last that was seen of it
-            steps = {} if state == TrialState.COMPLETE else {FIRST_JUDGED: training.quality}
+            steps = dict((epochs or {}).get(training.name, {}))
+            if not steps and state == TrialState.PRUNED:  # it counts by the last that was seen of it
+                steps = {FIRST_JUDGED: training.quality}
             self._study.add_trial(
                 create_trial(
                     state=state,
@@ -83,6 +92,13 @@ class ParameterSearch:
         for values in first:
             if parameters.name_of(values) not in self._seen:
                 self._study.enqueue_trial(values)
+
+    def ask_several(self, count: int) -> list[Candidate]:
+        """At most so many, none of which knows what comes of the others."""
+        found: list[Candidate] = []
+        while len(found) < count and (candidate := self.ask()) is not None:
+            found.append(candidate)
+        return found
 
     def ask(self) -> Candidate | None:
         """What to try next; None if enough were tried, or nothing is left."""

@@ -237,6 +237,10 @@ class Iteration:
         self.tracker.client.log_batch(run_id, params=[Param(key, text) for key, text in texts.items()])
         return run_id
 
+    def history(self, run_id: str, metric: str) -> dict[int, float]:
+        """By epoch, what was told of a training."""
+        return {found.step: found.value for found in self.tracker.client.get_metric_history(run_id, metric)}
+
     def log(self, run_id: str, figures: Mapping[str, float], step: int) -> None:
         from mlflow.entities import Metric
 

@@ -58,12 +58,15 @@ class Search(BaseModel):
     :param space: by argument, values to choose of or a range. An option of it is written `loss_options.margin`, one of
         an encoder `optimizer_options.clip-text.lr`.
     :param evaluations: how many trainings are tried where no earlier iteration tells what is good.
+    :param parallel: how many of them at the same time, as far as the queue gives each a worker. What is tried, and
+        which one is best, does not depend on how many it gives.
     """
 
     model_config = ConfigDict(extra='forbid')
 
     space: Space = Field(default_factory=dict)
     evaluations: int = Field(default=2, ge=1, le=1000)
+    parallel: int = Field(default=1, ge=1, le=100)
 
 
 class Method(BaseModel):

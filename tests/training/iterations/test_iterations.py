@@ -12,66 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import yaml
-from mlflow import MlflowClient
 
 from finetuner.excepts import DataError, NotFoundError
 from finetuner.inference import load_engine
-from registry import Registry
-from registry.names import new_id
-from training.heartbeat import Heartbeat
-from training.interruption import Interruption
+from tests.training.iterations.shopkeeper import ALIAS, METHOD, Shopkeeper
 from training.iterations import carrying
-from training.iterations.carrying import carry
 from training.iterations.iteration import Outcome
 from training.iterations.tracking import Tracker
-
-ALIAS = 'Default-Fine-Tuning-Method@production'
-METHOD = {
-    'name': 'Default Fine Tuning Method',
-    'items': {'loader': 'inline', 'fields': ['text']},
-    'clicks': {'negative_downsampling': 0.5},
-    'loss': 'MultipleNegativeRankingLoss',
-    'fit': {'epochs': 3, 'batch_size': 64, 'device': 'cpu'},
-    'search': {'evaluations': 2, 'space': {'learning_rate': {'low': 1e-3, 'high': 4e-3, 'log': True}}},
-}
-
-
-class Shopkeeper:
-    """A registry of its own, whose tasks are worked on in this process.
-
-    :param home: of the registry, MLflow included.
-    """
-
-    def __init__(self, home):
-        self.home = home
-        self.registry = Registry.open(home)
-        self.account = self.registry.get_account().id
-
-    def ask(self, **options):
-        return self.registry.tuning.create_task(self.account, METHOD['name'], {'device': 'cpu'}, **options)[0]
-
-    def work(self, task, report=None):
-        """Carry a task; what ends it is raised."""
-        lease = new_id()
-        assert self.registry.start_run(task.run_id, 'host:1', lease)
-        heartbeat = Heartbeat(self.registry, task.run_id, lease, 'host:1')
-        heartbeat.report = report or heartbeat.report
-        try:
-            carry(self.registry, self.registry.get_run_by_id(task.run_id), task.id, heartbeat, Interruption(), 60.0)
-        except BaseException:
-            self.registry.retry_run(task.run_id, lease, 'lost', max_retries=9, delay=0, counts=False)
-            raise
-        return self.registry.tuning.get_task_by_id(task.id)
-
-    @property
-    def mlflow(self):
-        return MlflowClient(f'sqlite:///{self.home / "mlflow.db"}')
-
-    def models(self):
-        """The files of models that MLflow keeps, but initial ones."""
-        found = (self.home / 'mlflow').rglob('*.zip')
-        return [path for path in found if path.name != 'initial_model.zip']
 
 
 @pytest.fixture(scope='module')
@@ -79,9 +26,7 @@ def keeper(tmp_path_factory, shop_model, click):
     """Someone who has sold for a while, and has asked for a task that is done."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp('keeper')
-    (folder / 'methods').mkdir()
-    (folder / 'methods' / 'shop.yml').write_text(yaml.safe_dump({**METHOD, 'model': str(shop_model)}))
-    made = Shopkeeper(folder / 'home')
+    made = Shopkeeper.with_method(folder, shop_model)
     click(made.registry, made.account, 1200)
     yield made
     made.registry.close()
@@ -89,16 +34,16 @@ def keeper(tmp_path_factory, shop_model, click):
 
 @pytest.fixture(autouse=True)
 def in_the_home_of(keeper, monkeypatch):
-    monkeypatch.setenv('FINETUNER_HOME', str(keeper.home))
-    monkeypatch.setenv('FINETUNER_METHODS', str(keeper.home.parent / 'methods'))
+    for name, value in keeper.variables.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope='module')
 def first(keeper):
     """The first task, whose worker is lost in its second training, and which another one goes on with."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('FINETUNER_HOME', str(keeper.home))
-        patch.setenv('FINETUNER_METHODS', str(keeper.home.parent / 'methods'))
+        for name, value in keeper.variables.items():
+            patch.setenv(name, value)
         task = keeper.ask(metadata={'who': 'ann'})
 
         def lose(progress):
@@ -236,7 +181,7 @@ def test_a_training_that_fails_is_told_and_leaves_the_last_iteration(keeper, fir
     def fail(*arguments, **options):
         raise ValueError('the loss is not a number')
 
-    monkeypatch.setattr('training.iterations.iteration.run_fit', fail)
+    monkeypatch.setattr('training.iterations.training.run_fit', fail)
     task = keeper.ask()
     with pytest.raises(ValueError, match='the loss is not a number'):
         keeper.work(task)

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from training.errors import CallbackError
-from training.iterations.iteration import Start, Trials
+from training.iterations import iteration
+from training.iterations.iteration import Trials
 from training.iterations.parameters import name_of, write
 from training.iterations.search import ParameterSearch
 from training.iterations.tracking import FINISHED, PRUNED, Training
@@ -85,15 +86,37 @@ def test_a_training_that_is_worse_than_those_before_is_hopeless_but_not_in_its_f
     assert not search.ask().is_hopeless(0.9, 2)
 
 
+def test_a_helper_judges_by_what_it_is_told_of_those_before():
+    before = [training({'learning_rate': rate, 'freeze': 0}, FINISHED, 0.8) for rate in (1e-5, 1e-4)]
+    epochs = {known.name: {1: 0.6, 2: 0.7, 3: 0.8} for known in before}
+    tried = {'learning_rate': 1e-3, 'freeze': 4}
+    candidate = ParameterSearch(SEARCH, 0, before, [tried], epochs).ask()
+    assert candidate.parameters == tried
+    assert not candidate.is_hopeless(0.1, 1) and not candidate.is_hopeless(0.75, 2)
+    other = ParameterSearch(SEARCH, 0, before, [tried], epochs).ask()
+    assert other.is_hopeless(0.65, 2)
+
+
+def test_several_at_once_are_different_and_no_more_than_are_left():
+    search = ParameterSearch(SEARCH, 0)
+    rounds = []
+    while candidates := search.ask_several(4):
+        rounds.append(len(candidates))
+        for candidate in candidates:
+            search.tell(candidate, quality(candidate.parameters))
+    assert rounds == [4, 2]
+
+
 def test_a_fault_of_the_machine_is_no_failed_training(monkeypatch):
-    def fail(trials, search, candidate):
+    def fail(setting, candidate):
         try:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise CallbackError('the callback TrainingCheckpoint failed in on_batch_end') from error
 
-    monkeypatch.setattr(Trials, '_train', fail)
-    method = SimpleNamespace(search=SEARCH)
-    trials = Trials(None, method, Start(), None, SimpleNamespace(trainings=list), None)
+    monkeypatch.setattr(iteration, 'train', fail)
+    monkeypatch.setattr(iteration, 'find_helper', lambda setting, candidate: None)
+    method = SimpleNamespace(search=SEARCH, metric='ndcg_at_10')
+    setting = SimpleNamespace(method=method, seed=0, iteration=SimpleNamespace(trainings=list))
     with pytest.raises(CallbackError):
-        trials.run(None, 0)
+        Trials(setting).run(None)
