@@ -110,7 +110,7 @@ class Trials:
                     proposals.tell(candidate, result.quality, is_pruned=result.artifact is None)
         if not (finished := self._with_models()):
             raise failure or ValueError('no training came to its end')
-        return max(finished, key=lambda training: training.quality or 0.0)
+        return max(finished, key=_rank)
 
     def _train(self, candidates: Sequence[Candidate]) -> list[tuple[Candidate, Result | Exception]]:
         """Train with all of them: this process takes one, and another whenever it has none, and helpers take what the
@@ -157,7 +157,8 @@ class Trials:
         if result.artifact is None:
             iteration.end(run_id, PRUNED, result.quality)
             return
-        if all(result.quality > (other.quality or 0.0) for other in self._with_models() if other.run_id != run_id):
+        rank = (result.quality, candidate.name)
+        if all(rank > _rank(other) for other in self._with_models() if other.run_id != run_id):
             iteration.keep_model(run_id, result.artifact)
         iteration.end(run_id, FINISHED, result.quality)
 
@@ -169,6 +170,11 @@ class Trials:
         """One at most, but where a worker was lost while it put one in the place of another."""
         found = self.setting.iteration.trainings()
         return [training for training in found if training.outcome == FINISHED and training.has_model]
+
+
+def _rank(training: Training) -> tuple[float, str]:
+    """The best is the highest. Of equals it is the same one whichever ended first."""
+    return training.quality or 0.0, training.name
 
 
 def _keep_initial(tracker: Tracker, method: Method, folder: Path) -> None:
