@@ -438,11 +438,11 @@ class TrainerExecutor(Executor):
     def _find_finished(self, parameters: RunParameters) -> RunRecord:
         run = self._find(parameters)
         if run.status == FAILED:
-            raise RunFailedError(f'the run {run.name} failed: {run.details}')
+            raise RunFailedError(f'the run {run.name!r} failed: {run.details}')
         if run.status == CANCELLED:
-            raise RunFailedError(f'the run {run.name} was cancelled: {run.details}')
+            raise RunFailedError(f'the run {run.name!r} was cancelled: {run.details}')
         if run.status != FINISHED:
-            raise RunInProgressError(f'the run {run.name} needs to be finished first, it is {run.status}')
+            raise RunInProgressError(f'the run {run.name!r} has to be FINISHED first, it is {run.status}')
         return run
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import select
 from executors import trainer
 from executors.parameters import FitParameters, RunParameters
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import NotFoundError, ParameterError, RegistryError, RunFailedError
+from finetuner.excepts import NotFoundError, ParameterError, RegistryError, RunFailedError, RunInProgressError
 from registry.models import RunRow
 
 RUN = {'run_name': 'r', 'experiment_name': 'default'}
@@ -67,9 +67,11 @@ def test_a_run_is_cancelled_and_resumed(executor, submit, tmp_path):
     def tags(endpoint):
         return endpoint(DocumentArray(), parameters=parameters)[0].tags
 
+    with pytest.raises(RunInProgressError, match="^the run 'r' has to be FINISHED first, it is CREATED$"):
+        executor.metrics(DocumentArray(), parameters=parameters)
     assert tags(executor.cancel)['status'] == 'CANCELLED'
     assert tags(executor.cancel)['details'] == "Cancelled by the account 'local'"
-    with pytest.raises(RunFailedError, match="the run r was cancelled: Cancelled by the account 'local'"):
+    with pytest.raises(RunFailedError, match="the run 'r' was cancelled: Cancelled by the account 'local'"):
         executor.metrics(DocumentArray(), parameters=parameters)
     assert make()['status'] == 'CANCELLED'  # the same run
     assert tags(executor.resume)['status'] == tags(executor.resume)['status'] == 'CREATED'
