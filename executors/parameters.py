@@ -1,8 +1,9 @@
 """The parameters of the endpoints. Jina validates a request against the model that annotates its handler."""
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -15,6 +16,7 @@ from pydantic import (
 
 from executors.patterns import RULES, SHA256
 from finetuner.excepts import ParameterError
+from registry.plain import check_description
 from registry.queue import SCHEDULING
 
 SHOWN = 200
@@ -176,7 +178,7 @@ class ExperimentParameters(Parameters):
     """An experiment by its name."""
 
     name: str
-    description: str = ''
+    description: Annotated[str, AfterValidator(check_description)] = ''
 
 
 class DeleteRunsParameters(Parameters):

@@ -6,10 +6,11 @@ import logging
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from finetuner.excepts import ParameterError
 from finetuner.models import check_options, find_backbone, task_of
+from registry.plain import check_description
 from training.callbacks.options import CallbackConfig, EvaluationOptions, check_callbacks, evaluation_options
 from training.lora import LoRAOptions
 from training.losses import check_objective, needs_positives, objective_shape, unknown_name
@@ -65,7 +66,7 @@ class FitConfig(BaseModel):
     val_split: float = Field(default=0.0, ge=0, lt=1)
     model_artifact: str | None = None
     run_name: str | None = None
-    description: str | None = None
+    description: Annotated[str, AfterValidator(check_description)] | None = None
     experiment_name: str | None = None
     model_options: dict[str, Any] | None = None
     loss: str = 'TripletMarginLoss'

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 import requests
+from jina.proto import jina_pb2
 
 from finetuner import excepts
 from finetuner.client import wire_pb2 as wire
@@ -128,6 +129,13 @@ def raw_answer(content: bytes) -> Callable[[Any], tuple[str, str]]:
     return call
 
 
+def junk_as_documents(endpoint: str) -> bytes:
+    """A message whose documents, in the field for those that are serialized already, are none."""
+    request = jina_pb2.DataRequestProto(data={'docs_bytes': b'\xff\xff\xff'})
+    request.header.exec_endpoint = endpoint
+    return request.SerializeToString()
+
+
 SINGLE = '/jina.JinaSingleDataRequestRPC/process_single_data'
 EMPTY_DOCUMENT = DocumentArray([Document()]).to_protobuf().SerializeToString()
 NESTED: Any = 1
@@ -208,6 +216,16 @@ ROWS: dict[str, tuple[Callable[[Any], tuple[Any, str]], Any, str]] = {
         http('POST', '/create_experiment', {'parameters': {'name': 'a\0b'}}),
         400,
         'is not a valid experiment name',
+    ),
+    'NUL in the description of an experiment': (
+        http('POST', '/api/v1/experiments', {'name': 'e', 'description': 'a\0b'}),
+        422,
+        "'description': a description cannot hold the character U\\+0000",
+    ),
+    'NUL in the description of a run': (
+        make_run(description='a\0b'),
+        422,
+        'a description cannot hold the character U\\+0000',
     ),
     'an empty name': (http('POST', '/api/v1/experiments', {'name': ''}), 422, "'name': '' is not a valid name"),
     'a name of 10 MB': (
@@ -446,6 +464,13 @@ ROWS: dict[str, tuple[Callable[[Any], tuple[Any, str]], Any, str]] = {
         message('/encode', bytes.fromhex('8382413da61dbd39fbb19bbfea4d75a2263e9d85')),
         'DataError',
         'the documents of the message cannot be read: they are broken',
+    ),
+    'gRPC: junk as documents to encode': (raw_answer(junk_as_documents('/encode')), 'DataError', 'they are broken'),
+    'gRPC: junk as documents to keep': (raw_answer(junk_as_documents('/ingest')), 'DataError', 'they are broken'),
+    'gRPC: NUL in a description': (
+        message('/create_experiment', name='e', description='a\0b'),
+        'ParameterError',
+        "'description': a description cannot hold the character U\\+0000",
     ),
     'gRPC: an unknown loss': (
         message('/fit', model='all-minilm-l6-v2', train_data='fruits', device='cpu', loss='TripletMarginLos'),
