@@ -23,7 +23,7 @@ from executors.endpoints import unknown_endpoint
 from executors.launching import make_launcher, read_policy
 from executors.lifetime import end_with_parent
 from executors.logs import read_log, read_piece
-from executors.models import check_model
+from executors.models import check_model, check_model_exists
 from executors.opening import open_registry
 from executors.parameters import (
     AliasParameters,
@@ -112,6 +112,7 @@ class TrainerExecutor(Executor):
             raise ParameterError(f"gpus is {parameters.gpus} and device 'cpu': give device 'cuda', or no gpus")
         check_trackers(config)
         check_model(config)
+        check_model_exists(config)
         if parameters.check_only:
             return answer(checked=True)
         roles = _datasets(config)

@@ -338,6 +338,11 @@ ROWS: dict[str, tuple[Callable[[Any], tuple[Any, str]], Any, str]] = {
     'two names': (make_run(config__run_name='other'), 422, "config.run_name is 'other', but the run is to be 'bad'"),
     'a model in a folder of the service': (make_run(model__name='/etc'), 422, 'is not below a folder whose models'),
     'a mean option': (make_run(model__options=NESTED), 422, 'nest deeper than 30 levels'),
+    'a model that is nowhere': (
+        make_run(model__name='no-such-model'),
+        422,
+        "^the model 'no-such-model' is neither a directory here nor could it be fetched from the hub: HF_HUB_OFFLINE",
+    ),
     'no model': (make_run(model__name=None), 422, 'model is missing'),
     # data
     'no documents': (ingest(), 400, 'send documents, or the uri of a file'),
