@@ -14,7 +14,8 @@ from jina.excepts import InternalNetworkError
 from jina.proto import jina_pb2
 from starlette.requests import ClientDisconnect
 
-from executors.parameters import shorten
+from executors.parameters import broken_rule, shorten
+from executors.strict_json import kind_of
 from finetuner.client.transport import NOT_DONE
 from finetuner.excepts import FinetunerServerError
 
@@ -96,11 +97,14 @@ def _sentence(found: Any) -> str:
         return f'the {name} is missing' if name == 'body' else f'{name!r} is missing'
     if found['type'] == 'extra_forbidden':
         return f'{name!r} is unknown'
-    if found['type'] == 'string_pattern_mismatch' and where == 'in the path':
-        reason = f'it must match {found["ctx"]["pattern"]}'
+    if place == ['body']:
+        return f'the body is {kind_of(value)}: send a JSON object, {{"name": value, ...}}'
+    named = f'{name!r} {where}'.rstrip()
+    if rule := broken_rule(found):
+        return f'{named}: {shorten(value)} {rule}'
     is_shown = 'token' not in name and isinstance(value, str | int | float | bool | None)
     shown = f', got {shorten(value)}' if is_shown else ''
-    return f'{name!r}{f" {where}" if where else ""}: {reason[:1].lower()}{reason[1:]}{shown}'
+    return f'{named}: {reason[:1].lower()}{reason[1:]}{shown}'
 
 
 def absent(error: FinetunerServerError) -> HTTPException:

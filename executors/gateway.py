@@ -41,7 +41,10 @@ from finetuner.documents import Document
 from finetuner.excepts import DataError, FinetunerServerError, ParameterError, UnavailableError
 
 DEFAULT_ENDPOINT = '/default'
-NOT_PARSED = "Error parsing message with type 'jina.DataRequestProto'"
+# documents may stand in a message, or be serialized on their own
+NOT_PARSED = {
+    f"Error parsing message with type '{message}'" for message in ('jina.DataRequestProto', 'docarray.DocListProto')
+}
 BROKEN_DOCUMENTS = 'the documents of the message cannot be read: they are broken, or of another version of docarray'
 
 
@@ -243,7 +246,7 @@ def _for_caller(answer: Any) -> Any:
     status = answer.header.status
     if status.exception.stacks:
         del status.exception.stacks[:]
-    if status.exception.name == DecodeError.__name__ and [*status.exception.args][:1] == [NOT_PARSED]:
+    if status.exception.name == DecodeError.__name__ and NOT_PARSED.intersection(status.exception.args):
         status.exception.name, status.description = DataError.__name__, BROKEN_DOCUMENTS
         status.exception.args[:] = [BROKEN_DOCUMENTS]
         answer.proto_wo_data.DiscardUnknownFields()  # the documents: who reads the answer could not either

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from executors.sources import allowed_roots
 from finetuner import settings
 from finetuner.excepts import ParameterError
-from finetuner.models import find_backbone
+from finetuner.inference.backbones import check_exists
+from finetuner.models import find_backbone, similar_names
 from training.config import FitConfig
+from training.launchers.ray_cluster import ADDRESS
 
 VARIABLE = 'FINETUNER_MODEL_ROOTS'
 PREFIXES = ('local-dir:', 'hf-hub:')
@@ -28,6 +31,21 @@ def check_model(config: FitConfig) -> None:
                 f'({", ".join(map(str, roots)) or "none"}): its operator allows folders with {VARIABLE}. Names and hub '
                 'ids need no folder'
             )
+
+
+def check_model_exists(config: FitConfig) -> None:
+    """Refuse a model that is certainly not to be had, before data is sent and a run waits for it.
+
+    :raises ParameterError: there is no such model.
+    """
+    if config.model_artifact is not None:
+        return
+    try:
+        check_exists(config.model, is_here=not os.environ.get(ADDRESS))
+    except ValueError as error:
+        near = similar_names(config.model)
+        hint = f'. Did you mean {" or ".join(near)}?' if near else ''
+        raise ParameterError(str(error).splitlines()[0] + hint) from error
 
 
 def _named_paths(config: FitConfig) -> Iterator[tuple[str, str]]:

@@ -1,8 +1,9 @@
 """The parameters of the endpoints. Jina validates a request against the model that annotates its handler."""
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -13,7 +14,9 @@ from pydantic import (
     field_validator,
 )
 
+from executors.patterns import RULES, SHA256
 from finetuner.excepts import ParameterError
+from registry.plain import check_description
 from registry.queue import SCHEDULING
 
 SHOWN = 200
@@ -55,7 +58,7 @@ class Parameters(BaseModel):
 
 def describe(error: ValidationError) -> str:
     """One sentence for each wrong field: its name, what is wrong, and its value where that is no secret."""
-    details = error.errors(include_url=False, include_context=False)
+    details = error.errors(include_url=False)
     return '; '.join(_sentence('.'.join(str(part) for part in detail['loc']), detail) for detail in details)
 
 
@@ -66,14 +69,23 @@ def _sentence(name: str, detail: Any) -> str:
     if detail['type'] == 'extra_forbidden':  # its value stays hidden: it may be a token under a misspelt name
         return f'{name!r} is unknown'
     value = detail['input']
+    if rule := broken_rule(detail):
+        return f'{name!r}: {shorten(value)} {rule}'
     shown = (
         '' if 'token' in name or not isinstance(value, str | int | float | bool | None) else f', got {shorten(value)}'
     )
     return f'{name!r}: {reason[:1].lower()}{reason[1:]}{shown}'
 
 
+def broken_rule(detail: Any) -> str | None:
+    """What is to be said of a text that does not match a pattern, if pydantic complains of that."""
+    return RULES.get(detail['ctx']['pattern']) if detail['type'] == 'string_pattern_mismatch' else None
+
+
 def shorten(value: object) -> str:
     """The value as it would be written, not all of it if it is long."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= INT53:  # it was sent as a whole number
+        value = int(value)
     written = repr(value)
     return written if len(written) <= SHOWN else f'{written[:SHOWN]}…'
 
@@ -92,7 +104,7 @@ class IngestParameters(Parameters):
         default=None, description='The one document holds such a file in its blob, which is read instead.'
     )
     sha256: str | None = Field(
-        default=None, pattern='^[0-9a-f]{64}$', description='Of the bytes of that file, checked before it is read.'
+        default=None, pattern=SHA256, description='Of the bytes of that file, checked before it is read.'
     )
     csv_options: dict[str, Any] | None = None
 
@@ -166,7 +178,7 @@ class ExperimentParameters(Parameters):
     """An experiment by its name."""
 
     name: str
-    description: str = ''
+    description: Annotated[str, AfterValidator(check_description)] = ''
 
 
 class DeleteRunsParameters(Parameters):

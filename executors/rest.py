@@ -22,7 +22,7 @@ from executors.limits import BodyLimits, Ending, RateLimits, TrailingSlashes
 from executors.openai import OpenAIErrors
 from executors.parameters import describe, shorten
 from executors.rate import Buckets
-from executors.strict_json import load_json
+from executors.strict_json import kind_of, load_json
 from finetuner.documents import Content, Document, DocumentArray
 from finetuner.excepts import FinetunerServerError
 
@@ -143,11 +143,10 @@ async def _events(documents: AsyncIterator[Document]) -> AsyncIterator[dict[str,
 
 
 def _parse(raw: bytes) -> RequestBody:
-    body = load_json(raw)
-    if isinstance(body, dict) and isinstance(body.get('data'), dict):
+    body = _load_object(raw, '{"data": [...], "parameters": {...}}')
+    if isinstance(body.get('data'), dict):
         body['data'] = [body['data']]
-    if isinstance(body, dict):
-        _refuse_unknown(body)
+    _refuse_unknown(body)
     try:
         return RequestBody.model_validate(body)
     except ValidationError as error:
@@ -156,9 +155,16 @@ def _parse(raw: bytes) -> RequestBody:
 
 def _parse_document(raw: bytes) -> Document:
     try:
-        return Document.model_validate(load_json(raw)) if raw else Document()
+        return Document.model_validate(_load_object(raw, '{"tags": {...}}')) if raw else Document()
     except ValidationError as error:
         raise HTTPException(422, describe(error)) from error
+
+
+def _load_object(raw: bytes, form: str) -> dict[str, Any]:
+    body = load_json(raw)
+    if not isinstance(body, dict):
+        raise HTTPException(422, f'the body is {kind_of(body)}: send a JSON object, {form}')
+    return body
 
 
 def _refuse_unknown(body: dict[str, Any]) -> None:

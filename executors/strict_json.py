@@ -38,6 +38,12 @@ def load_json(raw: bytes) -> Any:
     return value
 
 
+def kind_of(value: Any) -> str:
+    """What a value of JSON is, in words."""
+    kinds = {list: 'a list', dict: 'an object', str: 'a text', bool: 'true or false', type(None): 'null'}
+    return kinds.get(type(value), 'a number')
+
+
 def _check_counts(raw: bytes) -> None:
     if _excess(raw) and (excess := _excess(STRING.sub(b'', raw))):  # texts may have as many brackets as they like
         raise HTTPException(413, f'the body has more than {excess}: send it in parts, or as protocol buffers')

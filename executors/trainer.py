@@ -22,7 +22,7 @@ from executors.endpoints import unknown_endpoint
 from executors.launching import make_launcher, read_policy
 from executors.lifetime import prepare_process
 from executors.logs import read_log, read_piece
-from executors.models import check_model
+from executors.models import check_model, check_model_exists
 from executors.opening import open_registry
 from executors.parameters import (
     AliasParameters,
@@ -110,6 +110,7 @@ class TrainerExecutor(Executor):
             raise ParameterError(f"gpus is {parameters.gpus} and device 'cpu': give device 'cuda', or no gpus")
         check_trackers(config)
         check_model(config)
+        check_model_exists(config)
         if parameters.check_only:
             return answer(checked=True)
         roles = _datasets(config)
@@ -436,11 +437,11 @@ class TrainerExecutor(Executor):
     def _find_finished(self, parameters: RunParameters) -> RunRecord:
         run = self._find(parameters)
         if run.status == FAILED:
-            raise RunFailedError(f'the run {run.name} failed: {run.details}')
+            raise RunFailedError(f'the run {run.name!r} failed: {run.details}')
         if run.status == CANCELLED:
-            raise RunFailedError(f'the run {run.name} was cancelled: {run.details}')
+            raise RunFailedError(f'the run {run.name!r} was cancelled: {run.details}')
         if run.status != FINISHED:
-            raise RunInProgressError(f'the run {run.name} needs to be finished first, it is {run.status}')
+            raise RunInProgressError(f'the run {run.name!r} has to be FINISHED first, it is {run.status}')
         return run
 
 

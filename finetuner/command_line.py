@@ -41,6 +41,16 @@ def parse_freeze(value: str | None) -> bool | int:
     return int(value)
 
 
+def has_its_own(name: str) -> ValueError:
+    """The error that `--options` holds an argument which has an option, or a place, of its own."""
+    own = {'train_data': 'it as the first argument', 'experiment_name': '--experiment'}
+    return ValueError(f'--options: {name} has an option of its own: give {own.get(name) or _option(name)}')
+
+
+def _option(name: str) -> str:
+    return '--' + name.replace('_', '-')
+
+
 def json_object(option: str, text: str | None) -> dict[str, Any] | None:
     """The value of an option that is a JSON object.
 

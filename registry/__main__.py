@@ -16,7 +16,7 @@ from rich.table import Table
 
 from finetuner.excepts import RunInProgressError, UnavailableError
 from finetuner.settings import credentials_path, save_token
-from registry.backup import restore_backup, write_backup
+from registry.backup import check_backup, restore_backup, write_backup
 from registry.database import Database
 from registry.first_start import LOCAL_ACCOUNT
 from registry.records import Page
@@ -26,6 +26,8 @@ Name = Annotated[str, typer.Argument(help='Of the account.')]
 PageOption = Annotated[int, typer.Option('--page', min=1, help='Which page of the list.')]
 AccountOption = Annotated[str, typer.Option('--account', help='Whose tokens.')]
 
+MAX_DAYS = 36_500
+
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -33,10 +35,12 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=F
 def token(
     name: Annotated[str, typer.Option(help='What the token is for; shown in lists.')] = 'command-line',
     account: AccountOption = LOCAL_ACCOUNT,
-    days: Annotated[float | None, typer.Option(min=0, help='How long it is valid; for ever by default.')] = None,
+    days: Annotated[float | None, typer.Option(help='How long it is valid; for ever by default.')] = None,
     save: Annotated[bool, typer.Option('--save', help='Write it to the credentials file of this user.')] = False,
 ) -> None:
     """Print a new token. It is shown this once."""
+    if days is not None and not 0 < days <= MAX_DAYS:
+        raise ValueError(f'--days is {days:g}: give a number above 0, at most {MAX_DAYS}')
     with Registry.open_existing() as registry:
         expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
         made = registry.create_token(registry.get_account(account).id, name, expires_at)
@@ -78,6 +82,7 @@ def backup(folder: Path) -> None:
 @app.command()
 def restore(folder: Path) -> None:
     """Put a backup into an empty registry, whatever its database and object store are. It is made if there is none."""
+    check_backup(folder)  # before anything is made
     _, database, store = open_places()
     try:
         objects, size = restore_backup(folder, database, store)
@@ -152,7 +157,10 @@ def usage(page: PageOption = 1) -> None:
     with Registry.open_existing() as registry:
         found = registry.list_accounts(page)
         used = [registry.usage(item.id) for item in found.items]
-    table = Table('account', 'data sets', 'artifacts', 'checkpoints', 'quota', 'waiting', 'at work', 'runs', 'at most')
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column('account', overflow='fold', min_width=7)
+    for title in ('data sets', 'artifacts', 'checkpoints', 'quota', 'waiting', 'at work', 'runs'):
+        table.add_column(title, min_width=len(title))
     for item in used:
         stored = [f'{kind.count}: {_show_bytes(kind.bytes)}' for kind in (item.datasets, item.artifacts)]
         table.add_row(
@@ -160,8 +168,9 @@ def usage(page: PageOption = 1) -> None:
             *stored,
             f'{item.checkpoints.count}: {_show_bytes(item.checkpoints.bytes)}',
             _show_bytes(item.account.max_bytes),
-            *(str(number) for number in (item.waiting, item.at_work, item.runs)),
-            'any' if item.account.max_runs is None else str(item.account.max_runs),
+            str(item.waiting),
+            str(item.at_work) if item.account.max_runs is None else f'{item.at_work} of {item.account.max_runs}',
+            str(item.runs),
         )
     Console().print(table)
     _tell_page(found)

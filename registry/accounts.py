@@ -107,7 +107,10 @@ def revoke_token(session: Session, account_id: str, token_id: str) -> Token:
     """
     owned = (TokenRow.id == token_id, TokenRow.account_id == account_id)
     if session.scalar(select(TokenRow.id).where(*owned)) is None:
-        raise NotFoundError(f'There is no token of the id {shorten(token_id)}: `python -m registry tokens` lists them')
+        raise NotFoundError(
+            f'There is no token of the id {shorten(token_id)}: `finetuner tokens`, or `python -m registry tokens` on '
+            'the machine of the service, lists them'
+        )
     session.execute(update(TokenRow).where(*owned, TokenRow.revoked_at.is_(None)).values(revoked_at=now()))
     return _token(session.scalars(select(TokenRow).where(*owned)).one())
 

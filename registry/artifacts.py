@@ -90,7 +90,8 @@ def _record(row: ArtifactRow, aliases: Iterable[str]) -> ArtifactRecord:
 
 def _not_there(reference: object) -> ArtifactError:
     return ArtifactNotFoundError(
-        f'There is no artifact {shorten(str(reference))} that you may read: finetuner.list_runs() tells their ids'
+        f'There is no artifact {shorten(str(reference))} that you may read: the list of your runs '
+        '(finetuner.list_runs(), GET /api/v1/runs) tells their ids'
     )
 
 

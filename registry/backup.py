@@ -70,8 +70,7 @@ def restore_backup(folder: Path, database: Database, objects: ObjectStore) -> tu
     :raises RegistryError: there is no backup in `folder`, or the registry is not empty.
     :raises DataError: an object of the backup is missing or damaged.
     """
-    if not (folder / DATABASE).is_file():
-        raise RegistryError(f'There is no backup in {folder}: it has no {DATABASE}')
+    check_backup(folder)
     database.migrate()
     kept = ObjectStore(str(folder / OBJECTS))
     with tempfile.TemporaryDirectory(prefix='restore-') as aside, _opened(folder / DATABASE, Path(aside)) as source:
@@ -83,6 +82,14 @@ def restore_backup(folder: Path, database: Database, objects: ObjectStore) -> tu
         with source.read() as reading, database.write() as writing:
             _copy_rows(reading.connection(), writing.connection())
     return len(named), sum(size for _, _, size in named)
+
+
+def check_backup(folder: Path) -> None:
+    """
+    :raises RegistryError: there is no backup in `folder`.
+    """
+    if not (folder / DATABASE).is_file():
+        raise RegistryError(f'There is no backup in {folder}: it has no {DATABASE}')
 
 
 def _check_folder(folder: Path) -> None:

@@ -12,6 +12,12 @@ from finetuner.excepts import RegistryError
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,199}')
 ALIAS = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,149}@[A-Za-z0-9][A-Za-z0-9._-]{0,49}')
 ID = re.compile(r'[0-9a-f]{24}')
+NAME_RULE = 'use 1 to 200 letters (a-z, A-Z), digits, ".", "_" and "-", beginning with a letter or a digit'
+ALIAS_RULE = (
+    'write name@stage, such as support@production, of letters (a-z, A-Z), digits, ".", "_" and "-"; '
+    'the name of at most 150, the stage of at most 50'
+)
+ID_RULE = 'ids are 24 hexadecimal digits'
 
 
 def new_id() -> str:
@@ -28,10 +34,7 @@ def check_name(kind: str, name: object) -> str:
     """
     if isinstance(name, str) and NAME.fullmatch(name):
         return name
-    raise RegistryError(
-        f'{shorten(name)} is not a valid {kind} name: use 1 to 200 letters (a-z, A-Z), digits, ".", "_" and "-", '
-        'beginning with a letter or a digit'
-    )
+    raise RegistryError(f'{shorten(name)} is not a valid {kind} name: {NAME_RULE}')
 
 
 def check_alias(alias: object) -> str:
@@ -41,10 +44,7 @@ def check_alias(alias: object) -> str:
     """
     if isinstance(alias, str) and ALIAS.fullmatch(alias):
         return alias
-    raise RegistryError(
-        f'{shorten(alias)} is not a valid alias: write name@stage, such as support@production, of letters (a-z, A-Z), '
-        'digits, ".", "_" and "-"; the name of at most 150, the stage of at most 50'
-    )
+    raise RegistryError(f'{shorten(alias)} is not a valid alias: {ALIAS_RULE}')
 
 
 def check_id(kind: str, value: object) -> str:
@@ -54,7 +54,7 @@ def check_id(kind: str, value: object) -> str:
     """
     if isinstance(value, str) and ID.fullmatch(value):
         return value
-    raise RegistryError(f'{str(value)[:80]!r} is not the id of a {kind}: ids are 24 hexadecimal digits')
+    raise RegistryError(f'{str(value)[:80]!r} is not the id of a {kind}: {ID_RULE}')
 
 
 def shorten(value: object) -> str:

@@ -55,6 +55,16 @@ def json_size(value: Any) -> int:
     return len(json.dumps(value, ensure_ascii=False).encode())
 
 
+def check_description(text: str) -> str:
+    """Return `text` if it can be kept as it is.
+
+    :raises RegistryError: it has a character that databases refuse.
+    """
+    if '\0' in text:
+        raise RegistryError('a description cannot hold the character U+0000')
+    return text
+
+
 def clean(text: str) -> str:
     """`text` without what databases refuse: NUL, and halves of characters."""
     return text.replace('\0', '\ufffd').encode(errors='replace').decode()

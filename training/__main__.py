@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import MofNCompleteColumn, TextColumn
 from rich.table import Table
 
-from finetuner.command_line import JSON, Freeze, complete_freeze, json_object, parse_freeze
+from finetuner.command_line import JSON, Freeze, complete_freeze, has_its_own, json_object, parse_freeze
 from finetuner.console import console, examples_table, make_progress, metrics_table, progress_console, show_log
 
 if TYPE_CHECKING:
@@ -77,9 +77,10 @@ def fit(
     if csv_options is not None:
         arguments['csv_options'] = json_object('csv-options', csv_options)
     further = json_object('options', options) or {}
-    own = {'train_data', 'eval_data', 'model', 'directory', 'report', 'resume', 'interruption'}
-    if given := sorted(further.keys() & own):
-        raise ValueError(f'--options: {given[0]} has an option of its own')
+    if given := sorted(further.keys() & {'train_data', 'eval_data', 'model', 'directory', 'resume'}):
+        raise has_its_own(given[0])
+    if unknown := sorted(further.keys() & {'report', 'interruption'}):
+        raise ValueError(f'--options: {unknown[0]!r} is no argument of finetuner.fit')
     arguments |= further
     from training.interruption import Interruption
     from training.local import fit as fit_here

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from finetuner.excepts import ParameterError
 from finetuner.models import check_options, find_backbone, task_of
+from registry.plain import check_description
 from training.callbacks.options import CallbackConfig, EvaluationOptions, check_callbacks, evaluation_options
 from training.lora import LoRAOptions
 from training.losses import check_objective, needs_positives, objective_shape, unknown_name
 from training.losses.cross_batch_memory import CrossBatchMemory
 from training.losses.objective import Objective, Shape
+from training.numbers import integers
 from training.optimizers import OF_ENCODERS, SchedulerOptions, check_optimizer, check_scheduler
+from training.unions import ADAPTERS, Freeze, GradientCache, either
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_LEARNING_RATE = 5e-5
+DEVICE = re.compile(r'cpu|cuda(:\d+)?')
 # class weights start at random and must travel further than a pretrained model's
 DEFAULT_LOSS_LEARNING_RATE = 1e-2
 
@@ -61,7 +66,7 @@ class FitConfig(BaseModel):
     val_split: float = Field(default=0.0, ge=0, lt=1)
     model_artifact: str | None = None
     run_name: str | None = None
-    description: str | None = None
+    description: Annotated[str, AfterValidator(check_description)] | None = None
     experiment_name: str | None = None
     model_options: dict[str, Any] | None = None
     loss: str = 'TripletMarginLoss'
@@ -76,9 +81,9 @@ class FitConfig(BaseModel):
     callbacks: list[CallbackConfig] | None = None
     scheduler: str | None = None
     scheduler_options: SchedulerOptions | None = None
-    freeze: bool | int = False
+    freeze: Freeze = False
     output_dim: int | None = Field(default=None, ge=1)
-    device: str = Field(default='cuda', pattern=r'^(cpu|cuda(:\d+)?)$')
+    device: str = 'cuda'
     num_workers: int = Field(default=4, ge=0)
     to_onnx: bool = False
     csv_options: dict[str, Any] | None = None
@@ -92,8 +97,8 @@ class FitConfig(BaseModel):
     precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     max_grad_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    lora: bool | LoRAOptions = False
-    gradient_cache: bool | Literal['auto'] = 'auto'
+    lora: Annotated[bool | LoRAOptions, either(ADAPTERS, LoRAOptions)] = False
+    gradient_cache: GradientCache = 'auto'
     compile: bool = False
     time_limit: float | None = Field(default=None, gt=0)
     onnx_precision: Literal['fp32', 'fp16', 'int8'] = 'fp32'
@@ -114,8 +119,7 @@ class FitConfig(BaseModel):
     @field_validator('model_options', 'loss_options', 'miner_options', 'optimizer_options', 'loss_optimizer_options')
     @classmethod
     def _integers(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        """JSON that went over the wire has no integers: 4 arrives as 4.0."""
-        return None if value is None else {key: _integer(item) for key, item in value.items()}
+        return integers(value)
 
     @model_validator(mode='before')
     @classmethod
@@ -125,13 +129,11 @@ class FitConfig(BaseModel):
             return {**values, 'val_split': 0.0}
         return values
 
-    @field_validator('freeze', mode='before')
+    @field_validator('device')
     @classmethod
-    def _freeze(cls, value: Any) -> Any:
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if not isinstance(value, bool) and isinstance(value, int) and value < 0:
-            raise ValueError(f'freeze is {value}: give True, False, or how many layer groups to freeze')
+    def _device(cls, value: str) -> str:
+        if not DEVICE.fullmatch(value):
+            raise ValueError(f"device is {value[:200]!r}: give 'cpu', 'cuda' or a GPU by its number, such as 'cuda:1'")
         return value
 
     @model_validator(mode='after')
@@ -213,14 +215,6 @@ def check_memory(objective: Objective, items: int) -> None:
             )
 
 
-def _integer(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _integer(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_integer(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 def _sentence(found: dict[str, Any]) -> str:
     """One pydantic error as a sentence that begins with the argument's name."""
     place = '.'.join(str(part) for part in found['loc'])
@@ -231,5 +225,5 @@ def _sentence(found: dict[str, Any]) -> str:
     if found['type'] == 'missing':
         return f'{place} is missing'
     value = found['input']  # a dict or a list may hold a token
-    shown = f', got {repr(value)[:200]}' if isinstance(value, str | int | float | bool | None) else ''
+    shown = f', got {repr(integers(value))[:200]}' if isinstance(value, str | int | float | bool | None) else ''
     return f'{place}: {found["msg"][0].lower()}{found["msg"][1:]}{shown}'

@@ -39,6 +39,7 @@ class Heartbeat:
         self._served: str | None = None
         self._parent = os.getppid() if os.environ.get(WITH_PARENT) else None
         self._is_ending = False
+        self._beating = threading.Lock()
         self._stop = threading.Event()
 
     @contextmanager
@@ -55,6 +56,11 @@ class Heartbeat:
     def report(self, progress: Progress) -> None:
         """What to tell next."""
         self._progress = dataclasses.asdict(progress)
+
+    def beat(self) -> bool:
+        """Give a sign of life now. False if the run has ended, or another worker has it."""
+        with self._beating:  # what was reported before is not told after it
+            return self._registry.heartbeat(self._run_id, self._progress, self.lease, self.worker)
 
     def serve(self, run_id: str) -> bool:
         """From now on, end also when this other run has. False if it has already."""
@@ -75,8 +81,7 @@ class Heartbeat:
             if self._parent is not None and os.getppid() != self._parent:
                 self._end('The process that looked after this one is gone: stopping')
             try:
-                is_wanted = self._registry.heartbeat(self._run_id, self._progress, self.lease, self.worker)
-                if not is_wanted and self._registry.get_run_by_id(self._run_id).status != FINISHED:
+                if not self.beat() and self._registry.get_run_by_id(self._run_id).status != FINISHED:
                     self._end('The run was ended from outside, or another worker has it: stopping')
                 elif not self._is_of_use():
                     self._end('What this run was made for has ended: stopping')

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from finetuner.inference.clip_encoders import TEXT, VISION
 from training.losses import unknown_name
 from training.sparse_adam import SparseAdam
+from training.unions import Steps
 
 if TYPE_CHECKING:
     from finetuner.inference.encoder import Encoder
@@ -60,7 +62,7 @@ class SchedulerOptions(BaseModel):
     model_config = ConfigDict(extra='forbid')
 
     num_warmup_steps: int = Field(default=0, ge=0)
-    num_training_steps: Annotated[int, Field(ge=1)] | Literal['auto'] = 'auto'
+    num_training_steps: Steps = 'auto'
     scheduler_step: Literal['batch', 'epoch'] = 'batch'
     num_cycles: float | None = Field(default=None, gt=0)
     power: float | None = Field(default=None, gt=0)
@@ -83,7 +85,8 @@ def check_optimizer(name: str, options: dict[str, Any] | None, argument: str = '
     if name not in OPTIMIZERS:
         raise ValueError(unknown_name(argument, name, OPTIMIZERS))
     options = dict(options or {})
-    known = [option for option in inspect.signature(OPTIMIZERS[name]).parameters if option != 'params']
+    parameters = inspect.signature(OPTIMIZERS[name]).parameters
+    known = [option for option in parameters if option != 'params']
     if argument == 'optimizer':
         decay = options.pop(LAYER_DECAY, None)
         if decay is not None and (isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 < decay <= 1):
@@ -96,12 +99,40 @@ def check_optimizer(name: str, options: dict[str, Any] | None, argument: str = '
     for option in options:
         if option not in known:
             raise ValueError(f'{argument}_options: ' + unknown_name(f'option of {name}', option, known))
+        _check_kind(f'{argument}_options: {option}', options[option], parameters[option].annotation)
     if not options:
         return
     try:
         OPTIMIZERS[name]([torch.zeros(1, requires_grad=True)], **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f'{argument}_options of {name}: {error}') from error
+
+
+def _check_kind(place: str, value: Any, annotation: Any) -> None:
+    """Refuse what torch would compare with a number, and tell of that, or take for True.
+
+    :param annotation: torch's, of the option.
+    :raises ValueError: the value is of another type.
+    """
+    kinds = get_args(annotation) or (annotation,)
+    if get_origin(annotation) is tuple:
+        fits, wanted = _are_numbers(value, len(kinds)), f'{len(kinds)} numbers'
+    elif bool in kinds:
+        fits, wanted = isinstance(value, bool), 'True or False'
+    elif str in kinds:
+        fits, wanted = isinstance(value, str), 'a text'
+    elif int in kinds:
+        fits, wanted = _are_numbers([value], 1) and value % 1 == 0, 'a whole number'
+    else:
+        fits, wanted = _are_numbers([value], 1), 'a number'
+    if not fits and not (value is None and type(None) in kinds):
+        raise ValueError(f'{place} is {value!r}: give {wanted}')
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    if not isinstance(values, list | tuple) or len(values) != count:
+        return False
+    return all(isinstance(value, Real) and not isinstance(value, bool) for value in values)
 
 
 def _check_encoder_options(name: str, encoder: str, options: Any, known: Sequence[str]) -> None:

@@ -31,6 +31,8 @@ from training.run_folder import remove_training
 
 if TYPE_CHECKING:
     from training.config import FitConfig
+    from training.pipeline import FitResult
+    from training.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +148,8 @@ def work(
         )
     if not is_first:
         return
+    heartbeat.report(last_progress(config, result))
+    persistently(heartbeat.beat)
     finish(registry, run.id, result.artifact, result.metrics, result.examples, heartbeat.lease)
     result.artifact.unlink()  # the registry has it now
     remove_training(directory)
@@ -160,6 +164,15 @@ def read_config(run: RunRecord) -> FitConfig:
     if str(arguments.get('device')).startswith('cuda:'):
         arguments['device'] = 'cuda'
     return FitConfig.from_arguments(**arguments | {'run_name': run.name})
+
+
+def last_progress(config: FitConfig, result: FitResult) -> Progress:
+    """What a run tells of itself when it is finished: the last that its stages told is one of them."""
+    from training.progress import Progress
+
+    epochs = len(result.history)
+    loss = result.history[-1].get('train_loss') if result.history else None
+    return Progress('Finished', epochs, epochs, epoch=epochs, epochs=config.epochs, loss=loss)
 
 
 def finish(registry: Registry, run_id: str, artifact: Path, metrics: Any, examples: Any, lease: str) -> None:

@@ -8,8 +8,9 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 
 from executors.api.names import Id
-from executors.api.request import NAME, Body, Call, Paged, Paging, make_router
+from executors.api.request import Body, Call, Paged, Paging, make_router
 from executors.openapi import NOT_FOUND, package_version
+from executors.patterns import NAME
 
 ping, identity, tokens, usage = (make_router('account') for _ in range(4))
 

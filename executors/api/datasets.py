@@ -14,6 +14,7 @@ from executors.api.names import DatasetName
 from executors.api.request import Call, Paged, Paging, make_router
 from executors.openapi import CONFLICT, NOT_FOUND
 from executors.parameters import INT32
+from executors.patterns import SHA256
 from executors.strict_json import load_json
 from finetuner.documents import Document
 
@@ -98,7 +99,7 @@ async def put_part(
     call: Call,
     format: Annotated[Format | None, Query(description='Of the file; default by its Content-Type.')] = None,
     sha256: Annotated[
-        str | None, Query(pattern='^[0-9a-f]{64}$', description='Of the body; `Content-Digest` may tell it, too.')
+        str | None, Query(pattern=SHA256, description='Of the body; `Content-Digest` may tell it, too.')
     ] = None,
     csv_options: Annotated[
         str | None, Query(max_length=4000, description='How to read it: JSON of the arguments of `CSVOptions`.')

@@ -8,8 +8,9 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 
 from executors.api.names import ExperimentName
-from executors.api.request import NAME, Body, Call, Paged, Paging, make_router
+from executors.api.request import Body, Call, Paged, Paging, make_router
 from executors.openapi import CONFLICT, NOT_FOUND
+from executors.patterns import NAME
 
 router = make_router('experiments')
 

@@ -6,10 +6,7 @@ from typing import Annotated
 
 from fastapi import Path
 
-from executors.api.request import NAME
-
-ALIAS = r'^[A-Za-z0-9][A-Za-z0-9._-]{0,149}@[A-Za-z0-9][A-Za-z0-9._-]{0,49}$'
-ID = r'^[0-9a-f]{24}$'
+from executors.patterns import ALIAS, ARTIFACT, ID, NAME
 
 ExperimentName = Annotated[str, Path(pattern=NAME, description='The name of an experiment.', examples=['support'])]
 RunName = Annotated[str, Path(pattern=NAME, description='The name of a run.', examples=['first'])]
@@ -19,7 +16,7 @@ Id = Annotated[str, Path(pattern=ID, description='24 hexadecimal digits.', examp
 ArtifactName = Annotated[
     str,
     Path(
-        pattern=f'{ID}|{ALIAS}',
+        pattern=ARTIFACT,
         description='The id of an artifact, or an alias of one, name@stage.',
         examples=['65a1f0c2b3d4e5f60718293a', 'support@production'],
     ),

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 Item = TypeVar('Item')
 
-NAME = r'^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$'
-
 MAX_JSON = 1 << 20
 """Bytes of a body that is JSON; files are larger."""
 

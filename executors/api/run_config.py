@@ -5,11 +5,13 @@ Options that it did not have stand beside those that they belong to; they are le
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from executors.api.request import NAME, Body
+from executors.api.request import Body
+from executors.patterns import NAME
+from training.unions import ADAPTERS, Freeze, GradientCache, Steps, either
 
 MAX_TEXT = 1000
 Text = Field(default=None, min_length=1, max_length=MAX_TEXT)
@@ -20,11 +22,11 @@ class ModelSection(Body):
 
     name: str | None = Field(default=None, min_length=1, max_length=MAX_TEXT, examples=['all-minilm-l6-v2'])
     artifact: str | None = Text
-    freeze: bool | int = False
+    freeze: Freeze = False
     output_dim: int | None = Field(default=None, ge=1)
     options: dict[str, Any] | None = None
     to_onnx: bool = False
-    lora: bool | dict[str, Any] = False
+    lora: Annotated[bool | dict[str, Any], either(ADAPTERS)] = False
     max_length: int | None = Field(default=None, ge=4)
     compile: bool = False
     onnx_precision: Literal['fp32', 'fp16', 'int8'] = 'fp32'
@@ -45,7 +47,7 @@ class DataSection(Body):
 
 class SchedulerSection(Body):
     num_warmup_steps: int | None = Field(default=None, ge=0)
-    num_training_steps: int | Literal['auto'] | None = None
+    num_training_steps: Steps | None = None
     scheduler_step: Literal['batch', 'epoch'] | None = None
     num_cycles: float | None = Field(default=None, gt=0)
     power: float | None = Field(default=None, gt=0)
@@ -72,7 +74,7 @@ class HyperParameters(Body):
     precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     max_grad_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    gradient_cache: bool | Literal['auto'] = 'auto'
+    gradient_cache: GradientCache = 'auto'
     time_limit: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 

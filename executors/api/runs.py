@@ -10,9 +10,10 @@ from pydantic import BaseModel, Field, field_validator
 
 from executors.api.experiments import MAX_DESCRIPTION
 from executors.api.names import ExperimentName, RunName
-from executors.api.request import NAME, Body, Call, Paged, Paging, make_router
+from executors.api.request import Body, Call, Paged, Paging, make_router
 from executors.api.run_config import RunConfig, from_arguments, to_arguments
 from executors.openapi import CONFLICT, NOT_FOUND
+from executors.patterns import DEVICE, NAME
 
 router = make_router('runs')
 MISSING: dict[int | str, dict[str, Any]] = {404: {'description': NOT_FOUND}}
@@ -31,7 +32,7 @@ class NewRun(Body):
     config: RunConfig
     task: str = Field(default='training', max_length=100, description='training')
     description: str = Field(default='', max_length=MAX_DESCRIPTION)
-    device: str = Field(default='gpu', pattern=r'^(cpu|gpu|cuda(:\d{1,3})?)$')
+    device: str = Field(default='gpu', pattern=DEVICE)
     finetuner_version: str | None = Field(default=None, max_length=100)
     cpus: float | None = Field(default=None, ge=0, le=4096, description='Cores; 0 is as none given.')
     gpus: int | None = Field(default=None, ge=0, le=64)

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from finetuner.cli.root import DEFAULT_MODEL, Experiment, RunName, cli, next_command, of_experiment
-from finetuner.command_line import JSON, Freeze, json_object, parse_freeze
+from finetuner.command_line import JSON, Freeze, has_its_own, json_object, parse_freeze
 from finetuner.console import console, progress_console, show_log
 
 
@@ -95,7 +95,7 @@ def fit(
     }
     further = json_object('options', options) or {}
     if twice := sorted(further.keys() & (arguments.keys() | {'model', 'train_data', 'eval_data'})):
-        raise ValueError(f'--options: {twice[0]} has an option of its own')
+        raise has_its_own(twice[0])
     if unknown := sorted(further.keys() - inspect.signature(finetuner.fit).parameters.keys()):
         raise ValueError(f'--options: {unknown[0]!r} is no argument of finetuner.fit')
     callbacks = further.pop('callbacks', None)

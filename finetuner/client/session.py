@@ -176,7 +176,8 @@ def _variable() -> str | None:
 def _no_token(host: str) -> str:
     if settings.is_local(host):
         return (
-            f'there is no token for {host}: start a service on this machine with `finetuner serve`, whose first start '
-            'makes one, or call finetuner.login(token=...)'
+            f'there is no token for {host}: start a service on this machine with `finetuner serve`, whose very first '
+            'start writes one; if it has accounts already, as after a restore, `python -m registry token --save` does; '
+            'or call finetuner.login(token=...)'
         )
     return f'there is no token for {host}: call finetuner.login(host={host!r}, token=...) or set FINETUNER_TOKEN'

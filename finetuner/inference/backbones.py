@@ -12,6 +12,7 @@ from finetuner.inference.description import has_description, read_description
 from finetuner.inference.encoder import Encoder
 from finetuner.inference.layout import read_json
 from finetuner.inference.loading import MODEL
+from finetuner.inference.pretrained import check_fetchable
 from finetuner.models import Library, check_options, find_backbone
 
 _HUB = 'hf-hub:'
@@ -137,6 +138,17 @@ def find_library(source: str | Path) -> tuple[Library, str | Path]:
     if source.startswith(_HUB) or source.count('/') == 1:
         return _of_hub(source.removeprefix(_HUB))
     return 'transformers', source
+
+
+def check_exists(name: str, is_here: bool) -> None:
+    """Refuse a name that no model has, without loading any. What cannot be found out passes.
+
+    :param is_here: as of :func:`finetuner.inference.pretrained.check_fetchable`.
+    :raises ValueError: there is no such model.
+    """
+    is_directory = Path(name.removeprefix(_LOCAL)).expanduser().is_dir()
+    if not (find_backbone(name) or is_directory or '::' in name or _image_model(name)):
+        check_fetchable(name.removeprefix(_HUB), is_here)
 
 
 def _of_directory(directory: Path) -> tuple[Library, Path]:

@@ -24,12 +24,10 @@ from finetuner.inference.layers import Dense, pool
 from finetuner.inference.layout import GEM_FILE, Layout, check_pooling, find_weights, read_layout, write_json
 from finetuner.inference.packing import OFFSET_POSITIONS, PackedBackbone
 from finetuner.inference.preprocessing import Modality
-from finetuner.inference.pretrained import HUB_IDS, resolve
+from finetuner.inference.pretrained import fetch, resolve
 from finetuner.inference.streams import Stream, pool_stream
 from finetuner.inference.tokenization import TextTokenizer
 
-# files of a hub repository that are fetched; no pickled weights, no code
-_HUB_PATTERNS = ['*.json', '*.safetensors', '*.txt', '*.model']
 _DEFAULT_LENGTH = 512  # where neither the directory nor the backbone has a limit
 
 
@@ -96,7 +94,7 @@ class TextEncoder(Encoder):
         :raises ValueError: the model is not to be found, unsafe (pickled weights) or not supported.
         """
         location = resolve(directory_or_name)
-        directory = location if isinstance(location, Path) else _fetch(location)
+        directory = location if isinstance(location, Path) else fetch(location)
         layout = read_layout(directory)
         try:
             with quiet():
@@ -271,18 +269,6 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _fetch(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=_HUB_PATTERNS))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f'the model {hub_id!r} is neither a directory here nor could it be fetched from the hub: {error}\n'
-            f'Short names are {", ".join(sorted(HUB_IDS))}.'
-        ) from error
 
 
 def _load_backbone(directory: Path) -> transformers.PreTrainedModel:

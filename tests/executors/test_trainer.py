@@ -2,13 +2,17 @@
 
 import asyncio
 
+import httpx
+import huggingface_hub
 import pytest
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from sqlalchemy import select
 
 from executors import trainer
 from executors.parameters import FitParameters, RunParameters
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import NotFoundError, ParameterError, RegistryError, RunFailedError
+from finetuner.excepts import NotFoundError, ParameterError, RegistryError, RunFailedError, RunInProgressError
 from registry.models import RunRow
 
 RUN = {'run_name': 'r', 'experiment_name': 'default'}
@@ -67,9 +71,11 @@ def test_a_run_is_cancelled_and_resumed(executor, submit, tmp_path):
     def tags(endpoint):
         return endpoint(DocumentArray(), parameters=parameters)[0].tags
 
+    with pytest.raises(RunInProgressError, match="^the run 'r' has to be FINISHED first, it is CREATED$"):
+        executor.metrics(DocumentArray(), parameters=parameters)
     assert tags(executor.cancel)['status'] == 'CANCELLED'
     assert tags(executor.cancel)['details'] == "Cancelled by the account 'local'"
-    with pytest.raises(RunFailedError, match="the run r was cancelled: Cancelled by the account 'local'"):
+    with pytest.raises(RunFailedError, match="the run 'r' was cancelled: Cancelled by the account 'local'"):
         executor.metrics(DocumentArray(), parameters=parameters)
     assert make()['status'] == 'CANCELLED'  # the same run
     assert tags(executor.resume)['status'] == tags(executor.resume)['status'] == 'CREATED'
@@ -242,11 +248,64 @@ def test_an_allowed_model_is_taken(submit, monkeypatch, tmp_path):
     assert make(model=str(tmp_path / 'models' / 'mine'))['status'] == 'CREATED'
 
 
-@pytest.mark.parametrize('model', ['all-minilm-l6-v2', 'org/name', 'timm/resnet18', 'ViT-B-32::openai'])
+@pytest.mark.parametrize('model', ['all-minilm-l6-v2', 'timm/resnet18', 'resnet18', 'ViT-B-32::openai'])
 def test_names_need_no_folder(submit, monkeypatch, model):
     make, _ = submit
     monkeypatch.delenv('FINETUNER_MODEL_ROOTS', raising=False)
     assert make(model=model, check_only=True) == {'checked': True}
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub that answers with an error or not at all; the value is a function, and the cache."""
+    cache = tmp_path / 'cache'
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(cache))
+    monkeypatch.delenv('FINETUNER_RAY_ADDRESS', raising=False)
+
+    def answer(error=None, offline=False):
+        monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', offline)
+
+        def model_info(api, name, **options):
+            if error is not None:
+                raise error
+
+        monkeypatch.setattr(huggingface_hub.HfApi, 'model_info', model_info)
+
+    return answer, cache
+
+
+def answered(kind, status):
+    request = httpx.Request('GET', 'https://huggingface.co/api/models/x')
+    return kind('no', response=httpx.Response(status, request=request))
+
+
+def test_a_model_that_is_nowhere_is_refused_before_anything_is_sent(submit, hub, monkeypatch):
+    make, _ = submit
+    answer, cache = hub
+    answer(offline=True)
+    with pytest.raises(
+        ParameterError, match="^the model 'no-such-model' is neither .*: HF_HUB_OFFLINE is set, and the"
+    ):
+        make(model='no-such-model', check_only=True)
+    with pytest.raises(ParameterError, match=r'fetched before\. Did you mean all-minilm-l6-v2\?$'):
+        make(model='all-minilm-l6-v1', check_only=True)
+    monkeypatch.setenv('FINETUNER_RAY_ADDRESS', 'auto')
+    assert make(model='org/name', check_only=True) == {'checked': True}, 'another machine may have it'
+    answer(answered(RepositoryNotFoundError, 404))
+    with pytest.raises(ParameterError, match="^the model 'org/name' is neither .* hub: it has no such repository"):
+        make(model='org/name', check_only=True)
+    snapshot = cache / 'models--org--name' / 'snapshots' / ('0' * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / 'refs').mkdir()
+    (snapshot.parents[1] / 'refs' / 'main').write_text('0' * 40)
+    assert make(model='org/name', check_only=True) == {'checked': True}, 'it is here already'
+
+
+@pytest.mark.parametrize('error', [None, ConnectionError('no route'), answered(GatedRepoError, 403)])
+def test_a_model_that_may_be_there_is_taken(submit, hub, error):
+    make, _ = submit
+    hub[0](error)
+    assert make(model='hf-hub:org/name', check_only=True) == {'checked': True}
 
 
 def test_a_run_that_an_earlier_version_stored_is_found_again(executor, submit):

@@ -172,7 +172,10 @@ def test_further_callbacks_come_after_the_evaluation_of_the_held_out_data(traini
     [
         ('{', '--options is not JSON'),
         ('[1]', '--options is not a JSON object'),
-        ('{"epochs": 3}', '--options: epochs has an option of its own'),
+        ('{"epochs": 3}', '--options: epochs has an option of its own: give --epochs$'),
+        ('{"freeze": true}', '--options: freeze has an option of its own: give --freeze$'),
+        ('{"experiment_name": "x"}', '--options: experiment_name has an option of its own: give --experiment$'),
+        ('{"train_data": "x"}', '--options: train_data has an option of its own: give it as the first argument$'),
         ('{"epoch": 3}', "--options: 'epoch' is no argument of finetuner.fit"),
     ],
 )

@@ -98,7 +98,9 @@ def test_login_keeps_a_token_that_works_and_no_other(service, monkeypatch):
 def test_login_asks_if_it_may(service, monkeypatch):
     token = settings.load_token()
     monkeypatch.delenv('FINETUNER_TOKEN')
-    with pytest.raises(AuthenticationError, match='there is no token for grpc://localhost'):
+    with pytest.raises(
+        AuthenticationError, match='there is no token for grpc://localhost.*`python -m registry token --save`'
+    ):
         finetuner.login(interactive=False)
     monkeypatch.setattr(session.getpass, 'getpass', lambda prompt: f' {token}\n')
     finetuner.login(interactive=True)

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 import requests
+from jina.proto import jina_pb2
 
 from finetuner import excepts
 from finetuner.client import wire_pb2 as wire
@@ -128,6 +129,13 @@ def raw_answer(content: bytes) -> Callable[[Any], tuple[str, str]]:
     return call
 
 
+def junk_as_documents(endpoint: str) -> bytes:
+    """A message whose documents, in the field for those that are serialized already, are none."""
+    request = jina_pb2.DataRequestProto(data={'docs_bytes': b'\xff\xff\xff'})
+    request.header.exec_endpoint = endpoint
+    return request.SerializeToString()
+
+
 SINGLE = '/jina.JinaSingleDataRequestRPC/process_single_data'
 EMPTY_DOCUMENT = DocumentArray([Document()]).to_protobuf().SerializeToString()
 NESTED: Any = 1
@@ -164,7 +172,10 @@ ROWS: dict[str, tuple[Callable[[Any], tuple[Any, str]], Any, str]] = {
     'half a character': (http('POST', '/api/v1/experiments', b'{"name": "\\ud800"}', JSON), 400, 'unpaired surrogate'),
     'very deep': (http('POST', RUNS, b'{"config":' * 5000, JSON), 400, 'nests too deep|not JSON'),
     'deep': (http('POST', RUNS, b'[' * 200 + b']' * 200, JSON), 400, 'nests deeper than 64 levels'),
-    'a list': (http('POST', '/api/v1/experiments', [1]), 422, "'body': input should be a valid dictionary"),
+    'a list': (http('POST', '/api/v1/experiments', [1]), 422, 'the body is a list: send a JSON object'),
+    'a list for an endpoint': (http('POST', '/encode', []), 422, 'the body is a list: send a JSON object'),
+    'a text for an endpoint': (http('POST', '/encode', 'a'), 422, 'the body is a text: send a JSON object'),
+    'a list for a stream': (http('POST', '/logstream', [1]), 422, 'the body is a list: send a JSON object'),
     'nothing': (http('POST', RUNS, b'', JSON), 422, 'the body is missing|is missing'),
     'a wrong content type': (
         http('POST', '/api/v1/experiments', b'<a/>', {'Content-Type': 'application/xml'}),
@@ -187,14 +198,14 @@ ROWS: dict[str, tuple[Callable[[Any], tuple[Any, str]], Any, str]] = {
     'a path as a name': (
         http('POST', '/api/v1/experiments', {'name': '../../etc/passwd'}),
         422,
-        "'name': string should match pattern",
+        "'name': '../../etc/passwd' is not a valid name: use 1 to 200 letters",
     ),
     'a path in the path': (http('GET', '/api/v1/experiments/..%2F..%2Fetc'), 404, 'there is no /api/v1/experiments/'),
-    'dots in the path': (http('GET', '/api/v1/experiments/..%00'), 422, 'it must match'),
+    'dots in the path': (http('GET', '/api/v1/experiments/..%00'), 422, 'is not a valid name'),
     'SQL as a name': (
         http('GET', "/api/v1/experiments/x'%20OR%201=1--"),
         422,
-        r"'name' in the path: it must match \^\[A-Za-z0-9\]",
+        r"'name' in the path: \"x' OR 1=1--\" is not a valid name: use 1 to 200 letters",
     ),
     'SQL as a name, plain': (
         http('POST', '/status', {'parameters': {'run_name': "'; DROP TABLE runs;--", 'experiment_name': 'e'}}),
@@ -206,7 +217,17 @@ ROWS: dict[str, tuple[Callable[[Any], tuple[Any, str]], Any, str]] = {
         400,
         'is not a valid experiment name',
     ),
-    'an empty name': (http('POST', '/api/v1/experiments', {'name': ''}), 422, "'name': string should match pattern"),
+    'NUL in the description of an experiment': (
+        http('POST', '/api/v1/experiments', {'name': 'e', 'description': 'a\0b'}),
+        422,
+        "'description': a description cannot hold the character U\\+0000",
+    ),
+    'NUL in the description of a run': (
+        make_run(description='a\0b'),
+        422,
+        'a description cannot hold the character U\\+0000',
+    ),
+    'an empty name': (http('POST', '/api/v1/experiments', {'name': ''}), 422, "'name': '' is not a valid name"),
     'a name of 10 MB': (
         http('POST', '/create_experiment', {'parameters': {'name': 10_000_000 * 'x'}}),
         400,
@@ -221,7 +242,21 @@ ROWS: dict[str, tuple[Callable[[Any], tuple[Any, str]], Any, str]] = {
     'an experiment that is not there': (http('GET', '/api/v1/experiments/nope'), 404, "There is no experiment 'nope'"),
     'a run that is not there': (http('GET', f'{RUNS}/nope/logs'), 404, 'There is no'),
     'an artifact that is not there': (http('GET', f'/api/v1/artifacts/{"a" * 24}'), 404, 'There is no artifact'),
-    'an id that is none': (http('GET', '/api/v1/artifacts/abc'), 422, "'artifact' in the path: it must match"),
+    'an id that is none': (
+        http('GET', '/api/v1/artifacts/abc'),
+        422,
+        "'artifact' in the path: 'abc' is neither the id of an artifact .* nor an alias, such as support@production",
+    ),
+    'an alias that is none': (
+        http('GET', '/api/v1/aliases/bad'),
+        422,
+        "'alias' in the path: 'bad' is not a valid alias: write name@stage",
+    ),
+    'a token id that is none': (
+        http('DELETE', '/api/v1/tokens/nope'),
+        422,
+        "'id' in the path: 'nope' is no id: ids are 24 hexadecimal digits",
+    ),
     # pages
     'page 0': (
         http('GET', '/api/v1/runs?page=0'),
@@ -275,12 +310,39 @@ ROWS: dict[str, tuple[Callable[[Any], tuple[Any, str]], Any, str]] = {
     'a negative rate': (make_run(hyper_parameters__learning_rate=-1), 422, 'learning_rate.*greater than 0, got -1'),
     'half a batch': (make_run(hyper_parameters__batch_size=1.5), 422, 'batch_size.*valid integer'),
     'epochs in words': (make_run(hyper_parameters__epochs='five'), 422, "epochs.*valid integer.*got 'five'"),
-    'a device that is none': (make_run(device='tpu'), 422, "'device': string should match pattern"),
+    'a frozen something': (
+        make_run(model__freeze='maybe'),
+        422,
+        "^'config.model.freeze': give true, false, or how many layer groups to freeze, got 'maybe'$",
+    ),
+    'adapters of something': (make_run(model__lora='maybe'), 422, "^'config.model.lora': give true, false or"),
+    'adapters of no rank': (make_run(model__lora={'r': -1}), 422, 'lora.r: .*greater than or equal to 1, got -1'),
+    'a cache of something': (
+        make_run(hyper_parameters__gradient_cache='x'),
+        422,
+        "give true, false or 'auto', got 'x'",
+    ),
+    'a rate in words': (
+        make_run(hyper_parameters__optimizer_options={'lr': 'x'}),
+        422,
+        "optimizer_options: lr is 'x': give a number",
+    ),
+    'steps in words': (
+        make_run(hyper_parameters__scheduler='linear', hyper_parameters__scheduler_options={'num_training_steps': 'x'}),
+        422,
+        "'config.hyper_parameters.scheduler_options.num_training_steps': give 'auto' or how many",
+    ),
+    'a device that is none': (make_run(device='tpu'), 422, "'device': 'tpu' is no device: give 'cpu', 'gpu' or"),
     'a task to come': (make_run(task='generation'), 422, 'it does not generate data yet'),
     'a task that is none': (make_run(task='dream'), 422, 'the task is "training"'),
     'two names': (make_run(config__run_name='other'), 422, "config.run_name is 'other', but the run is to be 'bad'"),
     'a model in a folder of the service': (make_run(model__name='/etc'), 422, 'is not below a folder whose models'),
     'a mean option': (make_run(model__options=NESTED), 422, 'nest deeper than 30 levels'),
+    'a model that is nowhere': (
+        make_run(model__name='no-such-model'),
+        422,
+        "^the model 'no-such-model' is neither a directory here nor could it be fetched from the hub: HF_HUB_OFFLINE",
+    ),
     'no model': (make_run(model__name=None), 422, 'model is missing'),
     # data
     'no documents': (ingest(), 400, 'send documents, or the uri of a file'),
@@ -351,7 +413,7 @@ ROWS: dict[str, tuple[Callable[[Any], tuple[Any, str]], Any, str]] = {
     'a checksum that is none': (
         http('PUT', '/api/v1/datasets/bad/parts/0?format=csv&sha256=abc', b'a'),
         422,
-        "'sha256' in the query",
+        "'sha256' in the query: 'abc' is no sha256: that is 64 hexadecimal digits",
     ),
     # messages
     'protobuf that is none': (
@@ -370,6 +432,32 @@ ROWS: dict[str, tuple[Callable[[Any], tuple[Any, str]], Any, str]] = {
     'gRPC: infinity': (raw_answer(number(float('inf'))), 'ParameterError', 'a number is NaN or infinite'),
     'gRPC: a wrong type': (message('/runs', page='first'), 'ParameterError', "'page': .*got 'first'"),
     'gRPC: a huge page': (message('/runs', page=1e18), 'ParameterError', "'page': "),
+    'gRPC: a number as it was sent': (message('/tokens', size=2000), 'ParameterError', "'size': .*, got 2000$"),
+    'gRPC: an argument as it was sent': (
+        message('/fit', model='all-minilm-l6-v2', train_data='fruits', num_items_per_class=0),
+        'ParameterError',
+        'num_items_per_class: .*, got 0$',
+    ),
+    'gRPC: an option of a callback as it was sent': (
+        message(
+            '/fit',
+            model='all-minilm-l6-v2',
+            train_data='fruits',
+            callbacks=[{'name': 'EarlyStopping', 'options': {'patience': 0}}],
+        ),
+        'ParameterError',
+        'EarlyStopping: patience: .*, got 0$',
+    ),
+    'gRPC: a sha256 that is none': (
+        message('/ingest', name='bad', sha256='abc'),
+        'ParameterError',
+        "'sha256': 'abc' is no sha256: that is 64 hexadecimal digits",
+    ),
+    'gRPC: a device that is none': (
+        message('/fit', model='all-minilm-l6-v2', train_data='fruits', device='tpu'),
+        'ParameterError',
+        "device is 'tpu': give 'cpu', 'cuda' or a GPU by its number",
+    ),
     'gRPC: an unknown parameter': (message('/runs', pgae=1), 'ParameterError', "'pgae' is unknown"),
     'gRPC: a broken document': (
         message('/encode', b'\xff\xff\xff'),
@@ -381,6 +469,13 @@ ROWS: dict[str, tuple[Callable[[Any], tuple[Any, str]], Any, str]] = {
         message('/encode', bytes.fromhex('8382413da61dbd39fbb19bbfea4d75a2263e9d85')),
         'DataError',
         'the documents of the message cannot be read: they are broken',
+    ),
+    'gRPC: junk as documents to encode': (raw_answer(junk_as_documents('/encode')), 'DataError', 'they are broken'),
+    'gRPC: junk as documents to keep': (raw_answer(junk_as_documents('/ingest')), 'DataError', 'they are broken'),
+    'gRPC: NUL in a description': (
+        message('/create_experiment', name='e', description='a\0b'),
+        'ParameterError',
+        "'description': a description cannot hold the character U\\+0000",
     ),
     'gRPC: an unknown loss': (
         message('/fit', model='all-minilm-l6-v2', train_data='fruits', device='cpu', loss='TripletMarginLos'),

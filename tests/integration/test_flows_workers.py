@@ -35,7 +35,7 @@ def test_runs_end_whoever_is_killed(start_service, tiny_model):
     service.fit(tiny_model, 'first', epochs=FOR_EVER)
     worker = service.worker_of('first')
     assert worker.ppid() == service.process_of('trainer').pid
-    with pytest.raises(RunInProgressError, match='needs to be finished first, it is STARTED'):
+    with pytest.raises(RunInProgressError, match="the run 'first' has to be FINISHED first, it is STARTED"):
         service.call('/metrics', run_name='first')
 
     # one at a time: the others wait

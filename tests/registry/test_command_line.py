@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from finetuner import settings
 from finetuner.excepts import RegistryError
 from registry import Registry
 from registry.__main__ import app
+from registry.records import Stored
 
 
 def run(*arguments):
@@ -51,6 +53,10 @@ def test_tokens_are_listed_and_revoked(registry):
     token_id = lines[1].split()[0]
     assert run('revoke', token_id).exit_code == 0
     assert re.search('laptop  revoked .* UTC', run('tokens').stdout)
+    with pytest.raises(
+        RegistryError, match="no token of the id 'x': `finetuner tokens`, or `python -m registry tokens`"
+    ):
+        registry.revoke_token(registry.get_account().id, 'x')
     assert token not in run('tokens').stdout
 
 
@@ -64,7 +70,27 @@ def test_accounts_have_quotas_and_show_what_they_use(registry, documents):
     assert registry.authenticate(run('token', '--account', 'support').stdout.strip()) == registry.get_account('support')
     registry.append_documents(support.id, 'intents', documents(10))
     shown = CliRunner(env={'COLUMNS': '200'}).invoke(app, ['usage']).stdout
-    assert re.search(r'support *│ 1: [45]\.\d+?KB *│ 0: 0B *│ 0: 0B *│ 10.0GB', shown)
+    assert re.search(r'support *1: [45]\.\d+?KB *0: 0B *0: 0B *10.0GB', shown)
+
+
+def test_what_accounts_use_fits_into_80_columns(registry, monkeypatch):
+    registry.create_account('support-of-the-northern-shops')
+    usage = registry.usage(registry.get_account().id)
+    kind = Stored(1234, 584_800_000_000)
+    busy = replace(usage, datasets=kind, artifacts=kind, checkpoints=kind, waiting=120, at_work=12, runs=1234)
+    monkeypatch.setattr(Registry, 'usage', lambda registry, account_id: busy)
+    shown = CliRunner(env={'COLUMNS': '80'}).invoke(app, ['usage']).stdout
+    assert '…' not in shown and max(map(len, shown.splitlines())) <= 80
+    words = shown.split()
+    for word in ('account', 'artifacts', 'checkpoints', 'waiting', '584.8GB', '120', '1234'):
+        assert word in words
+
+
+@pytest.mark.parametrize('days', ['0', '-1', 'nan', '1e9'])
+def test_a_token_is_valid_for_some_days(registry, days):
+    result = run('token', '--days', days)
+    assert isinstance(result.exception, ValueError)
+    assert re.fullmatch('--days is .*: give a number above 0, at most 36500', str(result.exception))
 
 
 @pytest.mark.parametrize('arguments', [('--bytes', 'much'), ('--runs', '-1'), ('--runs', '1.5'), ('--bytes', '-5GB')])
@@ -111,6 +137,13 @@ def test_no_registry_is_made_where_there_is_none(arguments, tmp_path, monkeypatc
     assert isinstance(result.exception, RegistryError)
     for told in (str(tmp_path / 'home' / 'registry.db'), 'FINETUNER_HOME and FINETUNER_DATABASE_URL must be those of'):
         assert told in str(result.exception)
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_a_restore_from_nowhere_leaves_nothing(tmp_path):
+    before = sorted(tmp_path.rglob('*'))
+    result = run('restore', str(tmp_path / 'nope'))
+    assert isinstance(result.exception, RegistryError) and 'There is no backup in' in str(result.exception)
     assert sorted(tmp_path.rglob('*')) == before
 
 

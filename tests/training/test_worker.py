@@ -48,6 +48,8 @@ def test_a_run_is_worked_on_once(registry, word_model):
     assert finished.metrics['after']['average_precision'] > 0
     assert finished.examples['after']
     assert finished.worker
+    done = {'stage': 'Finished', 'step': 1, 'steps': 1, 'epoch': 1, 'epochs': 1}
+    assert finished.progress.items() >= done.items() and finished.progress['loss'] > 0
     artifact = registry.get_artifact(run.account_id, run.artifact_id)
     assert (artifact.name, registry.artifact_file(artifact).stat().st_size) == ('first', artifact.size)
     for line in ('Training data: 120 items of 6 classes', 'Training [1/1]', "Metric: 'average_precision'", 'Finished'):

@@ -23,6 +23,7 @@ from training.callbacks.base import Callback
 from training.callbacks.monitoring import Mode, check_monitor
 from training.evaluation import METRICS, Distance
 from training.losses.options import unknown_name
+from training.numbers import integers
 
 
 class Options(BaseModel):
@@ -263,7 +264,7 @@ def _sentence(name: str, found: dict[str, Any]) -> str:
         return f'{name} needs {place or "options"}'
     if found['type'] == 'value_error':
         return f'{name}: {found["ctx"]["error"]}'
-    return f'{name}: {place}: {found["msg"][0].lower()}{found["msg"][1:]}, got {found["input"]!r}'
+    return f'{name}: {place}: {found["msg"][0].lower()}{found["msg"][1:]}, got {integers(found["input"])!r}'
 
 
 def _describe(callback: Any) -> dict[str, Any]:

@@ -48,6 +48,9 @@ def check_options(kind: str, name: str, options: Mapping[str, Any], known: Mappi
             raise ValueError(f'{kind}_options: {option!r} is filled in from the data and the model')
         if option not in known:
             raise ValueError(f'{kind}_options: ' + unknown_name(f'option of {name}', option, known))
+        is_number = type(known[option].default) in (int, float)
+        if is_number and isinstance(options[option], str):  # which many a class takes, and cannot compute with
+            raise ValueError(f'{kind}_options of {name}: {option} is {options[option]!r}: give a number')
     missing = [a for a, value in known.items() if value.default is inspect.Parameter.empty and a not in options]
     if missing:
         raise ValueError(f'{kind}_options: {name} needs {" and ".join(missing)}')

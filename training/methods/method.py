@@ -17,6 +17,7 @@ from training.config import FitConfig
 from training.losses import objective_shape
 from training.methods.item_loading import LoadedItems, load_items
 from training.methods.items import ItemSource
+from training.unions import either
 
 # arguments of a fit that do not belong to a method: the clicks, and the task that uses it, decide them
 NOT_OF_A_METHOD = frozenset(
@@ -49,7 +50,11 @@ class Range(BaseModel):
         return self
 
 
-Space = dict[str, Range | Annotated[list[Scalar], Field(min_length=1)]]
+Values = Annotated[
+    Range | Annotated[list[Scalar], Field(min_length=1)],
+    either('give a list of values to choose of, or a range with its low and high', Range),
+]
+Space = dict[str, Values]
 
 
 class Search(BaseModel):
