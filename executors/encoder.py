@@ -221,10 +221,18 @@ class FinetunerExecutor(Executor):
 
         There is one such model at a time, as each of them takes memory: the one before ends at once.
         """
-        if self._retiring is not None:
-            self._retiring.close()
-        self._retiring = models
-        threading.Thread(target=models.close, args=(DRAIN,), name='retire', daemon=True).start()
+        with self._switching:
+            before, self._retiring = self._retiring, models
+        if before is not None:
+            before.close()
+        threading.Thread(target=self._end, args=(models,), name='retire', daemon=True).start()
+
+    def _end(self, models: Router) -> None:
+        """Close a model once it has answered, and forget it: it takes as much memory as the one that answers."""
+        models.close(DRAIN)
+        with self._switching:
+            if self._retiring is models:
+                self._retiring = None
 
     def _tell_metrics(self, replica: str) -> WSGIServer | None:
         self._metrics.watch(self._state)
@@ -244,8 +252,10 @@ class FinetunerExecutor(Executor):
         if self.served is not None:
             # the server has let requests end, and those that are left wait for the very thread that this runs in
             self.served.models.close()
-        if self._retiring is not None:
-            self._retiring.close()
+        with self._switching:
+            retiring = self._retiring
+        if retiring is not None:
+            retiring.close()
         if self.registry is not None:
             self.registry.close()
         self._tracing.close()

@@ -361,8 +361,17 @@ class SearchParameters(Parameters):
 
     limit: int = Field(default=10, ge=1, le=1000)
     create_session: StrictBool = False
-    session_id: str | None = Field(default=None, description='Of the client; default a random one.')
+    session_id: str | None = Field(
+        default=None, description='Of the client, for the session that create_session makes; default a random one.'
+    )
     user_id: str | None = None
+
+    @field_validator('session_id')
+    @classmethod
+    def _refuse_an_id_of_nothing(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get('create_session') is False:
+            raise ValueError('it names the session that create_session makes: set create_session to true, or omit it')
+        return value
 
 
 class DeleteItemsParameters(Parameters):

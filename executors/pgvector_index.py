@@ -15,6 +15,7 @@ import numpy as np
 from pgvector.sqlalchemy import VECTOR
 from sqlalchemy import (
     JSON,
+    URL,
     Column,
     ColumnElement,
     Connection,
@@ -123,6 +124,11 @@ class PgVectors:
             except (DBAPIError, UnavailableError) as error:
                 self._logger.warning(f'{name}, of a model before, stays in the index database: {error}')
 
+    @property
+    def place(self) -> str:
+        """Where the indices are, for the log."""
+        return place_of(self.database.engine.url)
+
     @contextmanager
     def outside_transactions(self) -> Iterator[Connection]:
         """A connection whose statements may take as long as they do."""
@@ -157,6 +163,14 @@ def _check_extension(connection: Connection) -> None:
             f'The database of FINETUNER_SEARCH_INDEX_URL has pgvector {version}, and {wanted} is needed: update it, '
             'and run ALTER EXTENSION vector UPDATE in it'
         )
+
+
+def place_of(url: URL) -> str:
+    """A database by its name and host: without the user, the password and options, which may be secrets."""
+    host = url.host or url.query.get('host') or 'the server that libpq chooses'
+    if ':' in str(host):
+        host = f'[{host}]'
+    return f'the database {url.database!r} at {host}' + (f':{url.port}' if url.port else '')
 
 
 class PgVectorIndex:

@@ -18,13 +18,14 @@ from executors.endpoints import unknown_endpoint
 from executors.following import Follower
 from executors.lifetime import ended_by_signals, prepare_process
 from executors.opening import open_database, open_registry
-from executors.parameters import DeleteItemsParameters, SearchParameters, TokenParameters
+from executors.parameters import DeleteItemsParameters, SearchParameters, TokenParameters, shorten
 from executors.pgvector_index import PgVectorIndex, PgVectors
 from executors.vector_index import MemoryIndex, VectorIndex
 from finetuner import settings
-from finetuner.documents import DocumentArray
-from finetuner.excepts import DataError
+from finetuner.documents import Document, DocumentArray
+from finetuner.excepts import DataError, RegistryError
 from finetuner.inference import InferenceEngine, load_engine
+from finetuner.inference.engine import name_document
 from finetuner.inference.remote import without_secrets
 from registry.plain import MAX_JSON, clean, json_size
 from registry.search_items import NewItem, SearchItem
@@ -91,8 +92,11 @@ class SearchExecutor(Executor):
         except Exception as error:
             self.logger.critical(f'cannot search by {without_secrets(artifact)}: {error}')
             raise
+        by = model if found is None else found.id
         with ended_by_signals():
-            self.searched = Searched(engine, self._make_index(engine, model if found is None else found.id))
+            self.searched = Searched(engine, self._make_index(engine, by))
+        place = 'the memory of this process' if self._vectors is None else self._vectors.place
+        self.logger.info(f'searching by {by}; the index is in {place}')
         current = None if found is None else found.id
         self._store = store
         self._follower = None if store is None else Follower(artifact, store, current, self._switch, self.logger)
@@ -113,8 +117,7 @@ class SearchExecutor(Executor):
         """Add items, or put them in the place of those of the same ids: of each document its id, its text, its tags."""
         account = self.registry.authenticate(parameters.secret)
         for position, document in enumerate(docs):
-            if not document.text:
-                raise DataError(f'document {position} (id {document.id!r}) has no text')
+            _check_item(document, position)
         with self._writing:
             searched = self.searched
             embeddings = searched.engine.encode_texts([str(document.text) for document in docs])
@@ -148,9 +151,11 @@ class SearchExecutor(Executor):
     def search(self, docs: DocumentArray, parameters: SearchParameters, **kwargs: Any) -> DocumentArray:
         """The nearest items to the text of the one document. With `create_session`, what was shown becomes a session of
         the clickstream, whose id is in the answer.
+
+        :raises RegistryError: `session_id` is that of a session of another query.
         """
         account = self.registry.authenticate(parameters.secret)
-        if len(docs) != 1 or not docs[0].text:
+        if len(docs) != 1 or not (docs[0].text or '').strip():
             raise DataError('send one document, whose text is the query')
         query, searched = str(docs[0].text), self.searched
         [embedding] = searched.engine.encode_texts([query])
@@ -161,9 +166,13 @@ class SearchExecutor(Executor):
         session_id = None
         if parameters.create_session:
             session_id = parameters.session_id or str(uuid.uuid4())
-            self.registry.clicks.register_session(
+            is_new = self.registry.clicks.register_session(
                 account.id, session_id, query, _within_room(results), user_id=parameters.user_id
             )
+            if not is_new and self.registry.clicks.get_session(account.id, session_id).search_query != clean(query):
+                raise RegistryError(
+                    f'the session {shorten(session_id)} is of another query: give this one a session_id of its own'
+                )
         return answer(search_results=results, session_id=session_id, model=searched.index.model)
 
     @requests
@@ -264,6 +273,19 @@ class SearchExecutor(Executor):
                 self._vectors.drop_others({searched.index.table})
         searched.index.build()
         return searched
+
+
+def _check_item(document: Document, position: int) -> None:
+    """
+    :raises DataError: the document is no item.
+    """
+    named = name_document(position, document)
+    if not (document.text or '').strip():
+        raise DataError(f'{named} has no text')
+    if (document.tags or {}).get('text', document.text) != document.text:
+        raise DataError(
+            f"{named} has a tag 'text' that is not its text, which is found under that name: give the tag another"
+        )
 
 
 def _within_room(results: list[dict[str, Any]]) -> list[dict[str, Any]]:

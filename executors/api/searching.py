@@ -19,7 +19,9 @@ router = make_router('search')
 class NewItem(Body):
     object_id: Key
     text: str = Field(min_length=1, max_length=MAX_TEXT, description='What is searched.')
-    meta: dict[str, Any] | None = Field(default=None, description='Is handed out with the item.')
+    meta: dict[str, Any] | None = Field(
+        default=None, description='Is handed out with the item. A `text` in it must be that of the item.'
+    )
 
 
 class NewItems(Body):
@@ -36,7 +38,9 @@ class Query(Body):
     search_query: str = Field(min_length=1, max_length=MAX_QUERY)
     limit: int = Field(default=10, ge=1, le=1000)
     create_session: StrictBool = False
-    session_id: Key | None = Field(default=None, description='Of that session; default a random one.')
+    session_id: Key | None = Field(
+        default=None, description='Of that session, with create_session alone; default random.'
+    )
     user_id: Key | None = None
 
 

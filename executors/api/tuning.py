@@ -48,7 +48,9 @@ class Task(BaseModel):
     created_at: str
     updated_at: str
     batch_id: str | None = None
-    best_model_url: str | None = Field(default=None, description='A zip file, for whoever sends a token.')
+    best_model_url: str | None = Field(
+        default=None, description='The best model of the task, promoted or not: a zip file, for whoever sends a token.'
+    )
     metadata: dict[str, Any] | None = None
     idempotency_key: str | None = None
     error: str | None = Field(default=None, description='Why it failed, in one sentence.')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
@@ -114,6 +114,8 @@ def export_compose(
         _make_private(folder)
     write_file(output, to_yaml([content]))
     console.print(f'Wrote [bold]{escape(str(output))}[/]: {_names(deployment)}.')
+    if gpus_taken := compose.gpus_by_service(deployment):
+        console.print(_gpus(gpus_taken), soft_wrap=True, highlight=False)
     made = secrets.generate(deployment, POSTGRES)
     if generate_secrets:
         _write_secret_files(folder, made)
@@ -288,6 +290,16 @@ def _with_secrets(context: typer.Context) -> str:
 def _names(deployment: Deployment) -> str:
     parts = [f'{part.name} ({part.replicas})' if part.replicas > 1 else part.name for part in deployment.parts]
     return ', '.join([*parts, *(['postgres'] if deployment.options.own_postgres else [])])
+
+
+def _gpus(taken: Mapping[str, Sequence[str]]) -> str:
+    """Which GPUs of the machine are taken, and how many it must have."""
+    needed = sum(map(len, taken.values()))
+    by_service = '; '.join(f'{name}: {", ".join(ids)}' for name, ids in taken.items())
+    return (
+        f'This machine needs {needed} GPU{"s" if needed > 1 else ""}, by the numbers of nvidia-smi --list-gpus. '
+        f'Each service has its own: {by_service}.'
+    )
 
 
 def _next(*commands: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
+from itertools import count, islice
 from typing import Any
 
 from finetuner.export.parts import (
@@ -30,29 +32,60 @@ def compose_file(deployment: Deployment, publish: str, port: int, http_port: int
 
     :param publish: the address of this machine where the ports are to be.
     :param port: of gRPC, `http_port` of HTTP.
-    :raises ValueError: `publish` is no address.
+    :raises ValueError: `publish` is no address, or an executor has the name of another one's replica.
     """
     try:
         address = f'[{publish}]' if ip_address(publish).version == 6 else publish
     except ValueError:
         raise ValueError(f'--publish {publish!r} is no address of a machine, such as 127.0.0.1 or 0.0.0.0') from None
-    services = {part.name: _service(part, deployment) for part in deployment.parts}
+    gpus = gpus_by_service(deployment)
+    names = {part.name: _service_names(part) for part in deployment.parts}
+    _check_names(names)
+    services = {
+        name: _service(part, name, gpus.get(name, ()), deployment)
+        for part in deployment.parts
+        for name in names[part.name]
+    }
     services['gateway']['ports'] = [f'{address}:{port}:{GRPC_PORT}', f'{address}:{http_port}:{HTTP_PORT}']
     services['gateway']['depends_on'] = {
-        part.name: {'condition': 'service_healthy', 'restart': False} for part in deployment.executors
+        name: {'condition': 'service_healthy', 'restart': False}
+        for part in deployment.executors
+        for name in names[part.name]
     }
     if deployment.options.own_postgres:
         services[POSTGRES] = _postgres()
     volumes = [volume for service in services.values() for volume in service.get('volumes', ())]
-    names = dict.fromkeys(volume['source'] for volume in volumes if volume['type'] == 'volume')
+    sources = dict.fromkeys(volume['source'] for volume in volumes if volume['type'] == 'volume')
     content: dict[str, Any] = {'name': 'finetuner', 'services': _escape(services)}
-    if names:
-        content['volumes'] = {name: {} for name in names}
+    if sources:
+        content['volumes'] = {source: {} for source in sources}
     content['secrets'] = {key: {'file': _secret_file(key, deployment)} for key in deployment.secrets}
     return content
 
 
-def _service(part: Part, deployment: Deployment) -> dict[str, Any]:
+def gpus_by_service(deployment: Deployment) -> dict[str, tuple[str, ...]]:
+    """The numbers of the GPUs of the machine that each service has to itself, those of trainers first."""
+    parts = sorted((part for part in deployment.executors if part.gpus), key=lambda part: part.role != 'trainer')
+    free = map(str, count())
+    return {name: tuple(islice(free, part.gpus)) for part in parts for name in _service_names(part)}
+
+
+def _service_names(part: Part) -> list[str]:
+    """One for all replicas, or one for each where they differ: by their GPUs."""
+    if part.gpus and part.replicas > 1:
+        return [f'{part.name}-{number}' for number in range(1, part.replicas + 1)]
+    return [part.name]
+
+
+def _check_names(names: Mapping[str, Sequence[str]]) -> None:
+    for part, replicas in names.items():
+        if taken := sorted((names.keys() - {part}) & set(replicas)):
+            raise ValueError(
+                f'the executor {taken[0]!r} has the name of a replica of {part!r}: give it another in the Flow file'
+            )
+
+
+def _service(part: Part, name: str, gpus: Sequence[str], deployment: Deployment) -> dict[str, Any]:
     service: dict[str, Any] = {
         'image': part.image,
         'entrypoint': ['jina'],
@@ -76,7 +109,9 @@ def _service(part: Part, deployment: Deployment) -> dict[str, Any]:
         service['shm_size'] = '2gb'  # by which the processes that load data hand it over
     if 'database-url' in part.secrets and deployment.options.own_postgres:
         service['depends_on'] = {POSTGRES: {'condition': 'service_healthy', 'restart': False}}
-    service['deploy'] = _deploy(part)
+    if name != part.name:
+        service['networks'] = {'default': {'aliases': [part.name]}}  # by which the gateway finds all replicas
+    service['deploy'] = _deploy(1 if name != part.name else part.replicas, part.role, gpus)
     service['logging'] = LOGGING
     return service
 
@@ -99,13 +134,14 @@ def _mount(volume: Volume, part: Part) -> dict[str, Any]:
     return {'type': 'volume', 'source': source, 'target': volume.path}
 
 
-def _deploy(part: Part) -> dict[str, Any]:
+def _deploy(replicas: int, role: str, gpus: Sequence[str]) -> dict[str, Any]:
     deploy: dict[str, Any] = {}
-    if part.replicas > 1:
-        deploy['replicas'] = part.replicas
-    deploy['resources'] = _limits(part.role)
-    if part.gpus:
-        device = {'driver': 'nvidia', 'count': part.gpus, 'capabilities': ['gpu']}
+    if replicas > 1:
+        deploy['replicas'] = replicas
+    deploy['resources'] = _limits(role)
+    if gpus:
+        # not by their number: Docker gives everyone who asks for one the first of the machine
+        device = {'driver': 'nvidia', 'device_ids': list(gpus), 'capabilities': ['gpu']}
         deploy['resources']['reservations'] = {'devices': [device]}
     return deploy
 

@@ -37,14 +37,14 @@ from finetuner.export.parts import (
 )
 from finetuner.export.parts import SECRETS as SECRETS_FOLDER
 
-# what is asked for, by role: estimates, but for the 520 to 580 MiB that an executor takes at rest
+# what is asked for, by role: docs/operations.md says what of it was measured
 REQUESTS = {
     'gateway': {'cpu': '250m', 'memory': '512Mi', 'ephemeral-storage': '100Mi'},
     'dataset': {'cpu': '250m', 'memory': '1Gi', 'ephemeral-storage': '1Gi'},
     'clicks': {'cpu': '250m', 'memory': '1Gi', 'ephemeral-storage': '100Mi'},
     'trainer': {'cpu': '2', 'memory': '4Gi', 'ephemeral-storage': '1Gi'},
-    'search': {'cpu': '1', 'memory': '1Gi', 'ephemeral-storage': '1Gi'},
-    'encoder': {'cpu': '1', 'memory': '1Gi', 'ephemeral-storage': '4Gi'},
+    'search': {'cpu': '1', 'memory': '2Gi', 'ephemeral-storage': '1Gi'},
+    'encoder': {'cpu': '1', 'memory': '2Gi', 'ephemeral-storage': '4Gi'},
 }
 GATEWAY_TMP = '1Gi'
 CACHE_SHARE = 6

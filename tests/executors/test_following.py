@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -209,6 +211,20 @@ def test_a_model_that_cannot_be_warmed_up_leaves_no_thread(registry, account, ar
     with pytest.raises(MemoryError):
         executor._load(Found(registry.artifact_file(registry.find_artifact(account, artifacts[1])), artifacts[1]))
     assert [thread for thread in threading.enumerate() if thread.name == 'model'] == before
+
+
+def test_a_model_whose_place_was_taken_leaves_the_memory(registry, account, artifacts, start):
+    """It takes as much as the one that answers, and the next promotion may be weeks away."""
+    registry.promote(account, ALIAS, artifacts[0])
+    executor = start(ALIAS)
+    before = weakref.ref(executor.served.models.of_texts().engine)
+    registry.promote(account, ALIAS, artifacts[1])
+    wait_for(executor, artifacts[1])
+    deadline = time.monotonic() + 10
+    while before() is not None:
+        assert time.monotonic() < deadline
+        gc.collect()
+        time.sleep(0.05)
 
 
 def test_a_request_that_is_longer_than_a_promotion_is_answered(registry, account, artifacts, start, monkeypatch):

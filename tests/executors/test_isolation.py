@@ -4,22 +4,23 @@ import asyncio
 import inspect
 import re
 
+import numpy as np
 import pytest
 from sqlalchemy import select
 
 from executors.clicks import ClickstreamExecutor
 from executors.dataset import DatasetExecutor
 from executors.encoder import FinetunerExecutor
+from executors.parameters import TokenParameters
 from executors.search import SearchExecutor
 from executors.trainer import TrainerExecutor
+from finetuner import settings
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import ArtifactError, AuthenticationError, ParameterError, RegistryError
 from registry.models import Base
 
 # what needs no account, unless the operator says otherwise: its own tests tell
 OPEN = {'/encode', '/encode_texts'}
-# of SearchExecutor, which its own tests call by another account
-SEARCH = {'/upsert', '/delete_items', '/search'}
 NOTHING = {'items': [], 'total': 0}
 RUN = {'run_name': 'done', 'experiment_name': 'support'}
 # by endpoint: parameters that name what the first account has, and what is answered: an error, or these tags
@@ -67,6 +68,7 @@ TABLE = {
     '/release_batch': [({'release_id': 'released'}, RegistryError)],
     '/tuning_task': [({'task_id': 'TASK'}, RegistryError)],
     '/tuning_tasks': [({}, {'items': []})],
+    '/delete_items': [({'object_ids': ['p1']}, {'deleted': 0})],
     '/cancel_tuning_task': [({'task_id': 'TASK'}, RegistryError)],
     '/restart_tuning_task': [({'task_id': 'TASK'}, RegistryError)],
     # these make something for the account that calls, also where another has one of the name: last, they change tables
@@ -80,6 +82,12 @@ TABLE = {
         ({'fine_tuning_method': 'text-to-text', 'batch_id': 'BATCH'}, RegistryError),
         ({'fine_tuning_method': 'text-to-text', 'idempotency_key': 'key'}, {'status': 'pending'}),
     ],
+    # the session of that id shows another query
+    '/search': [
+        ({}, {'search_results': [], 'session_id': None}),
+        ({'create_session': True, 'session_id': 'shown'}, {'search_results': [], 'session_id': 'shown'}),
+    ],
+    '/upsert': [({}, {'upserted': 1})],
 }
 MAKING = {
     '/create_token',
@@ -88,12 +96,20 @@ MAKING = {
     '/register_session',
     '/register_events',
     '/create_tuning_task',
+    '/search',
+    '/upsert',
+}
+# what comes with a call: an item of the first account's id is one of its own to another
+DOCUMENTS = {
+    '/ingest': [Document(text='mine', tags={})],
+    '/upsert': [Document(id='p1', text='mine')],
+    '/search': [Document(text='mine')],
 }
 
 
 @pytest.fixture
-def executors():
-    made = [DatasetExecutor(), TrainerExecutor(), ClickstreamExecutor()]
+def executors(tiny_model):
+    made = [DatasetExecutor(), TrainerExecutor(), ClickstreamExecutor(), SearchExecutor(model=str(tiny_model))]
     made[1].supervisor.close()
     yield made
     for executor in made:
@@ -113,7 +129,7 @@ def call(executors):
                 return await anext(method(Document(tags=parameters)))
 
             return asyncio.run(first()).tags
-        documents = DocumentArray([Document(text='mine', tags={})] if endpoint == '/ingest' else [])
+        documents = DocumentArray(DOCUMENTS.get(endpoint, []))
         model = inspect.signature(method).parameters['parameters'].annotation
         answer = method(documents, parameters=model(**parameters))
         if inspect.iscoroutine(answer):
@@ -129,7 +145,7 @@ def registry(executors):
 
 
 @pytest.fixture
-def names(registry, tmp_path):
+def names(executors, registry, tmp_path):
     """Make what the first account has; the value is what stands for its ids in the table."""
     account = registry.get_account().id
     documents = [Document(text=f'text {i}', tags={'finetuner_label': i % 2}) for i in range(8)]
@@ -141,6 +157,9 @@ def names(registry, tmp_path):
     registry.promote(account, 'support@production', run.artifact_id)
     registry.clicks.register_session(account, 'visit', 'shoes', [{'object_id': 'a'}], user_id='ann')
     registry.clicks.register_events(account, 'visit', [{'event_id': 'e', 'object_id': 'a'}])
+    registry.clicks.register_session(account, 'shown', 'socks', [{'object_id': 'p1'}], user_id='bob')
+    own = TokenParameters(token=settings.load_token())
+    executors[3].upsert(DocumentArray([Document(id='p1', text='wool socks')]), parameters=own)
     batch = registry.clicks.release_batch(account, 'released')
     task, _ = registry.tuning.create_task(account, 'shop', {}, batch_id=batch.id, idempotency_key='key')
     return {
@@ -152,11 +171,16 @@ def names(registry, tmp_path):
 
 
 @pytest.fixture
-def dump(registry):
+def dump(executors, registry):
+    """Reads all that the accounts have: rows by their tables, and what the first one finds."""
+
     def read():
+        index, account = executors[3].searched.index, registry.get_account().id
+        found = {repr(hit) for hit in index.search(account, np.ones(24, np.float32), 10)}
         with registry.database.read() as session:
             tables = Base.metadata.sorted_tables
-            return {table.name: {repr(row) for row in session.execute(select(table))} for table in tables}
+            rows = {table.name: {repr(row) for row in session.execute(select(table))} for table in tables}
+        return {**rows, 'index': found}
 
     return read
 
@@ -168,7 +192,7 @@ def test_every_endpoint_is_in_the_table(executors):
         for name in executor.requests_by_class[executor.__name__]
         if name.startswith('/') and name != '/default'
     }
-    assert found == TABLE.keys() | OPEN | SEARCH
+    assert found == TABLE.keys() | OPEN
 
 
 def test_nothing_of_another_account_is_seen_or_changed(registry, call, names, dump):
@@ -189,6 +213,7 @@ def test_nothing_of_another_account_is_seen_or_changed(registry, call, names, du
                 assert re.search('^There is no | not found$', str(raised.value)), endpoint
                 assert 'similar' not in str(raised.value) and 'there are:' not in str(raised.value), endpoint
             after = dump()
+            assert after['index'] == before['index'], endpoint
             assert all(rows <= after[table] for table, rows in before.items()), endpoint
             assert endpoint in MAKING or after == before, endpoint
 

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import inspect, make_url, text
 
 from executors import pgvector_index
-from executors.pgvector_index import PREFIX, PgVectors
+from executors.pgvector_index import PREFIX, PgVectors, place_of
 from executors.search import SearchExecutor
 from finetuner.excepts import RegistryError, UnavailableError
 from registry import Registry
@@ -107,6 +107,20 @@ def two_accounts(index, database, monkeypatch):
     with database.write() as session:
         session.execute(text(f'ANALYZE {index.table}'))
     return near / np.linalg.norm(near, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ('url', 'place'),
+    [
+        ('postgresql://ann:hidden@db.example.com/items?sslpassword=hidden', 'db.example.com'),
+        ('postgresql://ann:hidden@db.example.com:5433/items', 'db.example.com:5433'),
+        ('postgresql://ann:hidden@[::1]:5433/items', '[::1]:5433'),
+        ('postgresql://ann:hidden@/items?host=/run/postgresql', '/run/postgresql'),
+        ('postgresql:///items', 'the server that libpq chooses'),
+    ],
+)
+def test_where_a_database_is_is_told_without_who_asks(url, place):
+    assert place_of(make_url(url)) == f"the database 'items' at {place}"
 
 
 def test_items_of_others_that_are_nearer_are_not_in_the_way(two_accounts, index, database):

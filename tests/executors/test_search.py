@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 
 import numpy as np
 import pytest
-from sqlalchemy import inspect
+from sqlalchemy import inspect, make_url
 
 from executors import following
 from executors.parameters import DeleteItemsParameters, SearchParameters, TokenParameters
 from executors.search import SearchExecutor, _within_room
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import AuthenticationError, DataError, RegistryError
+from finetuner.excepts import AuthenticationError, DataError, NotFoundError, ParameterError, RegistryError
 from finetuner.inference import load_engine
 from registry import Registry
 from registry.database import Database
@@ -145,6 +146,58 @@ def test_what_is_shown_becomes_a_session(executor, account, call, search):
     assert search('card', create_session=True, session_id='mine')['session_id'] == 'mine'
     with pytest.raises(RegistryError, match='session_id is'):
         search('card', create_session=True, session_id='x' * 300)
+
+
+def test_an_id_is_of_a_session_that_is_made(executor, account, search):
+    with pytest.raises(ParameterError, match="'session_id': it names the session that create_session makes"):
+        search('card', session_id='mine')
+    with pytest.raises(NotFoundError):
+        executor.registry.clicks.get_session(account, 'mine')
+
+
+def test_a_session_is_of_one_query(executor, account, call, search):
+    add(call)
+    first = search('card', create_session=True, session_id='mine')
+    with pytest.raises(
+        RegistryError, match="session 'mine' is of another query: give this one a session_id of its own"
+    ):
+        search('lost', create_session=True, session_id='mine')
+    assert search('card', create_session=True, session_id='mine') == first
+    kept = executor.registry.clicks.get_session(account, 'mine')
+    assert (kept.search_query, [result.object_id for result in kept.search_results]) == ('card', ids(first))
+
+
+def test_a_query_may_have_characters_that_are_not_kept(search):
+    """A front end repeats its call: the query is compared as it is kept."""
+    for _ in range(2):
+        assert search('ca\0rd', create_session=True, session_id='mine')['session_id'] == 'mine'
+
+
+def test_a_tag_does_not_take_the_place_of_the_text(call, search):
+    add(call)
+    found = search('my card is lost', limit=1)['search_results'][0]['meta']
+    with pytest.raises(DataError, match=r"document 1 \(id 'b'\) has a tag 'text' that is not its text"):
+        call('upsert', [Document(id='a', text='x'), Document(id='b', text='x', tags={'text': 'y'})])
+    assert call('upsert', [Document(id='p1', text=found['text'], tags=found)]) == {'upserted': 1}
+    assert search('my card is lost', limit=1)['search_results'][0]['meta'] == found
+
+
+@pytest.mark.parametrize('blank', [' ', '\n\t ', '\u3000\u00a0'])
+def test_blank_texts_and_queries_are_refused(call, search, blank):
+    with pytest.raises(DataError, match=r"document 0 \(id 'a'\) has no text"):
+        call('upsert', [Document(id='a', text=blank)])
+    with pytest.raises(DataError, match='send one document, whose text is the query'):
+        search(blank)
+
+
+def test_the_log_says_where_the_index_is(index_url, tiny_model, token, monkeypatch):
+    lines = []
+    monkeypatch.setattr(logging.Logger, 'info', lambda logger, line, *arguments: lines.append(line))
+    SearchExecutor(artifact=ALIAS, model=str(tiny_model), token=token, index_url=index_url).close()
+    [line] = [line for line in lines if 'the index is in' in line]
+    where = f'the database {make_url(index_url).database!r} at ' if index_url else 'the memory of this process'
+    assert line.startswith(f'searching by {tiny_model}; the index is in {where}')
+    assert '@' not in line
 
 
 def test_what_is_no_item_or_no_query_is_refused(call, search):

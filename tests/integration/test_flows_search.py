@@ -3,9 +3,12 @@
 import pytest
 import requests
 
+from executors.api.searching import router
+from executors.search import SearchExecutor
 from finetuner.documents import Document
 from finetuner.excepts import AuthenticationError
 from registry import Registry
+from registry.names import new_id
 from tests.integration.conftest import Service
 from tests.integration.test_openapi import fuzz
 
@@ -67,14 +70,79 @@ def test_items_are_replaced_and_deleted(api):
     assert {result['object_id'] for result in found['search_results']} == {'p1', 'p2'}
 
 
-def test_another_account_finds_nothing(shop, api):
+@pytest.fixture
+def other(shop):
+    """The token of an account that has nothing."""
     with Registry.open(shop.folder / 'home') as registry:
-        other = registry.create_token(registry.create_account('other').id, 'test')
-    assert api('POST', '/search', {'search_query': 'apple'}, token=other)[1]['search_results'] == []
-    for token in (None, 'x' * 40):
-        assert api('POST', '/search', {'search_query': 'apple'}, token=token)[0] == 401
-    with pytest.raises(AuthenticationError):
-        shop.call('/search', [Document(text='apple')], token=None)
+        account = registry.create_account(f'other-{new_id()}').id
+        yield registry.create_token(account, 'test')
+        registry.delete_account(account)
+
+
+SHOWN = {'search_query': 'a red apple', 'create_session': True, 'session_id': 'shown'}
+# by path, what another account sends with the ids of the first one, and what it is answered
+ROUTES = {
+    '/search/items/delete': [({'object_ids': ['p1', 'p2', 'p3']}, {'deleted': 0})],
+    '/search': [
+        ({'search_query': 'a red apple'}, {'search_results': [], 'session_id': None}),
+        ({**SHOWN, 'search_query': 'theirs'}, {'search_results': [], 'session_id': 'shown'}),
+    ],
+    '/search/items': [({'items': [{'object_id': 'p1', 'text': 'theirs'}]}, {'upserted': 1})],
+}
+# the same over gRPC: endpoint, documents, parameters, answer
+ENDPOINTS = [
+    ('/delete_items', [], {'object_ids': ['p1', 'p2', 'p3']}, {'deleted': 0}),
+    ('/search', [Document(text='a red apple')], {}, {'search_results': [], 'session_id': None}),
+    (
+        '/search',
+        [Document(text='theirs')],
+        {'create_session': True, 'session_id': 'shown'},
+        {'search_results': [], 'session_id': 'shown'},
+    ),
+    ('/upsert', [Document(id='p1', text='theirs')], {}, {'upserted': 1}),
+]
+
+
+def test_every_route_is_in_the_table():
+    assert {route.path for route in router.routes} == ROUTES.keys()
+    own = {name for name in SearchExecutor.requests_by_class['SearchExecutor'] if name.startswith('/')}
+    assert own - {'/default'} == {endpoint for endpoint, *_ in ENDPOINTS}
+
+
+def has(api, token=None):
+    """All that an account finds, and its session."""
+    token = {} if token is None else {'token': token}
+    _, found = api('POST', '/search', {'search_query': 'a red apple'}, **token)
+    return found['search_results'], api('GET', '/clickstream/session', session_id='shown', **token)
+
+
+def test_nothing_of_another_account_is_seen_or_changed_over_rest(api, other):
+    api('POST', '/search/items', {'items': ITEMS})
+    api('POST', '/search', SHOWN)
+    before = has(api)
+    for path, cases in ROUTES.items():
+        for body, expected in cases:
+            status, answer = api('POST', path, body, token=other)
+            assert status == 200 and expected.items() <= answer.items(), path
+            assert has(api) == before, path
+            for token in (None, 'x' * 40):
+                assert api('POST', path, body, token=token)[0] == 401, path
+    found, (_, session) = has(api, other)
+    assert [(hit['object_id'], hit['meta']) for hit in found] == [('p1', {'text': 'theirs'})]
+    assert session['search_query'] == 'theirs'
+
+
+def test_nothing_of_another_account_is_seen_or_changed_over_grpc(shop, api, other):
+    api('POST', '/search/items', {'items': ITEMS})
+    api('POST', '/search', SHOWN)
+    before = has(api)
+    for endpoint, documents, parameters, expected in ENDPOINTS:
+        (answer,) = shop.call(endpoint, documents, token=other, **parameters)
+        assert expected.items() <= answer.tags.items(), endpoint
+        assert has(api) == before, endpoint
+        for token in (None, 'x' * 40):
+            with pytest.raises(AuthenticationError):
+                shop.call(endpoint, documents, token=token, **parameters)
 
 
 @pytest.mark.parametrize(
@@ -82,11 +150,15 @@ def test_another_account_finds_nothing(shop, api):
     [
         ('/search', {}, 'search_query'),
         ('/search', {'search_query': ''}, 'search_query'),
+        ('/search', {'search_query': ' '}, 'whose text is the query'),
+        ('/search', {'search_query': 'x', 'session_id': 'mine'}, 'session_id'),
         ('/search', {'search_query': 'x', 'limit': 0}, 'limit'),
         ('/search', {'search_query': 'x', 'filter': {}}, 'filter'),
         ('/search', {'search_query': 'x', 'create_session': 'yes'}, 'create_session'),
         ('/search/items', {'items': []}, 'items'),
         ('/search/items', {'items': [{'object_id': 'a', 'text': ''}]}, 'text'),
+        ('/search/items', {'items': [{'object_id': 'a', 'text': ' '}]}, 'has no text'),
+        ('/search/items', {'items': [{'object_id': 'a', 'text': 'x', 'meta': {'text': 'y'}}]}, "a tag 'text'"),
         ('/search/items', {'items': [{'object_id': '', 'text': 'x'}]}, 'object_id'),
         ('/search/items', {'items': [{'object_id': 'a', 'text': 'x', 'meta': {'x': 'y' * 70_000}}]}, 'meta of'),
         ('/search/items/delete', {'object_ids': 'p1'}, 'object_ids'),

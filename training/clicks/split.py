@@ -39,7 +39,10 @@ def split_sessions(feedback: Sequence[Feedback], share: float = 0.2, seed: int =
     names: dict[str, int] = {}
     query = np.array([names.setdefault(entry.key, len(names)) for entry in feedback], np.int64)
     if len(names) < 2:
-        raise DataError(f'{len(feedback)} sessions have {len(names)} different queries: at least 2 are needed to split')
+        found = {0: 'there are no sessions', 1: 'the only session is of one query'}.get(
+            len(feedback), f'all {len(feedback)} sessions are of one query'
+        )
+        raise DataError(f'{found}: those of at least 2 different queries are needed to split')
     random = np.random.default_rng((seed, 3))
     wanted = share * len(feedback)
     held_out = _deal(_groups(feedback, query, len(names))[query], wanted, random)

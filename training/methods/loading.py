@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
 import json
@@ -120,7 +121,26 @@ def _method_class(path: Path, named: Any) -> type[Method]:
         found = getattr(_import(file, changed), name, None)
     if not isinstance(found, type) or not issubclass(found, Method):
         raise ParameterError(f'{path}: {file} has no class {name} that is derived from training.methods.Method')
+    _check_overrides(file, found)
     return found
+
+
+def _check_overrides(file: Path, method: type[Method]) -> None:
+    """
+    :raises ParameterError: the class has something public that is neither in :class:`Method` nor a field: it may be the
+        misspelt name of what it was to override, and then nobody would ever call it.
+    """
+    known = dir(Method)
+    for cls in method.__mro__[: method.__mro__.index(Method)]:
+        own = vars(cls).keys() - set(known) - method.model_fields.keys() if issubclass(cls, Method) else set()
+        for name in sorted(own):
+            if not name.startswith('_'):
+                near = difflib.get_close_matches(name, [*(value for value in known if value[0] != '_')], n=1)
+                hint = f'did you mean {near[0]}? If not, ' if near else ''
+                raise ParameterError(
+                    f'{file}: the class {cls.__name__} has {name!r}, which Method does not have: {hint}begin its name '
+                    'with an underscore if it is your own'
+                )
 
 
 @lru_cache(maxsize=64)

@@ -1,5 +1,6 @@
 """What the compose file means to an engine: order, secrets, volumes, ports and stops."""
 
+import json
 import shlex
 import stat
 
@@ -93,15 +94,82 @@ def test_missing_secrets_are_named(export):
     assert 'postgres' not in content['services']
 
 
-def test_replicas_and_gpus(export):
-    services = export('compose', *POSTGRES, '--trainers', '2', '--encoders', '3', '--gpus', '1').compose()['services']
-    assert services['encoder']['deploy']['replicas'] == 3
-    devices = [{'driver': 'nvidia', 'count': 1, 'capabilities': ['gpu']}]
+def test_replicas(export):
+    services = export('compose', *POSTGRES, '--trainers', '2', '--encoders', '3').compose()['services']
     assert services['trainer']['deploy']['replicas'] == 2
-    assert services['trainer']['deploy']['resources']['reservations'] == {'devices': devices}
-    assert services['trainer']['image'] == 'finetuner-gpu:latest'
-    assert services['trainer']['environment']['FINETUNER_GPUS'] == '1'
+    assert services['encoder']['deploy']['replicas'] == 3
     assert services['encoder']['environment']['FINETUNER_DEVICE'] == 'cpu'
+
+
+def gpus_of(services):
+    """The GPUs of the machine, by the service that reserves them."""
+    found = {}
+    for name, service in services.items():
+        for device in service['deploy']['resources'].get('reservations', {}).get('devices', ()):
+            assert service['deploy'].get('replicas', 1) == 1, 'all replicas of a service would have the same GPUs'
+            assert (device['driver'], device['capabilities']) == ('nvidia', ['gpu'])
+            found[name] = device['device_ids']
+    return found
+
+
+@pytest.mark.parametrize(
+    ('options', 'gpus'),
+    [
+        ('--gpus 2', {'trainer': ['0', '1']}),
+        ('--gpus 1 --encoders 3', {'trainer': ['0']}),
+        ('--encoder-gpus 1 --encoders 2 --trainers 2', {'encoder-1': ['0'], 'encoder-2': ['1']}),
+        (
+            '--gpus 2 --trainers 2 --encoder-gpus 1 --encoders 3',
+            {
+                'trainer-1': ['0', '1'],
+                'trainer-2': ['2', '3'],
+                'encoder-1': ['4'],
+                'encoder-2': ['5'],
+                'encoder-3': ['6'],
+            },
+        ),
+    ],
+)
+def test_each_replica_has_gpus_to_itself(export, options, gpus):
+    """Docker gives whoever asks for a number of GPUs the first ones of the machine, whatever others have of them."""
+    written = export('compose', *POSTGRES, *options.split())
+    services = written.compose()['services']
+    assert gpus_of(services) == gpus
+    count = sum(map(len, gpus.values()))
+    assert f'This machine needs {count} GPU' in written.output
+    for name, ids in gpus.items():
+        assert f'{name}: {", ".join(ids)}' in written.output
+        assert services[name]['image'] == 'finetuner-gpu:latest'
+        if name.startswith('trainer'):
+            assert services[name]['environment']['FINETUNER_GPUS'] == str(len(ids))
+
+
+def test_replicas_with_gpus_answer_to_the_name_that_the_gateway_calls(export):
+    options = ['--gpus', '1', '--trainers', '2', '--encoder-gpus', '1', '--encoders', '2']
+    content = export('compose', *POSTGRES, *options).compose()
+    services = content['services']
+    aliases = {name: one.get('networks', {}).get('default', {}).get('aliases', []) for name, one in services.items()}
+    assert {name: found for name, found in aliases.items() if found} == {
+        'trainer-1': ['trainer'],
+        'trainer-2': ['trainer'],
+        'encoder-1': ['encoder'],
+        'encoder-2': ['encoder'],
+    }
+    arguments = services['gateway']['command']
+    called = json.loads(arguments[arguments.index('--deployments-addresses') + 1])
+    assert called['trainer'] == ['grpc://trainer:51000'] and called['encoder'] == ['grpc://encoder:51000']
+    assert services['gateway']['depends_on'].keys() == services.keys() - {'gateway', 'postgres'}
+    homes = {name: services[name]['volumes'][0]['source'] for name in ('trainer-1', 'trainer-2', 'encoder-2')}
+    assert homes == {'trainer-1': 'trainer-home', 'trainer-2': 'trainer-home', 'encoder-2': 'encoder-home'}
+
+
+def test_a_replica_does_not_take_the_name_of_another_executor(export, tmp_path):
+    (tmp_path / 'flow.yml').write_text(
+        'jtype: Flow\nexecutors: [{uses: FinetunerExecutor}, {name: encoder-2, uses: DatasetExecutor}]'
+    )
+    with pytest.raises(ValueError, match="executor 'encoder-2' has the name of a replica of 'encoder': give it"):
+        export('compose', 'flow.yml', '--encoders', '2', '--encoder-gpus', '1')
+    assert not (tmp_path / 'docker-compose.yml').exists()
 
 
 def test_no_service_takes_all_memory_or_fills_the_disk_with_its_log(export):

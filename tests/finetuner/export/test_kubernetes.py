@@ -1,12 +1,14 @@
 """What the manifests mean to a cluster: names that fit each other, rights, secrets, stops and replicas."""
 
 import json
+import re
 import stat
 from pathlib import Path
 
 import pytest
 import yaml
 
+OPERATIONS = Path(__file__).parents[3] / 'docs' / 'operations.md'
 S3 = ['--objects', 's3', '--objects-url', 's3://bucket/prefix']
 SCALED = ['--database', 'postgres', *S3, '--trainers', '2', '--encoders', '3', '--gpus', '1']
 
@@ -26,6 +28,24 @@ def pod(workload):
 def container(workload):
     (only,) = pod(workload)['containers']
     return only
+
+
+def sizes():
+    """What docs/operations.md says is asked for, and the most: memory by part."""
+    text = OPERATIONS.read_text(encoding='utf-8')
+    rows = re.findall(r'^\| (\w+) \| [\d.]+ CPU, (\d+) ([MG]iB) \| (\d+) ([MG]iB) \|', text, re.MULTILINE)
+    return {
+        name.lower().replace('postgresql', 'postgres'): (f'{asked}{unit[:2]}', f'{most}{of[:2]}')
+        for name, asked, unit, most, of in rows
+    }
+
+
+def test_memory_is_what_the_documentation_says(export):
+    for flow in ('finetuner.yml', 'search.yml'):
+        for name, one in workloads(export('kubernetes', flow, '--database', 'postgres')).items():
+            resources = container(one)['resources']
+            found = resources['requests']['memory'], resources['limits']['memory']
+            assert found == sizes()[name], name
 
 
 @pytest.mark.parametrize(

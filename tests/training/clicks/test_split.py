@@ -54,5 +54,16 @@ def test_a_share_leaves_something_on_both_sides():
     for share in (0.01, 0.5, 0.99):
         split = split_sessions(sessions, share)
         assert split.train and split.test
-    with pytest.raises(DataError, match='3 sessions have 1 different queries: at least 2 are needed to split'):
-        split_sessions(feedback(*(session('a', 'ab', 'a') for _ in range(3))))
+
+
+@pytest.mark.parametrize(
+    ('count', 'sentence'),
+    [
+        (0, 'there are no sessions: those of at least 2 different queries are needed to split'),
+        (1, 'the only session is of one query: those of at least 2 different queries are needed to split'),
+        (3, 'all 3 sessions are of one query: those of at least 2 different queries are needed to split'),
+    ],
+)
+def test_sessions_of_one_query_are_not_split(count, sentence):
+    with pytest.raises(DataError, match=sentence):
+        split_sessions(feedback(*(session('a', 'ab', 'a') for _ in range(count))))

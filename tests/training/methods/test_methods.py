@@ -175,6 +175,31 @@ def test_a_file_may_name_a_class_of_the_operator(write, tmp_path):
         read_method(write({**PLAIN, 'class': 'our_shop.Ours', 'bonus': 'much'}))
 
 
+@pytest.mark.parametrize(
+    ('more', 'sentence'),
+    [
+        ('def feedbck(self, sessions): ...', "has 'feedbck', which Method does not have: did you mean feedback"),
+        ('@property\n    def promoted_alias_(self): ...', "has 'promoted_alias_', .*did you mean promoted_alias"),
+        ('load_itms: ClassVar = None', "has 'load_itms', .*did you mean load_items"),
+        ('def xyz(self): ...', "has 'xyz', .*begin its name with an underscore if it is your own"),
+    ],
+)
+def test_a_misspelt_method_is_told(write, more, sentence):
+    code = OURS.replace('import Method', 'import Method\nfrom typing import ClassVar')
+    write(f'{code}\n    {more}\n', 'our_shop.py')
+    with pytest.raises(ParameterError, match=f'our_shop.py: the class Ours {sentence}'):
+        read_method(write({**PLAIN, 'class': 'our_shop.Ours'}))
+
+
+def test_a_class_may_have_helpers_and_a_base_of_its_own(write):
+    code = OURS.replace('(Method):', '(Method):\n    _rate = 3\n\n    def _helper(self): ...')
+    write(f'{code}\nclass Further(Ours):\n    fee: int = 1\n\n    def feedback(self, sessions): ...', 'our_shop.py')
+    assert read_method(write({**PLAIN, 'class': 'our_shop.Further'})).fee == 1
+    write(f'{code}\n    def feedbck(self): ...\n\nclass Further(Ours): ...', 'our_base.py')
+    with pytest.raises(ParameterError, match="the class Ours has 'feedbck'"):
+        read_method(write({**PLAIN, 'class': 'our_base.Further'}))
+
+
 def test_a_class_that_has_changed_is_read_anew(write):
     path = write(OURS, 'our_shop.py')
     file = write({**PLAIN, 'class': 'our_shop.Ours'})
