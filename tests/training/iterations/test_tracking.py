@@ -1,10 +1,18 @@
 """Iterations as MLflow has them, in the store that is there without a server."""
 
+import json
+import sqlite3
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy import Engine, event
 
 from finetuner import settings
 from registry import Registry
+from training.errors import is_passing, passing_reason
 from training.iterations.parameters import name_of
 from training.iterations.tidying import remove_lost
 from training.iterations.tracking import FINISHED, PROMOTED, PRUNED, REFUSED, Tracker
@@ -181,3 +189,98 @@ def test_the_last_iteration_is_the_latest_whose_model_was_promoted(tracker, mode
     names = {experiment.name for experiment in tracker.client.search_experiments()}
     assert names == {'Default', 'iteration / m / 3', 'iteration / m / 4', 'iteration / m / 5'}, 'one may go on'
     assert len(kept_files()) == 1
+
+
+@pytest.fixture
+def hurried():
+    """SQLite gives up after 50 milliseconds; MLflow has it wait for 20 seconds."""
+
+    def hurry(connection, cursor, statement, *rest):
+        return statement.replace('busy_timeout = 20000', 'busy_timeout = 50'), rest[0]
+
+    event.listen(Engine, 'before_cursor_execute', hurry, retval=True)
+    yield
+    event.remove(Engine, 'before_cursor_execute', hurry)
+
+
+def test_a_database_that_is_locked_for_a_moment_is_waited_for(tracker, hurried, monkeypatch, caplog):
+    monkeypatch.setattr('training.errors.PAUSE', 0.1)
+    iteration = tracker.begin('account', 'm', 'batch', 'owner')
+    other = sqlite3.connect(settings.home() / 'mlflow.db', check_same_thread=False)
+    other.execute('BEGIN EXCLUSIVE')
+    with pytest.raises(MlflowException, match='database is locked') as locked:
+        tracker.impatient_client.search_experiments()
+    assert is_passing(locked.value) and passing_reason(locked.value) == 'MLflow does not answer'
+    release = threading.Timer(0.5, other.rollback)
+    release.start()
+    run_id = iteration.start(FIRST)
+    release.join()
+    assert tracker.client.get_run(run_id).info.run_name == name_of(FIRST)
+    assert caplog.messages == ['MLflow does not answer: trying again']
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """A server in place of MLflow's; the value is its URL, what it answers in turn, and how often it was asked."""
+    monkeypatch.setenv('MLFLOW_HTTP_REQUEST_MAX_RETRIES', '0')
+    monkeypatch.setattr('training.errors.PAUSE', 0.01)
+    answers, asked = [], []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            status, body = answers.pop(0)
+            if status is None:
+                self.connection.close()
+                return
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}', answers, asked
+        server.shutdown()
+
+
+FOUND = (200, {'experiment': {'experiment_id': '7', 'name': 'n'}})
+
+
+def test_a_server_that_is_away_for_a_moment_is_asked_again(stub):
+    url, answers, asked = stub
+    answers += [(503, {}), (500, {}), (429, {}), (None, {}), FOUND]
+    assert Tracker(url).client.get_experiment_by_name('n').experiment_id == '7' and len(asked) == 5
+
+
+def test_what_a_server_refuses_is_not_asked_for_again(stub):
+    url, answers, asked = stub
+    answers += [(404, {'error_code': 'RESOURCE_DOES_NOT_EXIST'}), (403, {'error_code': 'PERMISSION_DENIED'})]
+    tracker = Tracker(url)
+    assert tracker.client.get_experiment_by_name('n') is None
+    with pytest.raises(MlflowException) as refused:
+        tracker.client.get_experiment_by_name('n')
+    assert not is_passing(refused.value) and len(asked) == 2
+
+
+def test_an_attempt_whose_server_stays_away_may_succeed_later(monkeypatch):
+    monkeypatch.setenv('MLFLOW_HTTP_REQUEST_MAX_RETRIES', '0')
+    monkeypatch.setattr('training.iterations.tracking.PATIENCE', 0.0)
+    with pytest.raises(MlflowException) as away:
+        Tracker('http://127.0.0.1:9').begin('account', 'm', 'batch', 'owner')
+    assert is_passing(away.value) and passing_reason(away.value) == 'MLflow does not answer'
+
+
+def test_a_run_whose_making_was_not_answered_and_was_made_again_is_one(tracker, monkeypatch):
+    iteration = tracker.begin('account', 'm', 'batch', 'owner')
+    client, make = tracker.impatient_client, tracker.impatient_client.create_run
+
+    def make_twice(*arguments, **options):
+        make(*arguments, **options)
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(client, 'create_run', make_twice)
+    run_id = iteration.start(FIRST)
+    assert len(iteration.trainings()) == 2 and iteration.start(FIRST) == run_id
