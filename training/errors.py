@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ PASSING = {
     # what s3fs makes of an object store that is busy, or fails
     errno.EBUSY,
     errno.EREMOTEIO,
+    socket.EAI_AGAIN,
 }
 OTHER_PROCESS = ('gloo', 'nccl', 'connection closed by peer', 'connection reset by peer')
 MLFLOW_PASSING = {'TEMPORARILY_UNAVAILABLE', 'DEADLINE_EXCEEDED', 'REQUEST_LIMIT_EXCEEDED', 'RESOURCE_EXHAUSTED'}
