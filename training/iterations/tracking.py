@@ -117,9 +117,15 @@ class Tracker:
         tags = {'method': method, 'model': _quoted(model)}
         run = self.client.create_run(experiment, run_name=INITIAL_RUN, tags=tags)
         self.client.log_param(run.info.run_id, 'plugin_name', method)
-        self._upload(run.info.run_id, make())
         self.client.set_terminated(run.info.run_id)
-        return True
+        self._upload(run.info.run_id, make())
+        # another task may have done the same at once: one of the two sees both, and whoever does keeps the same one
+        first, *others = sorted(self.client.search_runs([experiment], query), key=_age)
+        for other in others:
+            self.client.delete_run(other.info.run_id)
+            with suppress(FileNotFoundError):  # the other task deletes it, too
+                self._delete_artifact(other)
+        return bool(first.info.run_id == run.info.run_id)
 
     def begin(self, account_id: str, method: str, batch_id: str, owner: str) -> Iteration:
         """The iteration of a method on a batch. One that the same owner has begun goes on; that of another leaves its
@@ -214,14 +220,17 @@ class Tracker:
         self.client.log_metric(run_id, HAS_MODEL, 1.0)
 
     def _delete_model(self, run: Run) -> None:
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
         if not run.data.metrics.get(HAS_MODEL):
             return
-        artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=self._uri)
-        _patiently(lambda: artifacts.delete_artifacts(MODEL))
+        self._delete_artifact(run)
         self.client.log_metric(run.info.run_id, HAS_MODEL, 0.0)
         self.client.log_metric(run.info.run_id, 'model_deleted', 1.0)
+
+    def _delete_artifact(self, run: Run) -> None:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=self._uri)
+        _patiently(lambda: artifacts.delete_artifacts(MODEL))
 
 
 @dataclass(frozen=True)
@@ -239,8 +248,7 @@ class Iteration:
 
     def trainings(self) -> list[Training]:
         """All of them, the oldest first."""
-        runs = sorted(self.tracker._runs(self.id), key=lambda run: (run.info.start_time, run.info.run_id))
-        return [_training(run) for run in runs]
+        return [_training(run) for run in sorted(self.tracker._runs(self.id), key=_age)]
 
     def top(self, space: Space, count: int) -> list[Parameters]:
         """The parameters of the best trainings, with their types, as far as the space allows them still."""
@@ -307,6 +315,11 @@ class Iteration:
     def conclude(self, state: str) -> None:
         """'promoted' or 'refused'."""
         self.tracker.client.set_experiment_tag(self.id, 'state', state)
+
+
+def _age(run: Run) -> tuple[int, str]:
+    """The oldest is the lowest."""
+    return run.info.start_time, run.info.run_id
 
 
 def _training(run: Run) -> Training:

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -116,6 +117,23 @@ def test_the_initial_model_is_kept_once_for_each_method(tracker, model):
     experiment = tracker.client.get_experiment_by_name('iteration / initial')
     runs = tracker.client.search_runs([experiment.experiment_id])
     assert [run.info.run_name for run in runs] == ['initial_model'] * 3 and len(made) == len(kept_files()) == 3
+
+
+def test_two_first_tasks_at_once_keep_one_initial_model(tracker, model):
+    both = threading.Barrier(2)
+
+    def make():
+        both.wait(30)  # neither has found one
+        return model
+
+    with ThreadPoolExecutor(2) as pool:
+        kept = list(pool.map(lambda _: Tracker().keep_initial('m', 'model', make), range(2)))
+    assert True in kept and not tracker.keep_initial('m', 'model', make)
+    experiment = tracker.client.get_experiment_by_name('iteration / initial')
+    [run] = tracker.client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == 'initial_model' and run.info.status == 'FINISHED'
+    [file] = kept_files()
+    assert run.info.run_id in file
 
 
 def test_one_model_of_an_iteration_is_kept_and_the_others_are_gone(tracker, model, tmp_path):
