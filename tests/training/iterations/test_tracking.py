@@ -1,6 +1,7 @@
-"""Iterations as MLflow has them, in the store that is there without a server."""
+"""Iterations as MLflow has them: in the store that is there without a server, and on a server by HTTP."""
 
 import json
+import shutil
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from sqlalchemy import Engine, event
 
 from finetuner import settings
 from registry import Registry
+from tests.training.iterations.mlflow_server import TrackingServer
 from training.errors import is_passing, passing_reason
 from training.iterations.parameters import name_of
 from training.iterations.tidying import remove_lost
@@ -28,14 +30,34 @@ def template(tmp_path_factory):
     """A new store: making its tables takes longer than all that is done with it."""
     path = tmp_path_factory.mktemp('mlflow') / 'mlflow.db'
     MlflowClient(f'sqlite:///{path}').search_experiments()
-    return path.read_bytes()
+    return path
+
+
+@pytest.fixture(scope='module')
+def server(tmp_path_factory, template):
+    made = TrackingServer(tmp_path_factory.mktemp('server'), template)
+    with made.running():
+        yield made
 
 
 @pytest.fixture
-def tracker(template):
+def local(template):
+    """In the store that is there without a server."""
     home = settings.home()
     home.mkdir(parents=True)
-    (home / 'mlflow.db').write_bytes(template)
+    shutil.copyfile(template, home / 'mlflow.db')
+    return Tracker()
+
+
+@pytest.fixture(params=['store', pytest.param('server', marks=pytest.mark.slow)])
+def tracker(request, monkeypatch):
+    if request.param == 'store':
+        return request.getfixturevalue('local')
+    server = request.getfixturevalue('server')
+    server.empty()
+    settings.home().mkdir(parents=True)
+    (settings.home() / 'mlflow').symlink_to(server.artifacts)
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', server.url)
     return Tracker()
 
 
@@ -99,7 +121,7 @@ def test_what_is_left_of_deleted_runs_and_accounts_is_removed(tracker, model, mo
         assert remove_lost(registry, tracker) == 1, 'on a server, others may have accounts that are not known here'
         monkeypatch.setattr(tracker, 'is_local', True)
         assert remove_lost(registry, tracker) == 1
-    assert [found.split('/')[0] for found in kept_files()].count(kept[0]) == 1 and len(kept_files()) == 2
+    assert sum(kept[0] in found for found in kept_files()) == 1 and len(kept_files()) == 2
     found = tracker.client.search_experiments(filter_string="name LIKE 'iteration / %'")
     assert {experiment.name for experiment in found} == {'iteration / initial', 'iteration / method / kept'}
 
@@ -221,19 +243,19 @@ def hurried():
     event.remove(Engine, 'before_cursor_execute', hurry)
 
 
-def test_a_database_that_is_locked_for_a_moment_is_waited_for(tracker, hurried, monkeypatch, caplog):
+def test_a_database_that_is_locked_for_a_moment_is_waited_for(local, hurried, monkeypatch, caplog):
     monkeypatch.setattr('training.errors.PAUSE', 0.1)
-    iteration = tracker.begin('account', 'm', 'batch', 'owner')
+    iteration = local.begin('account', 'm', 'batch', 'owner')
     other = sqlite3.connect(settings.home() / 'mlflow.db', check_same_thread=False)
     other.execute('BEGIN EXCLUSIVE')
     with pytest.raises(MlflowException, match='database is locked') as locked:
-        tracker.impatient_client.search_experiments()
+        local.impatient_client.search_experiments()
     assert is_passing(locked.value) and passing_reason(locked.value) == 'MLflow does not answer'
     release = threading.Timer(0.5, other.rollback)
     release.start()
     run_id = iteration.start(FIRST)
     release.join()
-    assert tracker.client.get_run(run_id).info.run_name == name_of(FIRST)
+    assert local.client.get_run(run_id).info.run_name == name_of(FIRST)
     assert caplog.messages == ['MLflow does not answer: trying again']
 
 
