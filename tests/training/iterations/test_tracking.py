@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy import Engine, event
 
@@ -26,26 +25,18 @@ FIRST, SECOND, THIRD = ({'learning_rate': rate, 'freeze': 2} for rate in (1e-5, 
 
 
 @pytest.fixture(scope='module')
-def template(tmp_path_factory):
-    """A new store: making its tables takes longer than all that is done with it."""
-    path = tmp_path_factory.mktemp('mlflow') / 'mlflow.db'
-    MlflowClient(f'sqlite:///{path}').search_experiments()
-    return path
-
-
-@pytest.fixture(scope='module')
-def server(tmp_path_factory, template):
-    made = TrackingServer(tmp_path_factory.mktemp('server'), template)
+def server(tmp_path_factory, empty_mlflow):
+    made = TrackingServer(tmp_path_factory.mktemp('server'), empty_mlflow)
     with made.running():
         yield made
 
 
 @pytest.fixture
-def local(template):
+def local(empty_mlflow):
     """In the store that is there without a server."""
     home = settings.home()
     home.mkdir(parents=True)
-    shutil.copyfile(template, home / 'mlflow.db')
+    shutil.copyfile(empty_mlflow, home / 'mlflow.db')
     return Tracker()
 
 
