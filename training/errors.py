@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 from sqlalchemy import exc
@@ -34,8 +35,12 @@ PASSING = {
     # what s3fs makes of an object store that is busy, or fails
     errno.EBUSY,
     errno.EREMOTEIO,
+    socket.EAI_AGAIN,
 }
 OTHER_PROCESS = ('gloo', 'nccl', 'connection closed by peer', 'connection reset by peer')
+MLFLOW_PASSING = {'TEMPORARILY_UNAVAILABLE', 'DEADLINE_EXCEEDED', 'REQUEST_LIMIT_EXCEEDED', 'RESOURCE_EXHAUSTED'}
+# what MLflow's client says of a server that it does not reach, that fails, or that breaks off: it has no code for them
+MLFLOW_UNANSWERED = ('API request to', 'Connection broken')
 
 
 class CallbackError(RuntimeError):
@@ -80,6 +85,8 @@ def is_passing(error: BaseException) -> bool:
         return True
     if isinstance(error, (ConnectionError, TimeoutError, *_object_store_errors())):
         return True
+    if isinstance(error, _mlflow_errors()):
+        return _is_away(error)
     if isinstance(error, OSError):
         return error.errno in PASSING
     text = str(error).lower()
@@ -94,6 +101,8 @@ def passing_reason(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
+    if isinstance(error, _mlflow_errors()):
+        return 'MLflow does not answer'
     return type(error).__name__
 
 
@@ -108,6 +117,19 @@ def _object_store_errors() -> tuple[type[Exception], ...]:
     """Of an S3 that cannot be reached; none where nobody has loaded what speaks to it."""
     botocore = sys.modules.get('botocore.exceptions')
     return () if botocore is None else (botocore.ConnectionError, botocore.HTTPClientError)
+
+
+def _mlflow_errors() -> tuple[type[Exception], ...]:
+    """Of MLflow; none where nobody has loaded it."""
+    mlflow = sys.modules.get('mlflow.exceptions')
+    return () if mlflow is None else (mlflow.MlflowException,)
+
+
+def _is_away(error: Any) -> bool:
+    """Whether MLflow, or its database, could not answer."""
+    if error.error_code == 'INTERNAL_ERROR':
+        return any(text in str(error) for text in MLFLOW_UNANSWERED)
+    return error.error_code in MLFLOW_PASSING
 
 
 def is_out_of_memory(error: BaseException) -> bool:

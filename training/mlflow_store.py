@@ -23,6 +23,8 @@ def open_client(uri: str | None = None) -> MlflowClient:
     from mlflow import MlflowClient
 
     logging.getLogger('mlflow').setLevel(logging.WARNING)
+    # it logs with a traceback, which may name hosts and users, what it raises as well
+    logging.getLogger('mlflow.store.db.utils').setLevel(logging.CRITICAL)
     return MlflowClient(uri or os.environ.get(VARIABLE) or f'sqlite:///{settings.made_home() / "mlflow.db"}')
 
 

@@ -205,7 +205,8 @@ def _copy(source: IO[bytes], limit: int) -> bytes:
     headers = getattr(source, 'headers', None)
     expected = headers.get('Content-Length') if headers is not None else None
     if expected is not None and size < min(int(expected), limit):
-        raise DataError(f'broke off after {size} of {expected} bytes: try again')
+        missing = http.client.IncompleteRead(b'', int(expected) - size)
+        raise DataError(f'broke off after {size} of {expected} bytes: try again') from missing
     return b''.join(pieces)
 
 

@@ -100,16 +100,14 @@ def delegate(setting: Setting, candidate: Candidate, known: Sequence[str]) -> st
 
 
 def withdraw(setting: Setting, run_id: str) -> bool:
-    """Take back what was asked for, if nobody works on it."""
+    """Take back what was asked for, if nobody works on it. One that its user has deleted is not wanted any more."""
     registry = setting.work.registry
     try:
         run = registry.get_run_by_id(run_id)
         if run.status == CREATED:
             registry.delete_run(run.account_id, EXPERIMENT, run.name)
-    except RunInProgressError:  # somebody has begun just now
+    except (RunInProgressError, NotFoundError):  # somebody has begun, or has deleted it, just now
         return False
-    except NotFoundError:
-        return True
     return run.status == CREATED
 
 

@@ -12,17 +12,21 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from training.errors import persistently
 from training.iterations import parameters
 from training.iterations.parameters import Parameters
 from training.methods.method import Space
 from training.mlflow_store import local_artifacts, open_client
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
 
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar('Answer')
 
 INITIAL, INITIAL_RUN = 'iteration / initial', 'initial_model'
 MODEL = 'model'
@@ -33,6 +37,27 @@ OPEN, PROMOTED, REFUSED = 'open', 'promoted', 'refused'
 FINISHED, PRUNED, ENDED = 'finished', 'pruned', ('finished', 'pruned')
 """Outcomes of a training, in its tag `outcome`."""
 AT_ONCE = 1000
+PATIENCE = 120.0
+"""Seconds in which what fails is tried again. Of a server that is away, MLflow's own client has tried for longer by
+then; a database that is locked, and an answer that breaks off, it gives up at once."""
+
+
+class _PatientClient:
+    """Does what a client of MLflow does, and tries again for a while what fails for a reason that may pass."""
+
+    def __init__(self, client: MlflowClient):
+        self._client = client
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        call = getattr(self._client, name)
+        return lambda *arguments, **options: _patiently(lambda: call(*arguments, **options))
+
+
+def _patiently(call: Callable[[], Answer]) -> Answer:
+    def tell(error: Exception) -> None:
+        logger.warning('MLflow does not answer: trying again')
+
+    return persistently(call, PATIENCE, tell)
 
 
 @dataclass(frozen=True)
@@ -72,8 +97,9 @@ class Tracker:
     """
 
     def __init__(self, uri: str | None = None):
-        self.client = open_client(uri)
-        self._uri = self.client.tracking_uri
+        self.impatient_client = _patiently(lambda: open_client(uri))
+        self.client = cast('MlflowClient', _PatientClient(self.impatient_client))
+        self._uri = self.impatient_client.tracking_uri
         folder = local_artifacts() if uri is None else None
         self._artifacts = None if folder is None else folder.as_uri()
         self.is_local = folder is not None
@@ -91,9 +117,15 @@ class Tracker:
         tags = {'method': method, 'model': _quoted(model)}
         run = self.client.create_run(experiment, run_name=INITIAL_RUN, tags=tags)
         self.client.log_param(run.info.run_id, 'plugin_name', method)
-        self._upload(run.info.run_id, make())
         self.client.set_terminated(run.info.run_id)
-        return True
+        self._upload(run.info.run_id, make())
+        # another task may have done the same at once: one of the two sees both, and whoever does keeps the same one
+        first, *others = sorted(self.client.search_runs([experiment], query), key=_age)
+        for other in others:
+            self.client.delete_run(other.info.run_id)
+            with suppress(FileNotFoundError):  # the other task deletes it, too
+                self._delete_artifact(other)
+        return bool(first.info.run_id == run.info.run_id)
 
     def begin(self, account_id: str, method: str, batch_id: str, owner: str) -> Iteration:
         """The iteration of a method on a batch. One that the same owner has begun goes on; that of another leaves its
@@ -188,13 +220,17 @@ class Tracker:
         self.client.log_metric(run_id, HAS_MODEL, 1.0)
 
     def _delete_model(self, run: Run) -> None:
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
         if not run.data.metrics.get(HAS_MODEL):
             return
-        get_artifact_repository(run.info.artifact_uri, tracking_uri=self._uri).delete_artifacts(MODEL)
+        self._delete_artifact(run)
         self.client.log_metric(run.info.run_id, HAS_MODEL, 0.0)
         self.client.log_metric(run.info.run_id, 'model_deleted', 1.0)
+
+    def _delete_artifact(self, run: Run) -> None:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=self._uri)
+        _patiently(lambda: artifacts.delete_artifacts(MODEL))
 
 
 @dataclass(frozen=True)
@@ -212,8 +248,7 @@ class Iteration:
 
     def trainings(self) -> list[Training]:
         """All of them, the oldest first."""
-        runs = sorted(self.tracker._runs(self.id), key=lambda run: (run.info.start_time, run.info.run_id))
-        return [_training(run) for run in runs]
+        return [_training(run) for run in sorted(self.tracker._runs(self.id), key=_age)]
 
     def top(self, space: Space, count: int) -> list[Parameters]:
         """The parameters of the best trainings, with their types, as far as the space allows them still."""
@@ -227,15 +262,19 @@ class Iteration:
         from mlflow.entities import Param
 
         name = parameters.name_of(values)
-        run_id = next((training.run_id for training in self.trainings() if training.name == name), None)
-        if run_id is None:
-            run_id = str(self.tracker.client.create_run(self.id, run_name=name).info.run_id)
+        if (run_id := self._oldest(name)) is None:
+            made = self.tracker.client.create_run(self.id, run_name=name).info.run_id
+            # not what was made: if an answer was lost, and it was made twice, the next one finds the oldest
+            run_id = self._oldest(name) or str(made)
         else:
             self.tracker.client.update_run(run_id, 'RUNNING')
         # also of one that is there: the worker that made it may have been lost before it could
         texts = {'batch_id': self.batch_id, 'plugin_name': self.method, **parameters.write(values)}
         self.tracker.client.log_batch(run_id, params=[Param(key, text) for key, text in texts.items()])
         return run_id
+
+    def _oldest(self, name: str) -> str | None:
+        return next((training.run_id for training in self.trainings() if training.name == name), None)
 
     def history(self, run_id: str, metric: str) -> dict[int, float]:
         """By epoch, what was told of a training."""
@@ -258,7 +297,7 @@ class Iteration:
     def break_off(self, run_id: str, status: str) -> None:
         """A training has not come to its end: 'FAILED' or 'KILLED'. Whatever goes wrong here is not what matters."""
         with suppress(Exception):
-            self.tracker.client.set_terminated(run_id, status)
+            self.tracker.impatient_client.set_terminated(run_id, status)
 
     def keep_model(self, run_id: str, path: Path) -> None:
         """Make a model the one of the iteration; the one before is deleted."""
@@ -276,6 +315,11 @@ class Iteration:
     def conclude(self, state: str) -> None:
         """'promoted' or 'refused'."""
         self.tracker.client.set_experiment_tag(self.id, 'state', state)
+
+
+def _age(run: Run) -> tuple[int, str]:
+    """The oldest is the lowest."""
+    return run.info.start_time, run.info.run_id
 
 
 def _training(run: Run) -> Training:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,14 @@ from pathlib import Path
 from finetuner.data.contents import modality_of
 from finetuner.excepts import DataError
 from registry.click_records import ClickSession, SearchResult
-from training.methods.items import InlineItems, ItemSource
+from training.methods.items import AwayError, InlineItems, ItemSource
 
 logger = logging.getLogger(__name__)
 
 READERS = 8
+PAUSES = (2.0, 10.0, 30.0)
+"""Seconds, after each of which all that was away is read again: a server that stays away costs no more, however many
+items it has."""
 TOLD = 5
 """Items of which the log says why they are missing."""
 
@@ -35,7 +39,7 @@ class LoadedItems:
 
 def load_items(source: ItemSource, sessions: Iterable[ClickSession], directory: Path) -> LoadedItems:
     """Read every item that the sessions show, eight at a time. Of several that say something of an item, the last
-    counts. What cannot be read is left out, and the log says why.
+    counts. What cannot be read is left out, and the log says why; what is only away for now is tried again before.
 
     :param directory: where images are put; those that are there already are not read again.
     :raises DataError: none can be read.
@@ -46,20 +50,20 @@ def load_items(source: ItemSource, sessions: Iterable[ClickSession], directory: 
             if result.meta is not None or result.object_id not in results:
                 results[result.object_id] = result
     directory.mkdir(parents=True, exist_ok=True)
+    found = _read_all(source, results, directory)
+    for pause in PAUSES:
+        away = {name: results[name] for name, content in found.items() if isinstance(content, AwayError)}
+        if not away:
+            break
+        logger.warning('%d of %d items cannot be read now: trying again', len(away), len(results))
+        time.sleep(pause)
+        found |= _read_all(source, away, directory)
     loaded = LoadedItems()
-
-    def load(result: SearchResult) -> str | Path | DataError:
-        try:
-            return _load(source, result, directory)
-        except DataError as error:
-            return error
-
-    with ThreadPoolExecutor(READERS) as pool:
-        for name, found in zip(results, pool.map(load, results.values()), strict=True):
-            if isinstance(found, DataError):
-                loaded.missing[name] = str(found)
-            else:
-                loaded.contents[name] = found
+    for name, content in found.items():
+        if isinstance(content, DataError):
+            loaded.missing[name] = str(content)
+        else:
+            loaded.contents[name] = content
     for name, reason in list(loaded.missing.items())[:TOLD]:
         logger.warning('The item %r is left out: %s', name, reason)
     if loaded.missing:
@@ -68,6 +72,21 @@ def load_items(source: ItemSource, sessions: Iterable[ClickSession], directory: 
         name, reason = next(iter(loaded.missing.items()))
         raise DataError(f'none of {len(results)} items can be read; {name!r}: {reason}')
     return loaded
+
+
+def _read_all(
+    source: ItemSource, results: Mapping[str, SearchResult], directory: Path
+) -> dict[str, str | Path | DataError]:
+    """Contents by object id, or why there are none."""
+
+    def load(result: SearchResult) -> str | Path | DataError:
+        try:
+            return _load(source, result, directory)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(results, pool.map(load, results.values()), strict=True))
 
 
 def _load(source: ItemSource, result: SearchResult, directory: Path) -> str | Path:

@@ -6,8 +6,10 @@ nothing beyond: no path leads out of the folder, no URL to another server, no ke
 
 from __future__ import annotations
 
+from http.client import BadStatusLine, IncompleteRead
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.error import HTTPError
 from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -16,8 +18,13 @@ from finetuner import settings
 from finetuner.data.links import MAX_BYTES, Links
 from finetuner.excepts import DataError
 from registry.click_records import SearchResult
+from training.errors import is_passing
 
 Modality = Literal['text', 'image']
+
+
+class AwayError(DataError):
+    """An item cannot be read now: what holds it is away, or busy."""
 
 
 class InlineItems(BaseModel):
@@ -60,9 +67,15 @@ class Files(BaseModel):
 
     def read(self, result: SearchResult) -> bytes:
         """
+        :raises AwayError: the file cannot be read now, and perhaps in a moment.
         :raises DataError: the address leads elsewhere, or the file cannot be read.
         """
-        return self.fetch(self._place(result))
+        try:
+            return self.fetch(self._place(result))
+        except DataError as error:
+            if _may_pass(error):
+                raise AwayError(str(error)) from None
+            raise
 
     def fetch(self, place: str) -> bytes:
         raise NotImplementedError(type(self).__name__)
@@ -156,6 +169,17 @@ class BucketItems(Files):
 
 
 ItemSource = Annotated[InlineItems | FolderItems | WebItems | BucketItems, Field(discriminator='loader')]
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether one of the errors that led to this one is of those that pass."""
+    while error is not None:
+        if isinstance(error, HTTPError):
+            return error.code == 429 or error.code >= 500
+        if isinstance(error, BadStatusLine | IncompleteRead) or is_passing(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _checked_segments(path: str) -> str:

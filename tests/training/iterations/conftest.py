@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from mlflow import MlflowClient
 
 from examples.clicks.model import write_shop_model
 from examples.clicks.shop import Shop
@@ -32,3 +33,11 @@ def click(shop):
                 registry.clicks.mark_irrelevant(account, visit.session['session_id'])
 
     return register
+
+
+@pytest.fixture(scope='session')
+def empty_mlflow(tmp_path_factory):
+    """The database of a new store: making its tables takes longer than all that is done with it."""
+    path = tmp_path_factory.mktemp('mlflow') / 'mlflow.db'
+    MlflowClient(f'sqlite:///{path}').search_experiments()
+    return path

@@ -7,9 +7,11 @@ from mlflow import MlflowClient
 
 from registry import Registry
 from registry.names import new_id
+from training.callbacks.training_checkpoint import Recovery
 from training.heartbeat import Heartbeat
 from training.interruption import Interruption
 from training.iterations.carrying import carry
+from training.iterations.training import Work
 
 ALIAS = 'Default-Fine-Tuning-Method@production'
 METHOD = {
@@ -49,6 +51,17 @@ class Shopkeeper:
             raise
         return self.registry.tuning.get_task_by_id(task.id)
 
+    def work_of(self, task):
+        """For parts of what is done for a task whose run was started."""
+        return Work(
+            registry=self.registry,
+            task=task,
+            run=self.registry.get_run_by_id(task.run_id),
+            folder=self.registry.run_directory(task.run_id),
+            report=lambda progress: None,
+            recovery=Recovery(60.0),
+        )
+
     @property
     def mlflow(self):
         return MlflowClient(f'sqlite:///{self.home / "mlflow.db"}')
@@ -59,10 +72,10 @@ class Shopkeeper:
         return [path for path in found if path.name != 'initial_model.zip']
 
     @classmethod
-    def with_method(cls, folder, model, **search):
+    def with_method(cls, folder, model, options=METHOD, **search):
         """Whose method lies in `methods` beside its home."""
         (folder / 'methods').mkdir()
-        method = {**METHOD, 'model': str(model), 'search': {**METHOD['search'], **search}}
+        method = {**options, 'model': str(model), 'search': {**options['search'], **search}}
         (folder / 'methods' / 'shop.yml').write_text(yaml.safe_dump(method))
         return cls(folder / 'home')
 

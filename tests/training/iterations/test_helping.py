@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,14 +15,19 @@ import pytest
 import torch
 
 from executors.supervisor import Supervisor
+from finetuner.excepts import DataError
 from registry.names import new_id
 from registry.records import CANCELLED, CREATED, STARTED
 from registry.tuning_tasks import EXPERIMENT
 from tests.integration.conftest import wait_until
 from tests.training.iterations.shopkeeper import Shopkeeper
 from training.heartbeat import Heartbeat
+from training.interruption import Interruption
 from training.iterations import helping
+from training.iterations.carrying import carry
 from training.iterations.helping import HELPS
+from training.iterations.iteration import BEST
+from training.iterations.training import Result
 from training.launchers.attempt import Policy
 from training.launchers.local import LocalLauncher
 
@@ -67,18 +73,19 @@ class Helped(Shopkeeper):
 
 
 @pytest.fixture
-def make(tmp_path, shop_model, click, monkeypatch):
+def make(tmp_path, shop_model, empty_mlflow, click, monkeypatch):
     """Make someone who has sold for a while."""
     torch.set_num_threads(1)
     made = []
 
-    def make(name):
+    def make(name, visits=600, evaluations=3):
         folder = tmp_path / name
         folder.mkdir()
-        keeper = Helped.with_method(folder, shop_model, evaluations=3, parallel=2)
+        keeper = Helped.with_method(folder, shop_model, evaluations=evaluations, parallel=2)
+        shutil.copyfile(empty_mlflow, keeper.home / 'mlflow.db')
         for variable, value in keeper.variables.items():
             monkeypatch.setenv(variable, value)
-        click(keeper.registry, keeper.account, 600)
+        click(keeper.registry, keeper.account, visits)
         made.append(keeper)
         return keeper
 
@@ -128,6 +135,63 @@ def test_a_helper_of_a_task_that_has_ended_does_nothing(make, capfd):
         while keeper.registry.get_run_by_id(run.id).status != CANCELLED:
             assert not deadline.wait(0.5)
     assert keeper.registry.get_run_by_id(run.id).details == 'The task has ended'
+
+
+def test_a_helper_that_finds_other_sessions_than_the_task_refuses(make):
+    keeper = make('changed', visits=100)
+    task, lease = keeper.ask(), new_id()
+    batch = keeper.registry.clicks.release_batch(keeper.account, task.id)
+    keeper.registry.tuning.set_batch(task.id, batch.id)
+    order = helping.Order(task.run_id, None, {'learning_rate': 2e-3}, 2, [], 'of other sessions')
+    config = {'tuning_task': task.id, HELPS: dataclasses.asdict(order)}
+    run, _ = keeper.registry.create_run(keeper.account, EXPERIMENT, 'helper', config)
+    keeper.registry.start_run(run.id, 'host:2', lease)
+    heartbeat = Heartbeat(keeper.registry, run.id, lease, 'host:2')
+    with pytest.raises(DataError, match='the sessions of the batch have changed since the work on it began'):
+        carry(keeper.registry, keeper.registry.get_run_by_id(run.id), task.id, heartbeat, Interruption(), 60.0)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Trainings end at once with the model that they start from; the value is the parameters of each."""
+    begun = []
+
+    def train(setting, candidate):
+        setting.iteration.start(candidate.parameters)
+        begun.append(candidate.parameters)
+        return Result(0.5, setting.work.folder / BEST / 'initial_model.zip')
+
+    monkeypatch.setattr('training.iterations.iteration.train', train)
+    monkeypatch.setattr(helping, 'POLL', 0.01)
+    return begun
+
+
+@pytest.mark.slow
+def test_a_task_whose_account_may_have_no_more_runs_does_all_alone(make, trained):
+    keeper = make('full', visits=100)
+    task = keeper.ask()
+    keeper.registry.set_quota(keeper.account, 0, None)
+    task = keeper.work(task)
+    assert (task.status, task.metrics['trainings'], len(trained)) == ('done', 3, 3) and not keeper.helpers()
+
+
+@pytest.mark.parametrize('is_deleted', [True, False])
+def test_a_helper_that_its_user_ends_counts_as_a_training_that_failed(make, trained, is_deleted, monkeypatch):
+    keeper = make('ended', visits=100, evaluations=2)
+    delegate = helping.delegate
+
+    def delegate_to_one_who_is_ended(*arguments):
+        run_id = delegate(*arguments)
+        run = keeper.registry.get_run_by_id(run_id)
+        keeper.registry.start_run(run_id, 'host:2', new_id())
+        keeper.registry.cancel_run(run_id, 'Canceled')
+        if is_deleted:
+            keeper.registry.delete_run(keeper.account, EXPERIMENT, run.name)
+        return run_id
+
+    monkeypatch.setattr('training.iterations.iteration.delegate', delegate_to_one_who_is_ended)
+    task = keeper.work(keeper.ask())
+    assert (task.status, task.metrics['trainings'], len(trained)) == ('done', 1, 1)
 
 
 def test_a_helper_hears_that_its_task_has_ended(make, monkeypatch):

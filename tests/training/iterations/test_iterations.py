@@ -12,6 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from finetuner.excepts import DataError, NotFoundError
 from finetuner.inference import load_engine
@@ -164,6 +167,25 @@ def test_a_model_that_is_promoted_meanwhile_keeps_its_place(keeper, monkeypatch,
     assert (done.status, done.metrics, states) == ('done', {'promoted': False}, ['refused'])
     assert done.details.startswith(f'Not promoted: {ALIAS} was given another model meanwhile, which this one')
     assert registry.get_promotion(account, ALIAS).artifact_id == other.artifact_id
+
+
+@pytest.mark.slow
+def test_a_moment_without_mlflow_costs_no_training(keeper, click, monkeypatch):
+    monkeypatch.setattr('training.errors.PAUSE', 0.01)
+    account = keeper.registry.create_account('patient').id
+    click(keeper.registry, account, 100, seed=6)
+    log, failures = MlflowClient.log_batch, []
+
+    def fail_twice_an_epoch(client, run_id, metrics=(), **options):
+        if metrics and len(failures) % 3 < 2:
+            failures.append(metrics[0].step)
+            raise MlflowException('database is locked', TEMPORARILY_UNAVAILABLE)
+        failures.append(None)
+        log(client, run_id, metrics, **options)
+
+    monkeypatch.setattr(MlflowClient, 'log_batch', fail_twice_an_epoch)
+    task = keeper.work(keeper.registry.tuning.create_task(account, METHOD['name'], {'device': 'cpu'})[0])
+    assert (task.status, task.metrics['trainings']) == ('done', 2) and {1, 2, 3} <= set(failures)
 
 
 def test_too_few_sessions_are_told(keeper, click):

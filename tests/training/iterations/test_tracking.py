@@ -1,10 +1,20 @@
-"""Iterations as MLflow has them, in the store that is there without a server."""
+"""Iterations as MLflow has them: in the store that is there without a server, and on a server by HTTP."""
+
+import json
+import shutil
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy import Engine, event
 
 from finetuner import settings
 from registry import Registry
+from tests.training.iterations.mlflow_server import TrackingServer
+from training.errors import is_passing, passing_reason
 from training.iterations.parameters import name_of
 from training.iterations.tidying import remove_lost
 from training.iterations.tracking import FINISHED, PROMOTED, PRUNED, REFUSED, Tracker
@@ -15,18 +25,30 @@ FIRST, SECOND, THIRD = ({'learning_rate': rate, 'freeze': 2} for rate in (1e-5, 
 
 
 @pytest.fixture(scope='module')
-def template(tmp_path_factory):
-    """A new store: making its tables takes longer than all that is done with it."""
-    path = tmp_path_factory.mktemp('mlflow') / 'mlflow.db'
-    MlflowClient(f'sqlite:///{path}').search_experiments()
-    return path.read_bytes()
+def server(tmp_path_factory, empty_mlflow):
+    made = TrackingServer(tmp_path_factory.mktemp('server'), empty_mlflow)
+    with made.running():
+        yield made
 
 
 @pytest.fixture
-def tracker(template):
+def local(empty_mlflow):
+    """In the store that is there without a server."""
     home = settings.home()
     home.mkdir(parents=True)
-    (home / 'mlflow.db').write_bytes(template)
+    shutil.copyfile(empty_mlflow, home / 'mlflow.db')
+    return Tracker()
+
+
+@pytest.fixture(params=['store', pytest.param('server', marks=pytest.mark.slow)])
+def tracker(request, monkeypatch):
+    if request.param == 'store':
+        return request.getfixturevalue('local')
+    server = request.getfixturevalue('server')
+    server.empty()
+    settings.home().mkdir(parents=True)
+    (settings.home() / 'mlflow').symlink_to(server.artifacts)
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', server.url)
     return Tracker()
 
 
@@ -90,7 +112,7 @@ def test_what_is_left_of_deleted_runs_and_accounts_is_removed(tracker, model, mo
         assert remove_lost(registry, tracker) == 1, 'on a server, others may have accounts that are not known here'
         monkeypatch.setattr(tracker, 'is_local', True)
         assert remove_lost(registry, tracker) == 1
-    assert [found.split('/')[0] for found in kept_files()].count(kept[0]) == 1 and len(kept_files()) == 2
+    assert sum(kept[0] in found for found in kept_files()) == 1 and len(kept_files()) == 2
     found = tracker.client.search_experiments(filter_string="name LIKE 'iteration / %'")
     assert {experiment.name for experiment in found} == {'iteration / initial', 'iteration / method / kept'}
 
@@ -108,6 +130,23 @@ def test_the_initial_model_is_kept_once_for_each_method(tracker, model):
     experiment = tracker.client.get_experiment_by_name('iteration / initial')
     runs = tracker.client.search_runs([experiment.experiment_id])
     assert [run.info.run_name for run in runs] == ['initial_model'] * 3 and len(made) == len(kept_files()) == 3
+
+
+def test_two_first_tasks_at_once_keep_one_initial_model(tracker, model):
+    both = threading.Barrier(2)
+
+    def make():
+        both.wait(30)  # neither has found one
+        return model
+
+    with ThreadPoolExecutor(2) as pool:
+        kept = list(pool.map(lambda _: Tracker().keep_initial('m', 'model', make), range(2)))
+    assert True in kept and not tracker.keep_initial('m', 'model', make)
+    experiment = tracker.client.get_experiment_by_name('iteration / initial')
+    [run] = tracker.client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == 'initial_model' and run.info.status == 'FINISHED'
+    [file] = kept_files()
+    assert run.info.run_id in file
 
 
 def test_one_model_of_an_iteration_is_kept_and_the_others_are_gone(tracker, model, tmp_path):
@@ -181,3 +220,98 @@ def test_the_last_iteration_is_the_latest_whose_model_was_promoted(tracker, mode
     names = {experiment.name for experiment in tracker.client.search_experiments()}
     assert names == {'Default', 'iteration / m / 3', 'iteration / m / 4', 'iteration / m / 5'}, 'one may go on'
     assert len(kept_files()) == 1
+
+
+@pytest.fixture
+def hurried():
+    """SQLite gives up after 50 milliseconds; MLflow has it wait for 20 seconds."""
+
+    def hurry(connection, cursor, statement, *rest):
+        return statement.replace('busy_timeout = 20000', 'busy_timeout = 50'), rest[0]
+
+    event.listen(Engine, 'before_cursor_execute', hurry, retval=True)
+    yield
+    event.remove(Engine, 'before_cursor_execute', hurry)
+
+
+def test_a_database_that_is_locked_for_a_moment_is_waited_for(local, hurried, monkeypatch, caplog):
+    monkeypatch.setattr('training.errors.PAUSE', 0.1)
+    iteration = local.begin('account', 'm', 'batch', 'owner')
+    other = sqlite3.connect(settings.home() / 'mlflow.db', check_same_thread=False)
+    other.execute('BEGIN EXCLUSIVE')
+    with pytest.raises(MlflowException, match='database is locked') as locked:
+        local.impatient_client.search_experiments()
+    assert is_passing(locked.value) and passing_reason(locked.value) == 'MLflow does not answer'
+    release = threading.Timer(0.5, other.rollback)
+    release.start()
+    run_id = iteration.start(FIRST)
+    release.join()
+    assert local.client.get_run(run_id).info.run_name == name_of(FIRST)
+    assert caplog.messages == ['MLflow does not answer: trying again']
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """A server in place of MLflow's; the value is its URL, what it answers in turn, and how often it was asked."""
+    monkeypatch.setenv('MLFLOW_HTTP_REQUEST_MAX_RETRIES', '0')
+    monkeypatch.setattr('training.errors.PAUSE', 0.01)
+    answers, asked = [], []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            status, body = answers.pop(0)
+            if status is None:
+                self.connection.close()
+                return
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}', answers, asked
+        server.shutdown()
+
+
+FOUND = (200, {'experiment': {'experiment_id': '7', 'name': 'n'}})
+
+
+def test_a_server_that_is_away_for_a_moment_is_asked_again(stub):
+    url, answers, asked = stub
+    answers += [(503, {}), (500, {}), (429, {}), (None, {}), FOUND]
+    assert Tracker(url).client.get_experiment_by_name('n').experiment_id == '7' and len(asked) == 5
+
+
+def test_what_a_server_refuses_is_not_asked_for_again(stub):
+    url, answers, asked = stub
+    answers += [(404, {'error_code': 'RESOURCE_DOES_NOT_EXIST'}), (403, {'error_code': 'PERMISSION_DENIED'})]
+    tracker = Tracker(url)
+    assert tracker.client.get_experiment_by_name('n') is None
+    with pytest.raises(MlflowException) as refused:
+        tracker.client.get_experiment_by_name('n')
+    assert not is_passing(refused.value) and len(asked) == 2
+
+
+def test_an_attempt_whose_server_stays_away_may_succeed_later(monkeypatch):
+    monkeypatch.setenv('MLFLOW_HTTP_REQUEST_MAX_RETRIES', '0')
+    monkeypatch.setattr('training.iterations.tracking.PATIENCE', 0.0)
+    with pytest.raises(MlflowException) as away:
+        Tracker('http://127.0.0.1:9').begin('account', 'm', 'batch', 'owner')
+    assert is_passing(away.value) and passing_reason(away.value) == 'MLflow does not answer'
+
+
+def test_a_run_whose_making_was_not_answered_and_was_made_again_is_one(tracker, monkeypatch):
+    iteration = tracker.begin('account', 'm', 'batch', 'owner')
+    client, make = tracker.impatient_client, tracker.impatient_client.create_run
+
+    def make_twice(*arguments, **options):
+        make(*arguments, **options)
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(client, 'create_run', make_twice)
+    run_id = iteration.start(FIRST)
+    assert len(iteration.trainings()) == 2 and iteration.start(FIRST) == run_id

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import logging
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
 
 import pytest
 from PIL import Image
@@ -138,15 +138,25 @@ def test_what_is_no_image_is_left_out(folder, tmp_path):
     assert list(found.contents) == ['a'] and found.missing == {'b': 'it is no image'}
 
 
+class Web(NamedTuple):
+    url: str
+    asked: list[str]
+    failures: dict[str, list[int | str]]
+
+
 @pytest.fixture
 def web():
-    """A server with a shop and an admin page; the value is its URL, and the paths that were asked for."""
+    """A server with a shop and an admin page; the value is its URL, and the paths that were asked for. What is in its
+    `failures`, by path, comes before the page."""
     pages = {'/shop/a%20b.txt': b'text a', '/shop/deep/c.txt': b'text c', '/admin/key.txt': b'secret'}
-    asked = []
+    asked, failures = [], {}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
+            if failures.get(self.path):
+                self.fail(failures[self.path].pop())
+                return
             if self.path == '/shop/away.txt':
                 self.send_response(302)
                 self.send_header('Location', 'file:///etc/passwd')
@@ -157,17 +167,26 @@ def web():
             self.end_headers()
             self.wfile.write(content or b'')
 
+        def fail(self, failure):
+            if failure == 'reset':
+                self.connection.close()
+                return
+            self.send_response(200 if failure == 'broken off' else failure)
+            self.send_header('Content-Length', '6')
+            self.end_headers()
+            self.wfile.write(b'te')
+
         def log_message(self, *_):
             pass
 
     with ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f'http://127.0.0.1:{server.server_port}/', asked
+        yield Web(f'http://127.0.0.1:{server.server_port}/', asked, failures)
         server.shutdown()
 
 
 def test_texts_of_a_web_server(web, tmp_path):
-    url, _ = web
+    url, *_ = web
     source = WebItems(loader='http', base=f'{url}shop/', address='url')
     found = load_items(
         source,
@@ -184,6 +203,29 @@ def test_texts_of_a_web_server(web, tmp_path):
     assert 'HTTP status 404' in found.missing['d'] and 'cannot be fetched' in found.missing['e']
 
 
+@pytest.fixture
+def short_pauses(monkeypatch):
+    monkeypatch.setattr('training.methods.item_loading.PAUSES', (0.01, 0.01, 0.01))
+
+
+@pytest.mark.parametrize('failure', [503, 500, 429, 'reset', 'broken off'])
+def test_a_web_server_that_is_away_for_a_moment_is_asked_again(web, short_pauses, tmp_path, failure):
+    url, asked, failures = web
+    failures['/shop/a%20b.txt'] = [failure] * 2
+    source = WebItems(loader='http', base=f'{url}shop/', address='url')
+    found = load_items(source, sessions(a={'url': 'a b.txt'}, c={'url': 'deep/c.txt'}, d={'url': 'no.txt'}), tmp_path)
+    assert found.contents == {'a': 'text a', 'c': 'text c'} and list(found.missing) == ['d']
+    assert [asked.count(f'/shop/{name}') for name in ('a%20b.txt', 'deep/c.txt', 'no.txt')] == [3, 1, 1]
+
+
+def test_a_web_server_that_stays_away_is_left_alone_in_the_end(web, short_pauses, tmp_path):
+    url, asked, failures = web
+    failures['/shop/a%20b.txt'] = [503] * 9
+    source = WebItems(loader='http', base=f'{url}shop/', address='url')
+    found = load_items(source, sessions(a={'url': 'a b.txt'}, c={'url': 'deep/c.txt'}), tmp_path)
+    assert list(found.contents) == ['c'] and 'HTTP status 503' in found.missing['a'] and len(asked) == 5
+
+
 @pytest.mark.parametrize(
     'address',
     ['../admin/key.txt', 'x/../../admin/key.txt', '/admin/key.txt', '//127.0.0.1/admin/key.txt', '{url}admin/key.txt',
@@ -192,7 +234,7 @@ def test_texts_of_a_web_server(web, tmp_path):
      '?/../../admin/key.txt'],
 )  # fmt: skip
 def test_no_address_leads_to_another_place_of_the_web(web, tmp_path, address):
-    url, asked = web
+    url, asked, _ = web
     source = WebItems(loader='http', base=f'{url}shop/', address='url')
     found = load_items(source, sessions(a={'url': 'a b.txt'}, b={'url': address.format(url=url)}), tmp_path)
     assert list(found.contents) == ['a']
@@ -201,17 +243,15 @@ def test_no_address_leads_to_another_place_of_the_web(web, tmp_path, address):
 
 @pytest.fixture(scope='module')
 def s3():
-    """A server of the S3 protocol with two buckets; the value is its URL."""
-    server_module = pytest.importorskip('moto.server')
+    """A server of the S3 protocol with two buckets."""
+    pytest.importorskip('moto.server')
     import boto3
 
-    logging.getLogger('werkzeug').setLevel(logging.ERROR)
-    server = server_module.ThreadedMotoServer(ip_address='127.0.0.1', port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f'http://{host}:{port}'
+    from tests.registry.test_s3 import S3Server
+
+    server = S3Server()
     keys = {'aws_access_key_id': 'test', 'aws_secret_access_key': 'test', 'region_name': 'us-east-1'}
-    client = boto3.client('s3', endpoint_url=url, **keys)
+    client = boto3.client('s3', endpoint_url=server.url, **keys)
     for bucket in ('shop', 'private'):
         client.create_bucket(Bucket=bucket)
     for bucket, key, content in (
@@ -221,17 +261,36 @@ def s3():
         ('private', 'items/a.png', png('blue')),
     ):
         client.put_object(Bucket=bucket, Key=key, Body=content)
-    yield url
-    server.stop()
+    yield server
+    server.close()
 
 
-def test_images_of_a_bucket(s3, tmp_path, monkeypatch):
+@pytest.fixture
+def bucket(s3, monkeypatch):
+    """Its images."""
     monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'test')
     monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'test')
     monkeypatch.setenv('AWS_DEFAULT_REGION', 'us-east-1')
-    source = BucketItems(loader='s3', bucket='shop', prefix='items', endpoint=s3, modality='image', address='file')
+    return BucketItems(loader='s3', bucket='shop', prefix='items', endpoint=s3.url, modality='image', address='file')
+
+
+@pytest.mark.parametrize('failure', [('SlowDown', 503), ('InternalError', 500), ('RequestTimeout', 408)])
+def test_a_bucket_that_is_away_for_a_moment_is_asked_again(
+    s3, bucket, short_pauses, tmp_path, monkeypatch, caplog, failure
+):
+    monkeypatch.setattr('s3fs.core.S3FileSystem.retries', 1)
+    monkeypatch.setenv('AWS_MAX_ATTEMPTS', '1')
+    failures = [failure] * 2
+    monkeypatch.setattr(s3, 'failure', failure)
+    monkeypatch.setattr(s3, 'fails', lambda request: request.path.endswith('/a.png') and failures and failures.pop())
+    found = load_items(bucket, sessions(a={'file': 'a.png'}, b={'file': 'no.png'}), tmp_path)
+    assert list(found.contents) == ['a'] and found.missing == {'b': 'there is no such object'}
+    assert caplog.messages[:2] == ['1 of 2 items cannot be read now: trying again'] * 2 and not failures
+
+
+def test_images_of_a_bucket(bucket, tmp_path):
     found = load_items(
-        source,
+        bucket,
         sessions(
             a={'bucket': 'shop', 'file': 'a.png'},
             b={'file': 'no.png'},
