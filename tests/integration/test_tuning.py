@@ -118,6 +118,7 @@ def test_what_is_wrong_is_refused_in_a_sentence(api):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_from_clicks_to_a_model_that_is_served(start_service, tmp_path):
     shop = Shop()
     (tmp_path / 'methods').mkdir()
