@@ -3,11 +3,12 @@
 A shop that there is not has users who click by what they want, which no text says; by where a result stands; and by
 chance. Their sessions go in through REST, a task is posted, and the model that comes out is served. It is measured by
 the hidden wants, on queries that nobody has searched for. Two more iterations follow on new clicks, and last a control:
-clicks at random, from which nothing may be promoted.
+clicks at random, from which nothing may be promoted. `--sessions` and `--iterations` make it shorter or longer.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -134,10 +135,10 @@ def measure(shop: Shop, search: Callable[[Query], np.ndarray], queries: Sequence
     }
 
 
-def post_visits(service: Service, shop: Shop, search: Callable[[Query], np.ndarray], **options: Any) -> int:
-    """Send what users do; the number of their clicks."""
+def post_visits(service: Service, shop: Shop, count: int, search: Callable[[Query], np.ndarray], **options: Any) -> int:
+    """Send what users do in so many sessions; the number of their clicks."""
     clicks = 0
-    for visit in visits(shop, SESSIONS, search, **options):
+    for visit in visits(shop, count, search, **options):
         service.call('POST', '/clickstream/session', visit.session)
         if visit.events:
             events = {'session_id': visit.session['session_id'], 'events': visit.events}
@@ -186,7 +187,23 @@ def _interval(found: Interval) -> str:
     return f'{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]'
 
 
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog='python -m examples.demo_clicks', description='A shop learns from clicks.')
+    parser.add_argument(
+        '--sessions', type=whole_number, default=SESSIONS, help='of each iteration; default %(default)s'
+    )
+    parser.add_argument('--iterations', type=whole_number, default=ITERATIONS, help='default %(default)s')
+    return parser.parse_args()
+
+
+def whole_number(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f'{number} is not above 0')
+    return number
+
+
 def main() -> None:
+    options = read_options()
     begun = time.monotonic()
     shop = Shop()
     order = np.random.default_rng(0).permutation(len(shop.queries))
@@ -201,9 +218,9 @@ def main() -> None:
     first: dict[str, Comparison] = {}
     promoted: list[bool] = []
     with Service(free_port(51000), free_port(51001)).running() as service:
-        for number in range(1, ITERATIONS + 1):
-            clicks = post_visits(service, shop, search, queries=searched, seed=number)
-            console.print(f'Iteration {number}: {SESSIONS} sessions with {clicks} clicks; one POST …/task')
+        for number in range(1, options.iterations + 1):
+            clicks = post_visits(service, shop, options.sessions, search, queries=searched, seed=number)
+            console.print(f'Iteration {number}: {options.sessions} sessions with {clicks} clicks; one POST …/task')
             task = carry_out(service)
             promoted.append(task['promoted'])
             console.print(f'  {task["details"]}', soft_wrap=True)
@@ -215,8 +232,8 @@ def main() -> None:
             first = first or found
             show(f'Iteration {number}, against the model as it came', found)
         behaviour = Behaviour(at_random=True)
-        post_visits(service, shop, search, queries=searched, seed=99, behaviour=behaviour)
-        console.print(f'Control: {SESSIONS} sessions whose clicks are at random')
+        post_visits(service, shop, options.sessions, search, queries=searched, seed=99, behaviour=behaviour)
+        console.print(f'Control: {options.sessions} sessions whose clicks are at random')
         control = carry_out(service)
         console.print(f'  {control["details"]}', soft_wrap=True)
     console.print(f'{time.monotonic() - begun:.0f} seconds in all')

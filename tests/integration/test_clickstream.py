@@ -79,6 +79,22 @@ def test_from_a_session_to_a_batch(api):
     assert batches['items'][1] == shown and batches['total'] >= 2
 
 
+def test_the_first_hundred_events_are_shown_and_all_are_kept(api):
+    name = f'eager {time.time()}'
+    api('POST', '/session', {'session_id': name, 'search_query': 'q', 'search_results': RESULTS})
+    events = [{'event_id': f'{number:03}', 'object_id': 'a'} for number in range(101)]
+    assert api('POST', '/session/events', {'session_id': name, 'events': events}) == (200, None)
+    shown = api('GET', '/session', session_id=name)[1]['events']
+    assert [event['event_id'] for event in shown] == [event['event_id'] for event in events[:100]]
+    batch = api('POST', '/internal/batch/release', {'release_id': name})[1]['batch_id']
+
+    def kept(**limit):
+        _, page = api('GET', '/internal/batch/sessions', batch_id=batch, limit=1000, **limit)
+        return next(len(session['events']) for session in page['sessions'] if session['session_id'] == name)
+
+    assert (kept(), kept(events_limit=1000)) == (100, 101)
+
+
 def test_what_is_wrong_is_refused_in_a_sentence(api):
     session = {'session_id': 's', 'search_query': 'q', 'search_results': []}
     now = int(time.time())

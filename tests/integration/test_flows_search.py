@@ -1,16 +1,21 @@
 """A search that learns: items in, queries, clicks on what was found, over REST and gRPC."""
 
+import numpy as np
 import pytest
 import requests
+import yaml
 
+from examples.clicks.model import write_shop_model
+from examples.clicks.shop import SIMILAR, Shop
 from executors.api.searching import router
 from executors.search import SearchExecutor
 from finetuner.documents import Document
 from finetuner.excepts import AuthenticationError
 from registry import Registry
 from registry.names import new_id
-from tests.integration.conftest import Service
+from tests.integration.conftest import Service, wait_until
 from tests.integration.test_openapi import fuzz
+from tests.integration.test_tuning import Rest
 
 ITEMS = [
     {'object_id': 'p1', 'text': 'a red apple', 'meta': {'price': 3}},
@@ -171,3 +176,57 @@ def test_what_is_wrong_is_told(api, path, body, sentence):
 
 def test_answers_are_what_the_description_says(shop):
     fuzz(shop, '--include-path-regex', 'search|upsert|delete_items', '--phases', 'examples,coverage', timeout=200)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_search_learns_from_the_clicks_on_what_it_found(start_service, tmp_path):
+    catalogue = Shop()
+    model = write_shop_model(catalogue, tmp_path / 'model')
+    method = {
+        'name': 'shop',
+        'model': str(model),
+        'items': {'loader': 'inline', 'fields': ['text']},
+        'clicks': {'test_share': 0.4, 'position_bias': 'none'},
+        'loss': 'MultipleNegativeRankingLoss',
+        'fit': {'epochs': 6, 'batch_size': 64, 'learning_rate': 2e-3, 'device': 'cpu'},
+        'search': {'evaluations': 1},
+    }
+    (tmp_path / 'methods').mkdir()
+    (tmp_path / 'methods' / 'shop.yml').write_text(yaml.safe_dump(method))
+    service = start_service(
+        'search.yml',
+        FINETUNER_METHODS=tmp_path / 'methods',
+        FINETUNER_ARTIFACT='shop@production',
+        FINETUNER_SEARCH_MODEL=model,
+    )
+    api = Rest(service)
+    items = [{'object_id': product.object_id, 'text': product.title} for product in catalogue.products]
+    assert api('POST', '/search/items', {'items': items}) == (200, {'upserted': len(items)})
+    places = {product.object_id: number for number, product in enumerate(catalogue.products)}
+
+    def search(query, **options):
+        """What is found, and which of it the user wants."""
+        status, found = api('POST', '/search', {'search_query': query.text, **options})
+        assert status == 200
+        wanted = catalogue.relevance(query) >= SIMILAR
+        return found, [hit['object_id'] for hit in found['search_results'] if wanted[places[hit['object_id']]]]
+
+    random = np.random.default_rng(0)
+    order = random.permutation(len(catalogue.queries))
+    fresh, searched = ([catalogue.queries[number] for number in part] for part in (order[:50], order[50:]))
+    before = np.mean([len(search(query)[1]) for query in fresh])
+    for number in random.integers(len(searched), size=600):
+        found, wanted = search(searched[number], limit=40, create_session=True)
+        assert found['model'] == str(model)
+        events = [{'event_id': object_id, 'object_id': object_id} for object_id in wanted]
+        body = {'session_id': found['session_id'], 'events': events}
+        assert api('POST', '/clickstream/session/events', body) == (200, None)
+    task = api('POST', '/fine-tuning/task', {'fine_tuning_method': 'shop'})[1]
+    done = api.wait_for(task['id'], 'done', 'error')
+    assert done['status'] == 'done' and done['promoted'] is True, done
+    assert api('GET', '/clickstream/internal/batch', batch_id=done['batch_id'])[1]['sessions'] == 600
+    artifact = done['best_model_url'].rpartition('/')[2]
+    wait_until(lambda: search(fresh[0])[0]['model'] == artifact, 60, 'the search following the alias')
+    after = np.mean([len(search(query)[1]) for query in fresh])
+    assert after > 1.5 * before, 'of the ten that are found, more are wanted, by queries that nobody has searched for'

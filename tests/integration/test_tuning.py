@@ -16,6 +16,7 @@ from examples.clicks.shop import Shop
 from examples.clicks.users import visits
 from finetuner.documents import Document
 from finetuner.inference import load_engine
+from tests.elsewhere import encode_elsewhere
 from tests.integration.conftest import wait_until
 
 
@@ -92,6 +93,10 @@ def test_twenty_posts_of_one_key_at_once_make_one_task(api):
     assert {status for status, _ in found} == {200} and len({task['id'] for _, task in found}) == 1
     assert found[0][1]['idempotency_key'] == str(key), 'with dashes, however it came'
     assert len(api('GET', '/fine-tuning/task')[1]) == before + 1
+    other = {'fine_tuning_method': 'text-to-image', 'metadata': {'who': 'bob'}, 'idempotency_key': str(key)}
+    status, same = api('POST', '/fine-tuning/task', other)
+    assert (status, same['id'], same['fine_tuning_method']) == (200, found[0][1]['id'], 'text-to-text')
+    assert 'metadata' not in same, 'it is as it was asked for first'
     api('PUT', f'/fine-tuning/task/{found[0][1]["id"]}/cancel')
 
 
@@ -107,10 +112,13 @@ def test_what_is_wrong_is_refused_in_a_sentence(api):
     for body in ({}, {**method, 'idempotency_key': 'no uuid'}, {**method, 'metadata': 3}):
         assert api('POST', '/fine-tuning/task', body)[0] == 422
     assert api('GET', '/fine-tuning/task', status='failed')[0] == 422
-    assert api('DELETE', '/fine-tuning/task')[0] == 405
+    assert api('GET', '/fine-tuning/task', limit=1000)[0] == 200
+    assert api('GET', '/fine-tuning/task', limit=1001)[0] == 422
+    assert api('DELETE', '/fine-tuning/task')[0] == api('DELETE', '/fine-tuning/task/nobody')[0] == 405
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_from_clicks_to_a_model_that_is_served(start_service, tmp_path):
     shop = Shop()
     (tmp_path / 'methods').mkdir()
@@ -124,8 +132,13 @@ def test_from_clicks_to_a_model_that_is_served(start_service, tmp_path):
         'search': {'evaluations': 1},
     }
     (tmp_path / 'methods' / 'shop.yml').write_text(yaml.safe_dump(method))
+    broken = {**method, 'name': 'broken', 'fit': {**method['fit'], 'learning_rate': 1e30}}
+    (tmp_path / 'methods' / 'broken.yml').write_text(yaml.safe_dump(broken))
     service = start_service(
-        'finetuner.yml', FINETUNER_METHODS=tmp_path / 'methods', FINETUNER_ARTIFACT='shop@production'
+        'finetuner.yml',
+        FINETUNER_METHODS=tmp_path / 'methods',
+        FINETUNER_ARTIFACT='shop@production',
+        FINETUNER_PUBLIC_URL='https://shop.example/models/',
     )
     api = Rest(service)
     for visit in visits(shop, 1000):
@@ -141,10 +154,16 @@ def test_from_clicks_to_a_model_that_is_served(start_service, tmp_path):
     batch = api('GET', '/clickstream/internal/batch', batch_id=done['batch_id'])[1]
     assert (batch['release_id'], batch['sessions']) == (key, 1000)
 
-    assert requests.get(done['best_model_url'], timeout=60).status_code == 401
-    (tmp_path / 'best.zip').write_bytes(api.session.get(done['best_model_url'], timeout=60).content)
+    artifact = api('GET', '/aliases/shop@production')[1]['artifact_id']
+    assert done['best_model_url'] == f'https://shop.example/models/api/v1/artifacts/{artifact}'
+    url = f'{api.base}/artifacts/{artifact}'  # as a proxy would ask for it
+    assert requests.get(url, timeout=60).status_code == 401
+    (tmp_path / 'best.zip').write_bytes(api.session.get(url, timeout=60).content)
     assert zipfile.ZipFile(tmp_path / 'best.zip').testzip() is None
     expected = load_engine(tmp_path / 'best.zip').encode_texts(['stay dry, red'])
+    (tmp_path / 'elsewhere').mkdir()
+    found = encode_elsewhere(tmp_path / 'best.zip', ['stay dry, red'], tmp_path / 'elsewhere')
+    assert np.allclose(found, expected, atol=1e-5)
 
     def served():
         answer = service.post('/encode', [{'text': 'stay dry, red'}])
@@ -153,5 +172,10 @@ def test_from_clicks_to_a_model_that_is_served(start_service, tmp_path):
     embedding = wait_until(served, 60, 'the encoder following the alias')
     assert np.allclose(embedding, expected[0], atol=1e-5)
     assert np.allclose(service.call('/encode', [Document(text='stay dry, red')]).embeddings, expected, atol=1e-5)
+    body = {'fine_tuning_method': 'broken', 'batch_id': done['batch_id']}
+    failed = api.wait_for(api('POST', '/fine-tuning/task', body)[1]['id'], 'done', 'error')
+    assert failed['status'] == 'error' and 'lower learning_rate' in failed['error']
+    assert 'best_model_url' not in failed and 'promoted' not in failed
+    assert api('GET', '/fine-tuning/task', status='done') == (200, [done]), 'every one that is done has a model'
     assert api('PUT', f'/fine-tuning/task/{task["id"]}/cancel')[1]['status'] == 'canceled'
     assert api('GET', '/aliases/shop@production')[0] == 200, 'what was promoted stays'

@@ -101,6 +101,20 @@ def test_cancel_and_restart(registry, account, create, finish):
     assert registry.get_run_by_id(task.run_id).status == 'FINISHED', 'what it has made stays'
 
 
+def test_a_task_that_is_restarted_keeps_its_batch(registry, account, create, finish):
+    registry.clicks.register_session(account, 's', 'q', [])
+    batch = registry.clicks.release_batch(account, 'r').id
+    task = create()
+    registry.tuning.set_batch(task.id, batch)
+    registry.clicks.register_session(account, 'later', 'q', [])
+    assert registry.start_run(task.run_id, 'host:1')
+    registry.fail_run(task.run_id, 'the loss is nan')
+    assert registry.tuning.restart_task(account, task.id).batch_id == batch
+    finish(task)
+    again = registry.tuning.restart_task(account, task.id)
+    assert (again.status, again.batch_id) == ('pending', batch), 'and so does one that was done'
+
+
 def test_a_task_whose_run_is_resumed_is_not_canceled_any_more(registry, account, create):
     task = create()
     assert registry.tuning.cancel_task(account, task.id).status == 'canceled'

@@ -80,14 +80,18 @@ def judge_model(
         name: compare(values[0][name], values[1][name], queries, weights=weights, confidence=confidence, seed=seed)
         for name in values[0]
     }
-    names = list(before.items)
-    collapse = find_collapse(*(np.stack([model.items[name] for name in names]) for model in (before, after)))
     return Verdict(
         metrics=metrics,
         shifts=distance_shifts(judged.sessions, *scores),
         sessions=len(clicked),
-        refusal=collapse or _no_better(metric, metrics[metric], len(clicked)),
+        refusal=collapse_of(before, after) or _no_better(metric, metrics[metric], len(clicked)),
     )
+
+
+def collapse_of(before: Embedded, after: Embedded) -> str | None:
+    """One sentence if the second of two models has collapsed, by the items that the first has embedded; else None."""
+    names = list(before.items)
+    return find_collapse(*(np.stack([model.items[name] for name in names]) for model in (before, after)))
 
 
 def _no_better(metric: str, found: Comparison, sessions: int) -> str | None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from training.callbacks.base import Callback
-from training.clicks.comparing import Embedded
+from training.clicks.comparing import Embedded, collapse_of
 from training.clicks.ranking import distance_shifts, ranking_metrics, session_scores, session_weights
 from training.iterations.embedding import embed_by_encoders
 from training.iterations.material import Material
 from training.state import TrainingState
+
+logger = logging.getLogger(__name__)
 
 PREFIX = 'test_'
 """Of the figures of held-out sessions."""
@@ -24,6 +27,9 @@ class Pruned(Exception):
 
 class Watch(Callback):
     """Puts the ranking metrics of the sessions by which trainings are compared into the figures of every epoch.
+
+    The main one is 0 after an epoch in which the model has collapsed: whatever it ranks, it would not be promoted, and
+    must not take the place of a model that might be.
 
     :param modality: of the items.
     :param before: what the model that the iteration starts from makes of these sessions.
@@ -46,7 +52,7 @@ class Watch(Callback):
         self._material, self._modality, self._metric = material, modality, metric
         self._report, self._is_hopeless = report, is_hopeless
         judged = material.validation
-        self._before = session_scores(judged.sessions, before.queries, before.items)
+        self._before, self._scores = before, session_scores(judged.sessions, before.queries, before.items)
         self._clicked = [number for number, entry in enumerate(judged.sessions) if entry.clicks.any()]
         self._gains = judged.gains(max_weight)
         self.best: float | None = None
@@ -75,5 +81,8 @@ class Watch(Callback):
         metrics = ranking_metrics([scores[number] for number in self._clicked], gains)
         weights = session_weights(gains)
         found = {name: float(np.average(values, weights=weights)) for name, values in metrics.items()}
-        found |= distance_shifts(judged.sessions, self._before, scores)
+        found |= distance_shifts(judged.sessions, self._scores, scores)
+        if collapse := collapse_of(self._before, embedded):
+            logger.warning('Epoch %d counts as one without gain: %s', state.epoch, collapse)
+            found[self._metric] = 0.0
         return {PREFIX + name: value for name, value in found.items()}

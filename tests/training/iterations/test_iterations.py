@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,9 +15,10 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from finetuner.excepts import DataError, NotFoundError
 from finetuner.inference import load_engine
+from tests.elsewhere import encode_elsewhere
 from tests.training.iterations.shopkeeper import ALIAS, METHOD, Shopkeeper
 from training.iterations import carrying
-from training.iterations.iteration import Outcome
+from training.iterations.iteration import Outcome, iterate
 from training.iterations.tracking import Tracker
 
 
@@ -48,6 +46,7 @@ def first(keeper):
         for name, value in keeper.variables.items():
             patch.setenv(name, value)
         task = keeper.ask(metadata={'who': 'ann'})
+        keeper.registry.clicks.register_session(keeper.account, 'while it waits', 'red', [])
 
         def lose(progress):
             if progress.stage.startswith('Training 2 of 2: Training') and progress.epoch == 2:
@@ -73,7 +72,9 @@ def test_a_task_ends_with_a_better_model(keeper, first):
 
 def test_the_batch_that_collected_was_released_when_the_work_began(keeper, first):
     batch = keeper.registry.clicks.get_batch(keeper.account, first.batch_id)
-    assert (batch.status, batch.release_id, batch.sessions) == ('released', first.id, 1200)
+    assert (batch.status, batch.release_id, batch.sessions) == ('released', first.id, 1201)
+    waited = keeper.registry.clicks.get_session(keeper.account, 'while it waits')
+    assert waited.batch_id == first.batch_id, 'also what came after the task was asked for'
 
 
 def test_the_names_in_mlflow_are_those_of_embedding_studio(keeper, first):
@@ -100,26 +101,25 @@ def test_one_model_is_kept_and_the_registry_has_it(keeper, first):
     assert list(folder.iterdir()) == [], 'what was needed on the way is gone'
 
 
+def test_the_share_of_items_that_are_learned_from_and_judged_by_is_told(keeper, shop):
+    account = keeper.registry.create_account('sharing').id
+    for number, (query, product) in enumerate(zip(shop.queries[:50], shop.products[1:51], strict=True)):
+        shown = [shop.products[0], product]  # the first one is shown in every session, others in one
+        results = [{'object_id': found.object_id, 'meta': {'text': found.title}} for found in shown]
+        keeper.registry.clicks.register_session(account, f's{number}', query.text, results)
+        event = {'event_id': 'e', 'object_id': product.object_id}
+        keeper.registry.clicks.register_events(account, f's{number}', [event])
+    task = keeper.work(keeper.registry.tuning.create_task(account, METHOD['name'], {'device': 'cpu'})[0])
+    assert task.metrics['sessions'] == 10
+    assert task.metrics['shared_items'] == pytest.approx(1 / 11), 'the first one, of it and ten others'
+
+
 @pytest.mark.slow
 def test_the_model_is_opened_without_this_program(keeper, first, tmp_path):
     artifact = keeper.registry.get_artifact(keeper.account, first.artifact_id)
     path = keeper.registry.artifact_file(artifact)
     ours = load_engine(path).encode_texts(['fleece blanket', 'stay dry, red'])
-    script = """
-import sys, zipfile, json
-sys.modules['finetuner'] = sys.modules['training'] = sys.modules['registry'] = None
-with zipfile.ZipFile(sys.argv[1]) as file:
-    file.extractall('.')
-from pathlib import Path
-from sentence_transformers import SentenceTransformer
-[folder] = Path('.').glob('*/models/model')
-print(json.dumps(SentenceTransformer(str(folder), device='cpu').encode(['fleece blanket', 'stay dry, red']).tolist()))
-"""
-    done = subprocess.run(
-        [sys.executable, '-I', '-c', script, str(path)], cwd=tmp_path, capture_output=True, text=True, check=True,
-        env={**os.environ, 'HF_HUB_OFFLINE': '1'},
-    )  # fmt: skip
-    assert np.allclose(json.loads(done.stdout.splitlines()[-1]), ours, atol=1e-5)
+    assert np.allclose(encode_elsewhere(path, ['fleece blanket', 'stay dry, red'], tmp_path), ours, atol=1e-5)
 
 
 def test_clicks_that_say_nothing_promote_nothing_and_leave_all_as_it_was(keeper, first, click):
@@ -134,11 +134,19 @@ def test_clicks_that_say_nothing_promote_nothing_and_leave_all_as_it_was(keeper,
 
 
 @pytest.mark.slow
-def test_the_next_iteration_goes_on_from_the_best_of_the_last(keeper, first, click, caplog):
+def test_the_next_iteration_goes_on_from_the_best_of_the_last(keeper, first, click, caplog, monkeypatch):
     click(keeper.registry, keeper.account, 1500, seed=5)
+    starts = []
+
+    def iterate_and_note(work, method, batch_id, start):
+        starts.append(start.artifact_id)
+        return iterate(work, method, batch_id, start)
+
+    monkeypatch.setattr(carrying, 'iterate', iterate_and_note)
     with caplog.at_level(logging.INFO):
         task = keeper.work(keeper.ask())
     assert task.status == 'done', task.details
+    assert starts == [first.artifact_id]
     learned = f"Training 1 of 2: {{'learning_rate': {first.metrics['parameters']['learning_rate']}}}"
     assert learned in caplog.messages, 'it begins with what was best'
     initial = keeper.mlflow.get_experiment_by_name('iteration / initial')
@@ -146,6 +154,11 @@ def test_the_next_iteration_goes_on_from_the_best_of_the_last(keeper, first, cli
     names = {experiment.name for experiment in keeper.mlflow.search_experiments()}
     former = f'iteration / {METHOD["name"]} / {first.batch_id}'
     assert (former in names) is not task.metrics['promoted'], 'it goes when another has taken its place'
+    best = task if task.metrics['promoted'] else first
+    click(keeper.registry, keeper.account, 600, seed=6)
+    third = keeper.work(keeper.ask())
+    assert third.status == 'done' and third.artifact_id not in (None, task.artifact_id, first.artifact_id)
+    assert starts[1:] == [best.artifact_id]
 
 
 def test_a_model_that_is_promoted_meanwhile_keeps_its_place(keeper, monkeypatch, tmp_path):
@@ -197,19 +210,27 @@ def test_too_few_sessions_are_told(keeper, click):
         keeper.work(keeper.registry.tuning.create_task(other, METHOD['name'], {})[0])
 
 
-def test_a_training_that_fails_is_told_and_leaves_the_last_iteration(keeper, first, click, monkeypatch):
+def last_iteration(keeper, other_than='none'):
+    """All that MLflow and the registry have of it."""
+    last = Tracker().last(keeper.account, METHOD['name'], other_than)
+    runs = sorted(keeper.mlflow.search_runs([last.id]), key=lambda run: run.info.run_id)
+    files = {path: path.read_bytes() for path in keeper.models() if any(run.info.run_id in str(path) for run in runs)}
+    assert len(files) == 1
+    tags, alias = keeper.mlflow.get_experiment(last.id).tags, keeper.registry.get_promotion(keeper.account, ALIAS)
+    return last.id, last.name, tags, [run.to_dictionary() for run in runs], files, alias
+
+
+def test_a_task_whose_trainings_fail_leaves_the_last_iteration_as_it_was(keeper, first, click, monkeypatch):
     click(keeper.registry, keeper.account, 60, seed=4)
 
     def fail(*arguments, **options):
         raise ValueError('the loss is not a number')
 
     monkeypatch.setattr('training.iterations.training.run_fit', fail)
-    task = keeper.ask()
+    task, before = keeper.ask(), last_iteration(keeper)
     with pytest.raises(ValueError, match='the loss is not a number'):
         keeper.work(task)
-    start = keeper.registry.get_promotion(keeper.account, ALIAS).artifact_id
     batch_id = keeper.registry.tuning.get_task_by_id(task.id).batch_id
-    iteration = Tracker().begin(keeper.account, METHOD['name'], batch_id, f'{task.run_id} {start}')
-    runs = keeper.mlflow.search_runs([iteration.id])
-    assert [run.info.status for run in runs] == ['FAILED', 'FAILED']
-    assert Tracker().last(keeper.account, METHOD['name'], iteration.id) is not None
+    failed = keeper.mlflow.get_experiment_by_name(f'iteration / {METHOD["name"]} / {batch_id}')
+    assert [run.info.status for run in keeper.mlflow.search_runs([failed.experiment_id])] == ['FAILED', 'FAILED']
+    assert last_iteration(keeper, failed.experiment_id) == before
