@@ -150,10 +150,18 @@ def test_what_the_service_refuses_is_raised_here(client, tiny_model):
 
 
 def test_a_failed_run_says_why(client, tmp_path):
+    (tmp_path / 'no-model').mkdir()
     run = client.fit(str(tmp_path / 'no-model'), 'fruits', device='cpu')
     with pytest.raises(RunFailedError, match='no-model'):
         run.wait()
     assert 'no-model' in run.logs()
+
+
+def test_a_model_that_is_not_there_is_refused_before_there_is_a_run(client, tmp_path):
+    before = len(client.list_runs())
+    with pytest.raises(ParameterError, match='neither a model directory, nor a hub id, nor one of the short names'):
+        client.fit(str(tmp_path / 'nowhere'), 'fruits', device='cpu')
+    assert len(client.list_runs()) == before
 
 
 def test_the_service_encodes(client):

@@ -196,7 +196,7 @@ def test_a_run_that_fails_says_why(service, tmp_path):
     assert run['status'] == 'FAILED'
     assert run['details']
     assert service.call('/logs', run_name='failing')[0].text
-    with pytest.raises(RunFailedError, match='failing failed: '):
+    with pytest.raises(RunFailedError, match="'failing' failed: "):
         service.call('/metrics', run_name='failing')
     assert service.post('/examples', run_name='failing').status_code == 409
 

@@ -206,7 +206,7 @@ def test_too_few_sessions_are_told(keeper, click):
     with pytest.raises(NotFoundError, match='There is no collecting batch'):
         keeper.work(keeper.registry.tuning.create_task(other, METHOD['name'], {})[0])
     click(keeper.registry, other, 1, seed=3)
-    with pytest.raises(DataError, match='at least 2 are needed to split'):
+    with pytest.raises(DataError, match='at least 2 different queries are needed to split'):
         keeper.work(keeper.registry.tuning.create_task(other, METHOD['name'], {})[0])
 
 
