@@ -10,18 +10,19 @@ from pydantic_core import PydanticCustomError
 from training.numbers import integers
 
 
-def either(sentence: str, model: type[BaseModel] | None = None) -> WrapValidator:
+def either(sentence: str, model: type[BaseModel] | None = None, is_sent: bool = True) -> WrapValidator:
     """Beside the union that annotates a field.
 
     :param sentence: what to give.
     :param model: that of the types which is written as a dict; of one, its own fields are told.
+    :param is_sent: whether values come over the wire, and not from a file, in which 1.0 is not 1.
     """
 
     def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         if model is not None and isinstance(value, dict):
             return model.model_validate(value)
         try:
-            return handler(integers(value))
+            return handler(integers(value) if is_sent else value)
         except ValidationError:
             raise PydanticCustomError('either', '{sentence}', {'sentence': sentence}) from None
 

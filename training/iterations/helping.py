@@ -7,22 +7,24 @@ nobody has claimed when the process of the task has nothing else to do is withdr
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from finetuner.excepts import DataError, NotFoundError, QuotaError, RegistryError, RunInProgressError
 from registry import Registry, RunRecord
-from registry.records import CREATED, FINISHED, STARTED
+from registry.records import CREATED, FAILED, FINISHED, STARTED
 from registry.tuning_tasks import EXPERIMENT, TASK
 from training.callbacks.training_checkpoint import Recovery
+from training.errors import persistently
 from training.heartbeat import Heartbeat
 from training.interruption import Interruption
-from training.iterations.material import DIGEST
 from training.iterations.search import Candidate, ParameterSearch
 from training.iterations.tracking import PRUNED, Iteration
 from training.iterations.training import Result, Setting, Start, Work, set_up, train
@@ -43,14 +45,16 @@ class Order:
     """What a helper is asked for.
 
     :param run: the id of the run that carries the task.
+    :param experiment: of MLflow, that is the iteration.
     :param start: the artifact that the training begins with; None is the pretrained model.
     :param parameters: to train with.
     :param number: of the training.
     :param known: names of the trainings by which this one may be judged hopeless.
-    :param digest: of the training data: a helper that finds others is of no use.
+    :param digest: of what is learned from and compared by, and of the method: a helper that finds others is of no use.
     """
 
     run: str
+    experiment: str
     start: str | None
     parameters: dict[str, Any]
     number: int
@@ -62,7 +66,7 @@ def find_helper(setting: Setting, candidate: Candidate) -> str | None:
     """The id of the run of a helper that a worker has asked for which was lost."""
     work, registry = setting.work, setting.work.registry
     try:
-        run = registry.get_run(work.task.account_id, EXPERIMENT, _name(work, candidate))
+        run = registry.get_run(work.task.account_id, EXPERIMENT, _name(setting, candidate))
     except NotFoundError:
         return None
     registry.resume_run(run.id)  # if it had failed: so would what this process had begun begin again
@@ -79,6 +83,7 @@ def delegate(setting: Setting, candidate: Candidate, known: Sequence[str]) -> st
     setting.iteration.start(candidate.parameters)  # who comes after a lost worker begins with it
     order = Order(
         run=work.run.id,
+        experiment=setting.iteration.id,
         start=setting.start.artifact_id,
         parameters=candidate.parameters,
         number=candidate.number,
@@ -89,7 +94,7 @@ def delegate(setting: Setting, candidate: Candidate, known: Sequence[str]) -> st
         run, _ = registry.create_run(
             work.task.account_id,
             EXPERIMENT,
-            _name(work, candidate),
+            _name(setting, candidate),
             {**work.run.config, HELPS: asdict(order)},
             f'Training {candidate.number} of {setting.method.search.evaluations} of {work.run.name}',
             priority=work.run.priority,
@@ -111,8 +116,14 @@ def withdraw(setting: Setting, run_id: str) -> bool:
     return run.status == CREATED
 
 
+class HelperFailed(Exception):
+    """A helper has failed, perhaps for a reason of its machine."""
+
+
 def collect(setting: Setting, run_id: str, candidate: Candidate) -> Result | Exception | None:
-    """What a helper gives back; None while it is at work, an exception if nothing came of it."""
+    """What a helper gives back; None while it is at work. Nothing came of it: :class:`HelperFailed`, or another
+    exception where its user has ended it.
+    """
     work, registry = setting.work, setting.work.registry
     try:
         run = registry.get_run_by_id(run_id)
@@ -120,6 +131,8 @@ def collect(setting: Setting, run_id: str, candidate: Candidate) -> Result | Exc
         return ValueError(f'the helper for training {candidate.number} was deleted')
     if run.status in (CREATED, STARTED):
         return None
+    if run.status == FAILED:
+        return HelperFailed(f'{run.name}: {run.details}')
     if run.status == FINISHED:
         folder = work.folder / HELPS
         folder.mkdir(exist_ok=True)
@@ -169,17 +182,22 @@ def help_out(
         interruption=interruption,
     )
     assert work.task.batch_id is not None, 'the process of the task has named one'
-    setting = set_up(work, load_method(work.task.method), work.task.batch_id, _start(registry, run, order.start))
+    method, start = load_method(work.task.method), _start(registry, run, order.start)
+    setting = set_up(work, method, work.task.batch_id, start, order.experiment)
     if _digest(setting) != order.digest:
-        raise DataError('the sessions of the batch have changed since the work on it began')
+        raise DataError(
+            'the sessions of the batch, their items or the file of the method are not those that the task began with'
+        )
     candidate = _candidate(setting, order)
     result = train(setting, candidate)
     if result.artifact is None:
         setting.iteration.end(setting.iteration.start(candidate.parameters), PRUNED, result.quality)
+        shutil.rmtree(folder, ignore_errors=True)
         registry.cancel_run(run.id, 'Ended early: worse than half of the trainings before it')
     else:
-        registry.finish_run(run.id, result.artifact, {'quality': result.quality}, {}, heartbeat.lease)
-    shutil.rmtree(folder, ignore_errors=True)
+        finished = partial(registry.finish_run, run.id, result.artifact, {'quality': result.quality}, {})
+        persistently(lambda: finished(heartbeat.lease))
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def known_epochs(iteration: Iteration, metric: str, names: Sequence[str]) -> dict[str, dict[int, float]]:
@@ -188,8 +206,10 @@ def known_epochs(iteration: Iteration, metric: str, names: Sequence[str]) -> dic
     return {training.name: iteration.history(training.run_id, PREFIX + metric) for training in trainings}
 
 
-def _name(work: Work, candidate: Candidate) -> str:
-    return f'{work.run.name}-{candidate.name[:12]}'
+def _name(setting: Setting, candidate: Candidate) -> str:
+    """One that has learned from other data, or from another model, has another name."""
+    told = f'{candidate.name} {setting.start.artifact_id} {_digest(setting)}'
+    return f'{setting.work.run.name}-{hashlib.sha256(told.encode()).hexdigest()[:12]}'
 
 
 def _start(registry: Registry, run: RunRecord, artifact_id: str | None) -> Start:
@@ -199,7 +219,8 @@ def _start(registry: Registry, run: RunRecord, artifact_id: str | None) -> Start
 
 
 def _digest(setting: Setting) -> str:
-    return (setting.work.folder / DIGEST).read_text()
+    told = f'{setting.material.digest} {setting.method.model_dump_json()}'
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _candidate(setting: Setting, order: Order) -> Candidate:

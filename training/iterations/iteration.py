@@ -15,7 +15,16 @@ from training.clicks.significance import Interval
 from training.errors import is_passing
 from training.export import build_artifact
 from training.iterations import parameters
-from training.iterations.helping import await_helpers, collect, delegate, dismiss, find_helper, known_epochs, withdraw
+from training.iterations.helping import (
+    HelperFailed,
+    await_helpers,
+    collect,
+    delegate,
+    dismiss,
+    find_helper,
+    known_epochs,
+    withdraw,
+)
 from training.iterations.material import Material
 from training.iterations.search import Candidate, ParameterSearch
 from training.iterations.tracking import FINISHED, INITIAL_RUN, PRUNED, Iteration, Tracker, Training
@@ -133,6 +142,9 @@ class Trials:
         if helper is None or withdraw(self.setting, helper):
             return self._attempt(candidate)
         result = collect(self.setting, helper, candidate)
+        if isinstance(result, HelperFailed):
+            logger.warning('%s: training with the same parameters here', result)
+            return self._attempt(candidate)
         if isinstance(result, Result):
             self._conclude(candidate, result)
             dismiss(self.setting, helper)

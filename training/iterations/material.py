@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from finetuner.excepts import DataError
@@ -37,6 +39,17 @@ class Material:
     test: Judged
     items: Mapping[str, str | Path]
     shared_items: float
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that a training learns from, and is compared by: the sha256, hexadecimal."""
+        digest = hashlib.sha256((self.shard.parent / DIGEST).read_bytes())
+        for entry in self.validation.sessions:
+            digest.update('\0'.join([entry.session_id, entry.query, *entry.items]).encode())
+            digest.update(entry.clicks.tobytes() + entry.positions.tobytes())
+            for content in map(self.items.__getitem__, entry.items):
+                digest.update(content.encode() if isinstance(content, str) else content.read_bytes())
+        return digest.hexdigest()
 
 
 def gather(registry: Registry, account_id: str, batch_id: str, method: Method, seed: int, folder: Path) -> Material:

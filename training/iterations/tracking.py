@@ -130,12 +130,16 @@ class Tracker:
     def begin(self, account_id: str, method: str, batch_id: str, owner: str) -> Iteration:
         """The iteration of a method on a batch. One that the same owner has begun goes on; that of another leaves its
         name, and all else as it is."""
-        name = f'iteration / {method} / {batch_id}'
+        name = _name(method, batch_id)
         found = self.client.get_experiment_by_name(name)
         if found is not None and (found.tags.get('owner') != owner or found.lifecycle_stage != 'active'):
             self._rename(found)
         tags = {'account': account_id, 'method': method, 'batch': batch_id, 'owner': owner, 'state': OPEN}
         return Iteration(self, self._experiment(name, tags), name, method, batch_id)
+
+    def iteration(self, experiment_id: str, method: str, batch_id: str) -> Iteration:
+        """One that another process has begun."""
+        return Iteration(self, experiment_id, _name(method, batch_id), method, batch_id)
 
     def last(self, account_id: str, method: str, other_than: str) -> Iteration | None:
         """The latest iteration of a method whose model was promoted.
@@ -315,6 +319,10 @@ class Iteration:
     def conclude(self, state: str) -> None:
         """'promoted' or 'refused'."""
         self.tracker.client.set_experiment_tag(self.id, 'state', state)
+
+
+def _name(method: str, batch_id: str) -> str:
+    return f'iteration / {method} / {batch_id}'
 
 
 def _age(run: Run) -> tuple[int, str]:

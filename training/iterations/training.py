@@ -101,15 +101,20 @@ class Result:
     artifact: Path | None
 
 
-def set_up(work: Work, method: Method, batch_id: str, start: Start) -> Setting:
+def set_up(work: Work, method: Method, batch_id: str, start: Start, experiment_id: str | None = None) -> Setting:
     """Gather what an iteration needs. A helper of the same task finds the same.
 
+    :param experiment_id: of the iteration, for a helper; None begins it, or goes on with it.
     :raises DataError: there is too little to learn from.
     """
     material = gather(work.registry, work.task.account_id, batch_id, method, seed_of(method), work.folder)
-    # what was trained from another model is of no use
-    owner = f'{work.run.id} {start.artifact_id or "pretrained"}'
-    iteration = Tracker().begin(work.task.account_id, method.name, batch_id, owner)
+    tracker = Tracker()
+    if experiment_id is None:
+        # what was trained from another model is of no use
+        owner = f'{work.run.id} {start.artifact_id or "pretrained"}'
+        iteration = tracker.begin(work.task.account_id, method.name, batch_id, owner)
+    else:
+        iteration = tracker.iteration(experiment_id, method.name, batch_id)
     before = _embed(method, material, start.file or method.model, material.validation)
     return Setting(work, method, start, material, iteration, before)
 

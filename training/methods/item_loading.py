@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from finetuner.data.contents import modality_of
@@ -20,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 READERS = 8
 PAUSES = (2.0, 10.0, 30.0)
-"""Seconds, after each of which all that was away is read again: a server that stays away costs no more, however many
-items it has."""
+"""Seconds, after each of which some of what was away is read again, and if some of that is there, all: a server that
+stays away costs little more, however many items it has."""
 TOLD = 5
 """Items of which the log says why they are missing."""
 
@@ -57,7 +58,10 @@ def load_items(source: ItemSource, sessions: Iterable[ClickSession], directory: 
             break
         logger.warning('%d of %d items cannot be read now: trying again', len(away), len(results))
         time.sleep(pause)
-        found |= _read_all(source, away, directory)
+        some = dict(islice(away.items(), READERS))
+        found |= _read_all(source, some, directory)
+        if not all(isinstance(found[name], AwayError) for name in some):
+            found |= _read_all(source, {name: away[name] for name in away.keys() - some.keys()}, directory)
     loaded = LoadedItems()
     for name, content in found.items():
         if isinstance(content, DataError):

@@ -52,7 +52,7 @@ class Range(BaseModel):
 
 Values = Annotated[
     Range | Annotated[list[Scalar], Field(min_length=1)],
-    either('give a list of values to choose of, or a range with its low and high', Range),
+    either('give a list of values to choose of, or a range with its low and high', Range, is_sent=False),
 ]
 Space = dict[str, Values]
 

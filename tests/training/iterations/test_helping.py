@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -114,11 +115,11 @@ def test_helpers_change_when_trainings_are_done_and_nothing_else(make):
     assert third.start_time > max(first.end_time, second.end_time), 'the next proposal knows both'
 
 
-def test_a_helper_that_fails_counts_as_a_training_that_failed(make):
+def test_what_a_helper_fails_at_is_done_by_the_worker_of_the_task(make):
     keeper = make('unlucky')
     with Workers(keeper, kill=True):
         task = keeper.work(keeper.ask())
-    assert task.status == 'done' and task.metrics['trainings'] == 2
+    assert task.status == 'done' and task.metrics['trainings'] == 3
     (failed,) = keeper.helpers()
     assert failed.details == 'out of memory', 'it stays, for whoever wants to know why'
 
@@ -126,7 +127,7 @@ def test_a_helper_that_fails_counts_as_a_training_that_failed(make):
 def test_a_helper_of_a_task_that_has_ended_does_nothing(make, capfd):
     keeper = make('ended')
     task = keeper.ask()
-    order = helping.Order(task.run_id, None, {'learning_rate': 2e-3}, 2, [], 'none')
+    order = helping.Order(task.run_id, '0', None, {'learning_rate': 2e-3}, 2, [], 'none')
     config = {'tuning_task': task.id, HELPS: dataclasses.asdict(order)}
     run, _ = keeper.registry.create_run(keeper.account, EXPERIMENT, 'helper', config)
     keeper.registry.tuning.cancel_task(keeper.account, task.id)
@@ -142,12 +143,12 @@ def test_a_helper_that_finds_other_sessions_than_the_task_refuses(make):
     task, lease = keeper.ask(), new_id()
     batch = keeper.registry.clicks.release_batch(keeper.account, task.id)
     keeper.registry.tuning.set_batch(task.id, batch.id)
-    order = helping.Order(task.run_id, None, {'learning_rate': 2e-3}, 2, [], 'of other sessions')
+    order = helping.Order(task.run_id, '0', None, {'learning_rate': 2e-3}, 2, [], 'of other sessions')
     config = {'tuning_task': task.id, HELPS: dataclasses.asdict(order)}
     run, _ = keeper.registry.create_run(keeper.account, EXPERIMENT, 'helper', config)
     keeper.registry.start_run(run.id, 'host:2', lease)
     heartbeat = Heartbeat(keeper.registry, run.id, lease, 'host:2')
-    with pytest.raises(DataError, match='the sessions of the batch have changed since the work on it began'):
+    with pytest.raises(DataError, match='are not those that the task began with'):
         carry(keeper.registry, keeper.registry.get_run_by_id(run.id), task.id, heartbeat, Interruption(), 60.0)
 
 
@@ -192,6 +193,23 @@ def test_a_helper_that_its_user_ends_counts_as_a_training_that_failed(make, trai
     monkeypatch.setattr('training.iterations.iteration.delegate', delegate_to_one_who_is_ended)
     task = keeper.work(keeper.ask())
     assert (task.status, task.metrics['trainings'], len(trained)) == ('done', 1, 1)
+
+
+def test_a_helper_that_learned_from_something_else_is_not_taken_for_this_one():
+    candidate = SimpleNamespace(name='a' * 64)
+
+    def name(digest, start):
+        method = SimpleNamespace(model_dump_json=lambda: '{}')
+        setting = SimpleNamespace(
+            method=method,
+            material=SimpleNamespace(digest=digest),
+            start=SimpleNamespace(artifact_id=start),
+            work=SimpleNamespace(run=SimpleNamespace(name='task')),
+        )
+        return helping._name(setting, candidate)
+
+    assert name('x', None) == name('x', None)
+    assert len({name('x', None), name('y', None), name('x', 'b' * 24)}) == 3
 
 
 def test_a_helper_hears_that_its_task_has_ended(make, monkeypatch):

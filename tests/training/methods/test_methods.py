@@ -145,6 +145,12 @@ def test_numbers_are_numbers_with_and_without_a_point(write):
     assert (space.low, space.high) == (1e-6, 2.5e-4)
 
 
+def test_values_of_a_search_space_keep_their_types(write):
+    """By which trainings of earlier iterations are known again."""
+    method = read_method(write({**PLAIN, 'search': {'space': {'optimizer_options.weight_decay': [0.0, 1.0]}}}))
+    assert [type(value) for value in method.search.space['optimizer_options.weight_decay']] == [float, float]
+
+
 def test_one_name_in_two_files_of_a_folder_is_refused(write, tmp_path):
     write(PLAIN)
     write(PLAIN, 'again.yml')
