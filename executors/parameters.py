@@ -18,6 +18,7 @@ from executors.patterns import RULES, SHA256
 from finetuner.excepts import ParameterError
 from registry.plain import check_description
 from registry.queue import SCHEDULING
+from training.numbers import integers
 
 SHOWN = 200
 """Characters of a wrong value that an error shows."""
@@ -84,9 +85,7 @@ def broken_rule(detail: Any) -> str | None:
 
 def shorten(value: object) -> str:
     """The value as it would be written, not all of it if it is long."""
-    if isinstance(value, float) and value.is_integer() and abs(value) <= INT53:  # it was sent as a whole number
-        value = int(value)
-    written = repr(value)
+    written = repr(integers(value) if isinstance(value, float) else value)
     return written if len(written) <= SHOWN else f'{written[:SHOWN]}…'
 
 

@@ -26,7 +26,7 @@ from training.errors import persistently
 from training.heartbeat import Heartbeat
 from training.interruption import Interruption
 from training.iterations.search import Candidate, ParameterSearch
-from training.iterations.tracking import PRUNED, Iteration
+from training.iterations.tracking import PRUNED, Iteration, Training
 from training.iterations.training import Result, Setting, Start, Work, set_up, train
 from training.iterations.watching import PREFIX
 from training.methods import load_method
@@ -195,14 +195,13 @@ def help_out(
         shutil.rmtree(folder, ignore_errors=True)
         registry.cancel_run(run.id, 'Ended early: worse than half of the trainings before it')
     else:
-        finished = partial(registry.finish_run, run.id, result.artifact, {'quality': result.quality}, {})
-        persistently(lambda: finished(heartbeat.lease))
+        metrics = {'quality': result.quality}
+        persistently(partial(registry.finish_run, run.id, result.artifact, metrics, {}, heartbeat.lease))
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def known_epochs(iteration: Iteration, metric: str, names: Sequence[str]) -> dict[str, dict[int, float]]:
-    """By name of a training and epoch, the main metric of trainings that have ended."""
-    trainings = [training for training in iteration.trainings() if training.name in names]
+def known_epochs(iteration: Iteration, metric: str, trainings: Sequence[Training]) -> dict[str, dict[int, float]]:
+    """By name of a training and epoch, the main metric."""
     return {training.name: iteration.history(training.run_id, PREFIX + metric) for training in trainings}
 
 
@@ -226,7 +225,7 @@ def _digest(setting: Setting) -> str:
 def _candidate(setting: Setting, order: Order) -> Candidate:
     search = setting.method.search
     known = [training for training in setting.iteration.trainings() if training.name in order.known]
-    epochs = known_epochs(setting.iteration, setting.method.metric, order.known)
+    epochs = known_epochs(setting.iteration, setting.method.metric, known)
     candidate = ParameterSearch(search, setting.seed, known, [order.parameters], epochs).ask()
     assert candidate is not None and candidate.parameters == order.parameters, 'what is to be tried first'
     return replace(candidate, number=order.number)

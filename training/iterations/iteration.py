@@ -107,7 +107,9 @@ class Trials:
         if last is not None:
             first += last.top(search.space, max(1, (search.evaluations + 1) // 2))
         first = first or [parameters.middle(search.space)]
-        proposals = ParameterSearch(search, setting.seed, known, first, self._epochs(known))
+        ended = [training for training in known if training.outcome is not None]
+        epochs = known_epochs(iteration, setting.method.metric, ended)
+        proposals = ParameterSearch(search, setting.seed, known, first, epochs)
         failure: Exception | None = None
         while candidates := proposals.ask_several(search.parallel):
             # in their own order, whichever came first: what is proposed next must not depend on the machines
@@ -173,10 +175,6 @@ class Trials:
         if all(rank > _rank(other) for other in self._with_models() if other.run_id != run_id):
             iteration.keep_model(run_id, result.artifact)
         iteration.end(run_id, FINISHED, result.quality)
-
-    def _epochs(self, trainings: Sequence[Training]) -> dict[str, dict[int, float]]:
-        ended = [training.name for training in trainings if training.outcome is not None]
-        return known_epochs(self.setting.iteration, self.setting.method.metric, ended)
 
     def _with_models(self) -> list[Training]:
         """One at most, but where a worker was lost while it put one in the place of another."""

@@ -82,3 +82,12 @@ class Shopkeeper:
     @property
     def variables(self):
         return {'FINETUNER_HOME': str(self.home), 'FINETUNER_METHODS': str(self.home.parent / 'methods')}
+
+    def set_variables(self, patch):
+        for name, value in self.variables.items():
+            patch.setenv(name, value)
+
+    def trainings(self, task):
+        """Of a task, the runs of MLflow, the oldest first."""
+        experiment = self.mlflow.get_experiment_by_name(task.metrics['experiment'])
+        return sorted(self.mlflow.search_runs([experiment.experiment_id]), key=lambda run: run.info.start_time)

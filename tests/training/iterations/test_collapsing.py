@@ -34,8 +34,7 @@ def keeper(tmp_path_factory, shop_model):
 
 @pytest.fixture(autouse=True)
 def in_the_home_of(keeper, monkeypatch):
-    for name, value in keeper.variables.items():
-        monkeypatch.setenv(name, value)
+    keeper.set_variables(monkeypatch)
 
 
 @pytest.fixture(scope='module')
@@ -49,20 +48,13 @@ def mixed(keeper, click):
 
     click(keeper.registry, keeper.account, 300)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in keeper.variables.items():
-            patch.setenv(name, value)
+        keeper.set_variables(patch)
         patch.setattr(watching, 'embed_by_encoders', embed_or_collapse)
         return keeper.work(keeper.ask())
 
 
-def runs_of(keeper, task):
-    """Those of MLflow, the oldest first."""
-    experiment = keeper.mlflow.get_experiment_by_name(task.metrics['experiment'])
-    return sorted(keeper.mlflow.search_runs([experiment.experiment_id]), key=lambda run: run.info.start_time)
-
-
 def test_a_collapsed_training_does_not_take_the_place_of_a_healthy_one(keeper, mixed):
-    healthy, collapsed = runs_of(keeper, mixed)
+    healthy, collapsed = keeper.trainings(mixed)
     assert float(healthy.data.params['learning_rate']) == mixed.metrics['parameters']['learning_rate']
     assert (healthy.data.metrics['model_uploaded'], collapsed.data.metrics.get('model_uploaded')) == (1, None)
     assert collapsed.data.metrics['quality'] == 0 < healthy.data.metrics['quality']

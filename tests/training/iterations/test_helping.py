@@ -67,11 +67,6 @@ class Helped(Shopkeeper):
         found = self.registry.list_runs(self.account, EXPERIMENT).items
         return [run for run in found if HELPS in run.config and (not statuses or run.status in statuses)]
 
-    def trainings(self, task):
-        """Of a task, the runs of MLflow, the oldest first."""
-        experiment = self.mlflow.get_experiment_by_name(task.metrics['experiment'])
-        return sorted(self.mlflow.search_runs([experiment.experiment_id]), key=lambda run: run.info.start_time)
-
 
 @pytest.fixture
 def make(tmp_path, shop_model, empty_mlflow, click, monkeypatch):
@@ -84,8 +79,7 @@ def make(tmp_path, shop_model, empty_mlflow, click, monkeypatch):
         folder.mkdir()
         keeper = Helped.with_method(folder, shop_model, evaluations=evaluations, parallel=2)
         shutil.copyfile(empty_mlflow, keeper.home / 'mlflow.db')
-        for variable, value in keeper.variables.items():
-            monkeypatch.setenv(variable, value)
+        keeper.set_variables(monkeypatch)
         click(keeper.registry, keeper.account, visits)
         made.append(keeper)
         return keeper

@@ -39,8 +39,7 @@ def make(tmp_path, empty_mlflow, monkeypatch):
         keeper = Shopkeeper.with_method(tmp_path, model, IMAGES)
         made.append(keeper)
         shutil.copyfile(empty_mlflow, keeper.home / 'mlflow.db')
-        for name, value in keeper.variables.items():
-            monkeypatch.setenv(name, value)
+        keeper.set_variables(monkeypatch)
         (keeper.home / 'images').mkdir()
         for colour in COLOURS:
             Image.new('RGB', (32, 32), colour).save(keeper.home / 'images' / f'{colour}.png')

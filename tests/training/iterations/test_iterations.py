@@ -35,16 +35,14 @@ def keeper(tmp_path_factory, shop_model, click):
 
 @pytest.fixture(autouse=True)
 def in_the_home_of(keeper, monkeypatch):
-    for name, value in keeper.variables.items():
-        monkeypatch.setenv(name, value)
+    keeper.set_variables(monkeypatch)
 
 
 @pytest.fixture(scope='module')
 def first(keeper):
     """The first task, whose worker is lost in its second training, and which another one goes on with."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in keeper.variables.items():
-            patch.setenv(name, value)
+        keeper.set_variables(patch)
         task = keeper.ask(metadata={'who': 'ann'})
         keeper.registry.clicks.register_session(keeper.account, 'while it waits', 'red', [])
 

@@ -29,8 +29,7 @@ def keeper(tmp_path, shop_model, empty_mlflow, click, monkeypatch):
     torch.set_num_threads(1)
     made = Shopkeeper.with_method(tmp_path, shop_model, evaluations=3)
     shutil.copyfile(empty_mlflow, made.home / 'mlflow.db')
-    for name, value in made.variables.items():
-        monkeypatch.setenv(name, value)
+    made.set_variables(monkeypatch)
     click(made.registry, made.account, 100)
     yield made
     made.registry.close()
