@@ -102,6 +102,7 @@ bench: .venv/.installed-dev  ## every benchmark, each against a named peer; hour
 bench-serving: .venv/.installed-dev .venv-infinity/.installed  ## serving against sentence-transformers, infinity and the bare model: an hour
 	@$(BIN)/python benchmarks/serving.py $(BENCH_OPTIONS)
 	@$(BIN)/python benchmarks/serving_images.py
+	@$(BIN)/python benchmarks/following.py
 
 .PHONY: soak
 soak: .venv/.installed-dev  ## half an hour of good, bad and vanishing clients at one service: no error, no growth

@@ -175,7 +175,7 @@ def main(
         }
         artifact = folder / 'fp32'
         began = time.monotonic()
-        ours = load_engine(artifact, is_measured=True, intra_op_num_threads=count)
+        ours = load_engine(artifact, choices={}, intra_op_num_threads=count)
         start = time.monotonic() - began
         service = stack.enter_context(running_service(artifact, count))
         client = stack.enter_context(finetuner.EncodeClient(f'grpc://127.0.0.1:{service.grpc}', batch_size=1024))

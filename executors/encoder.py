@@ -150,7 +150,7 @@ class FinetunerExecutor(Executor):
         self._retiring: Router | None = None
         self._options: dict[str, Any] = {
             'is_onnx': is_onnx,
-            'is_measured': True,
+            'choices': {},  # a model that is promoted is mostly of the same shape, and is not tried anew
             'precision': precision or os.environ.get('FINETUNER_PRECISION') or 'fp32',
             'device': device or os.environ.get('FINETUNER_DEVICE') or 'cpu',
             'device_id': device_id,

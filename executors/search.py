@@ -76,7 +76,7 @@ class SearchExecutor(Executor):
     ) -> None:
         super().__init__(**kwargs)
         prepare_process(self)
-        self._device = device or os.environ.get('FINETUNER_DEVICE') or 'cpu'
+        self._load = partial(load_engine, device=device or os.environ.get('FINETUNER_DEVICE') or 'cpu', choices={})
         self.registry = open_registry(self.logger)
         model = model or os.environ.get('FINETUNER_SEARCH_MODEL') or DEFAULT_MODEL
         artifact = artifact or os.environ.get('FINETUNER_ARTIFACT') or model
@@ -88,7 +88,7 @@ class SearchExecutor(Executor):
             if index_url := index_url or settings.secret('FINETUNER_SEARCH_INDEX_URL'):
                 self._vectors = open_database(partial(PgVectors, index_url, self.logger), self.logger)
             found, store = find_artifact(artifact, token, self.logger)
-            engine = load_engine(model if found is None else found.source, device=self._device, is_measured=True)
+            engine = self._load(model if found is None else found.source)
         except Exception as error:
             self.logger.critical(f'cannot search by {without_secrets(artifact)}: {error}')
             raise
@@ -182,7 +182,7 @@ class SearchExecutor(Executor):
     def _switch(self, artifact_id: str) -> None:
         """Embed all items by another model, and then search by it. Writers wait for the last few items alone."""
         assert self._store is not None
-        engine = load_engine(self._store.file_of(artifact_id), device=self._device, is_measured=True)
+        engine = self._load(self._store.file_of(artifact_id))
         with self._writing:
             self._deleted = set()
         try:

@@ -8,6 +8,7 @@ onnxruntime for few tokens, and torch for many.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -22,12 +23,18 @@ _SAMPLES = {'text': 32, 'image': 4}
 _WORTH = 1.05  # what is to be gained at least for the memory that torch needs beyond onnxruntime
 _WORTH_BOTH = 1.15  # what is to be gained for single texts for the memory of two models
 _FEW = (1, 4, 16)  # texts in the batches that are tried, to find which are small
+_CHECKED = 4  # texts by which engines are found to compute the same again
 _SAME = 1e-4  # of the length of an embedding: two engines that differ by more do not compute the same
 
 _logger = logging.getLogger(__name__)
 
+Choices = dict[int, float]
+"""What was chosen in this process for models on one device with as many threads, by the bytes of their ONNX files: the
+tokens of the largest batch that onnxruntime is given. It is infinite where onnxruntime is given all, 0 where torch is.
+"""
 
-def choose(load: Callable[[bool], InferenceEngine], may_keep_both: bool = True) -> InferenceEngine:
+
+def choose(load: Callable[[bool], InferenceEngine], may_keep_both: bool = True) -> tuple[InferenceEngine, float]:
     """Load a model with onnxruntime and with torch, and keep the one that embeds more samples per second.
 
     Where that is torch, but onnxruntime is faster with single texts and its embeddings are the same, both are kept:
@@ -36,15 +43,16 @@ def choose(load: Callable[[bool], InferenceEngine], may_keep_both: bool = True) 
 
     :param load: with onnxruntime, or not.
     :param may_keep_both: whether there is memory for the model twice.
+    :return: the engine, and the choice as :data:`Choices` has it.
     """
     with_onnx = load(True)
     if with_onnx.modality not in _SAMPLES:
-        return with_onnx
+        return with_onnx, math.inf
     try:
         with_torch = load(False)
     except ModuleNotFoundError as error:
         _logger.info('chose %s: torch cannot load the model here: %s', type(with_onnx).__name__, error)
-        return with_onnx
+        return with_onnx, math.inf
     features = _features(with_onnx)
     of_onnx, of_torch = (len(features) / seconds for seconds in _measure([with_onnx, with_torch], features))
     chosen = with_torch if of_torch > _WORTH * of_onnx else with_onnx
@@ -54,18 +62,35 @@ def choose(load: Callable[[bool], InferenceEngine], may_keep_both: bool = True) 
         of_onnx,
         of_torch,
     )
-    if chosen is with_torch and may_keep_both and chosen.modality == 'text':
-        return _with_onnx_for_few(with_onnx, with_torch, features)
-    return chosen
+    if chosen is with_onnx:
+        return with_onnx, math.inf
+    limit = 0
+    if may_keep_both and chosen.modality == 'text' and _compute_the_same(with_onnx, with_torch, features):
+        limit = _find_limit(with_onnx, with_torch, features)
+    return (BySizeEngine(with_onnx, with_torch, limit) if limit else with_torch), limit
 
 
-def _with_onnx_for_few(
-    with_onnx: InferenceEngine, with_torch: InferenceEngine, features: Sequence[np.ndarray]
-) -> InferenceEngine:
-    """Both engines, if onnxruntime is faster with few texts and computes the same, or else torch."""
-    found, expected = with_onnx.embed(features), with_torch.embed(features)
-    if not (np.abs(found - expected).max(1) <= _SAME * np.linalg.norm(expected, axis=1)).all():
-        return with_torch
+def choose_again(load: Callable[[bool], InferenceEngine], limit: float) -> InferenceEngine:
+    """Load a model as one of the same shape was found to be faster, without measuring anew.
+
+    :param load: with onnxruntime, or not.
+    :param limit: that choice, as :func:`choose` returned it.
+    """
+    if limit in (0, math.inf):
+        return load(limit == math.inf)
+    with_onnx, with_torch = load(True), load(False)
+    if _compute_the_same(with_onnx, with_torch, _features(with_onnx)[:_CHECKED]):
+        return BySizeEngine(with_onnx, with_torch, int(limit))
+    return with_torch
+
+
+def _compute_the_same(one: InferenceEngine, other: InferenceEngine, features: Sequence[np.ndarray]) -> bool:
+    found, expected = one.embed(features), other.embed(features)
+    return bool((np.abs(found - expected).max(1) <= _SAME * np.linalg.norm(expected, axis=1)).all())
+
+
+def _find_limit(with_onnx: InferenceEngine, with_torch: InferenceEngine, features: Sequence[np.ndarray]) -> int:
+    """The tokens of the largest batch in which onnxruntime is faster than torch; 0 if it is not even for one text."""
     median = float(np.median([len(row) for row in features]))
     usual = sorted(features, key=lambda row: abs(len(row) - median))
     limit = 0
@@ -79,10 +104,9 @@ def _with_onnx_for_few(
             _logger.info(
                 'onnxruntime takes %.1f ms for one text, torch %.1f ms: both are kept', 1000 * of_onnx, 1000 * of_torch
             )
-    if not limit:
-        return with_torch
-    _logger.info('onnxruntime is given batches of up to %d tokens, torch all others', limit)
-    return BySizeEngine(with_onnx, with_torch, limit)
+    if limit:
+        _logger.info('onnxruntime is given batches of up to %d tokens, torch all others', limit)
+    return limit
 
 
 def _features(engine: InferenceEngine) -> list[np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ from finetuner.artifact import Artifact, open_artifact
 from finetuner.artifact.opening import is_artifact_directory
 from finetuner.excepts import ArtifactError
 from finetuner.inference.engine import InferenceEngine
-from finetuner.inference.fastest import choose
+from finetuner.inference.fastest import Choices, choose, choose_again
 
 if TYPE_CHECKING:
     from finetuner.inference.encoder import Encoder
@@ -54,7 +54,7 @@ def load_engine(
     intra_op_num_threads: int = 0,
     inter_op_num_threads: int = 0,
     precision: str = 'fp32',
-    is_measured: bool = False,
+    choices: Choices | None = None,
 ) -> InferenceEngine:
     """Load a model for inference.
 
@@ -70,8 +70,9 @@ def load_engine(
     :param intra_op_num_threads: threads that compute one operator; 0 leaves the choice to the engine.
     :param inter_op_num_threads: operators that run at the same time (onnxruntime only).
     :param precision: `fp32`, or with torch `bf16` or `fp16`. An ONNX model has the one that it was exported with.
-    :param is_measured: where `is_onnx` and `precision` leave the choice, try both, and take the faster one; of a text
-        model up to 512 MiB on the CPU it may be each for the batches in which it is faster.
+    :param choices: where `is_onnx` and `precision` leave the choice, try both, and take the faster one; of a text
+        model up to 512 MiB on the CPU it may be each for the batches in which it is faster. The choice is kept in
+        here, and a model of the same shape, whose ONNX file has as many bytes, is not tried again.
     :raises ArtifactError: the artifact is not there, damaged or unsafe.
     :raises SelectModelRequired: there are several models and none was selected.
     :raises ValueError: an argument is wrong, or the model is not supported; the message says which.
@@ -98,10 +99,18 @@ def load_engine(
     if is_onnx is not None:
         return load(is_onnx)
     has_onnx = isinstance(source, Path) and (source / 'model.onnx').is_file()
-    if isinstance(source, Path) and has_onnx and precision == 'fp32' and is_measured and find_spec('torch'):
-        is_small = (source / 'model.onnx').stat().st_size <= _FOR_BOTH
-        return choose(load, may_keep_both=is_small and device == 'cpu')
+    if isinstance(source, Path) and has_onnx and precision == 'fp32' and choices is not None and find_spec('torch'):
+        return _load_fastest(load, (source / 'model.onnx').stat().st_size, device, choices)
     return load(has_onnx and precision == 'fp32')
+
+
+def _load_fastest(
+    load: Callable[[bool], InferenceEngine], size: int, device: str | None, choices: Choices
+) -> InferenceEngine:
+    if size in choices:
+        return choose_again(load, choices[size])
+    engine, choices[size] = choose(load, may_keep_both=size <= _FOR_BOTH and device == 'cpu')
+    return engine
 
 
 def _load(

@@ -22,12 +22,14 @@ from finetuner.artifact import ModelInfo, open_artifact, pack
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import ArtifactError, DataError, SelectModelRequired
 from finetuner.inference import load_engine
+from finetuner.inference.backbones import load_encoder
 from finetuner.inference.by_size import BySizeEngine
 from finetuner.inference.digest import digest_model
 from finetuner.inference.loading import named_installs
 from finetuner.inference.onnx_engine import ONNXRuntimeInferenceEngine
 from finetuner.inference.precision import DTYPES
 from finetuner.inference.torch_engine import TorchInferenceEngine
+from training.export import export
 
 TEXTS = ['where is my card', '', 'My card is LOST!', 'the ' * 300, 'Überraschung, 漢字 🙂', 'a', ' ', '[SEP] my [PAD]']
 
@@ -279,7 +281,7 @@ def test_the_faster_engine_is_found_by_trying(tiny_artifact, monkeypatch, caplog
         return embed(self, features)
 
     monkeypatch.setattr(slow, 'embed', embed_slowly)
-    engine = load_engine(tiny_artifact, is_measured=True)
+    engine = load_engine(tiny_artifact, choices={})
     assert not isinstance(engine, slow)
     rates = re.search(r'chose (\w+): onnxruntime embeds (\d+) samples per second here, torch (\d+)', caplog.text)
     assert rates[1] == type(engine).__name__
@@ -300,7 +302,7 @@ def test_each_engine_gets_the_batches_in_which_it_is_faster(tiny_artifact, monke
     caplog.set_level('INFO', 'finetuner')
     slow_with(monkeypatch, ONNXRuntimeInferenceEngine, lambda count: count > 4)
     slow_with(monkeypatch, TorchInferenceEngine, lambda count: count <= 4)
-    engine = load_engine(tiny_artifact, is_measured=True)
+    engine = load_engine(tiny_artifact, choices={})
     assert isinstance(engine, BySizeEngine)
     assert f'onnxruntime is given batches of up to {engine.limit} tokens, torch all others' in caplog.text
     texts = [f'{word} card' for word in ('lost', 'my', 'where', 'is')] * 64
@@ -317,12 +319,40 @@ def test_each_engine_gets_the_batches_in_which_it_is_faster(tiny_artifact, monke
     assert given[4:] and set(given[4:]) == {engine.large}
 
 
+@pytest.mark.parametrize('slow', [ONNXRuntimeInferenceEngine, TorchInferenceEngine, None])
+def test_a_model_of_the_same_shape_is_not_tried_again(tiny_artifact, tiny_model, tmp_path, monkeypatch, caplog, slow):
+    caplog.set_level('INFO', 'finetuner')
+    if slow is None:  # each is slow in its turn, and both are kept
+        slow_with(monkeypatch, ONNXRuntimeInferenceEngine, lambda count: count > 4)
+        slow_with(monkeypatch, TorchInferenceEngine, lambda count: count <= 4)
+    else:
+        slow_with(monkeypatch, slow, lambda count: True)
+    encoder = load_encoder(tiny_model)
+    encoder.backbone.embeddings.word_embeddings.weight.data.mul_(2)
+    other = export(encoder, tmp_path / 'other')
+    choices = {}
+    first = load_engine(tiny_artifact, choices=choices)
+    assert 'chose' in caplog.text
+    caplog.clear()
+    second = load_engine(other, choices=choices)
+    assert 'samples per second' not in caplog.text
+    assert type(second) is type(first)
+    assert getattr(second, 'limit', None) == getattr(first, 'limit', None)
+    texts = ['lost card', 'where is my card']
+    expected = load_engine(other, is_onnx=False).encode_texts(texts)
+    np.testing.assert_allclose(second.encode_texts(texts), expected, atol=1e-5)
+    assert not np.allclose(first.encode_texts(texts), expected, atol=1e-3)
+
+
 def test_engines_that_differ_are_never_mixed(tiny_artifact, monkeypatch):
     slow_with(monkeypatch, ONNXRuntimeInferenceEngine, lambda count: count > 4)
     slow_with(monkeypatch, TorchInferenceEngine, lambda count: count <= 4)
     embed = ONNXRuntimeInferenceEngine.embed
+    choices = {}
+    assert isinstance(load_engine(tiny_artifact, choices=choices), BySizeEngine)
     monkeypatch.setattr(ONNXRuntimeInferenceEngine, 'embed', lambda self, features: 1.001 * embed(self, features))
-    assert isinstance(load_engine(tiny_artifact, is_measured=True), TorchInferenceEngine)
+    assert isinstance(load_engine(tiny_artifact, choices={}), TorchInferenceEngine)
+    assert isinstance(load_engine(tiny_artifact, choices=choices), TorchInferenceEngine)
 
 
 def test_a_model_whose_library_is_not_installed_is_served_with_onnxruntime(tiny_artifact, monkeypatch, caplog):
@@ -331,14 +361,14 @@ def test_a_model_whose_library_is_not_installed_is_served_with_onnxruntime(tiny_
     monkeypatch.delitem(sys.modules, 'finetuner.inference.torch_engine')
     monkeypatch.delitem(sys.modules, 'finetuner.inference.backbones')
     monkeypatch.delitem(sys.modules, 'finetuner.inference.text_encoder')
-    assert isinstance(load_engine(tiny_artifact, is_measured=True), ONNXRuntimeInferenceEngine)
+    assert isinstance(load_engine(tiny_artifact, choices={}), ONNXRuntimeInferenceEngine)
     assert 'torch cannot load the model here: transformers is not installed' in caplog.text
 
 
 def test_what_is_asked_for_is_not_measured(tiny_artifact, caplog):
     caplog.set_level('INFO', 'finetuner')
-    assert isinstance(load_engine(tiny_artifact, is_measured=True, is_onnx=True), ONNXRuntimeInferenceEngine)
-    assert isinstance(load_engine(tiny_artifact, is_measured=True, precision='bf16'), TorchInferenceEngine)
+    assert isinstance(load_engine(tiny_artifact, choices={}, is_onnx=True), ONNXRuntimeInferenceEngine)
+    assert isinstance(load_engine(tiny_artifact, choices={}, precision='bf16'), TorchInferenceEngine)
     assert 'chose' not in caplog.text
 
 
