@@ -99,10 +99,11 @@ def describe_usage(usage: Usage) -> dict[str, Any]:
     """What an account has, and what it may have."""
     return {
         'account': usage.account.name,
-        **{kind: asdict(getattr(usage, kind)) for kind in ('datasets', 'artifacts', 'checkpoints')},
+        **{kind: asdict(getattr(usage, kind)) for kind in ('datasets', 'artifacts', 'checkpoints', 'search_items')},
         'runs': {'waiting': usage.waiting, 'at_work': usage.at_work, 'total': usage.runs},
         'max_bytes': usage.account.max_bytes,
         'max_runs': usage.account.max_runs,
+        'max_search_bytes': usage.max_search_bytes,
     }
 
 

@@ -98,6 +98,8 @@ class Usage:
 
     :param max_bytes: that it may hold; None is no limit.
     :param max_runs: that it may have at work at the same time; None is no limit.
+    :param search_items: what can be searched for, with their embeddings.
+    :param max_search_bytes: that those may take; None is not known.
     """
 
     account: str
@@ -107,6 +109,8 @@ class Usage:
     runs: RunCounts
     max_bytes: int | None = None
     max_runs: int | None = None
+    search_items: Amount = Amount(0, 0)
+    max_search_bytes: int | None = None
 
 
 @dataclass(frozen=True)

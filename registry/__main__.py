@@ -110,7 +110,12 @@ def delete_account(name: Name, yes: Annotated[bool, typer.Option('--yes', '-y', 
     with Registry.open_existing() as registry:
         found = registry.get_account(name)
         used = registry.usage(found.id)
-        kinds = {'data sets': used.datasets, 'artifacts': used.artifacts, 'checkpoints': used.checkpoints}
+        kinds = {
+            'data sets': used.datasets,
+            'artifacts': used.artifacts,
+            'checkpoints': used.checkpoints,
+            'search items': used.search_items,
+        }
         stored = [f'{kind.count} {what} ({_show_bytes(kind.bytes)})' for what, kind in kinds.items()]
         has = ', '.join([*stored, f'{used.runs} runs'])
         if not yes:

@@ -71,6 +71,10 @@ def usage(session: Session, account_id: str) -> Usage:
             session, select(func.count(), _sum(ArtifactRow.size)).where(ArtifactRow.account_id == account_id)
         ),
         checkpoints=_stored(session, checkpoints),
+        search_items=_stored(
+            session, select(func.count(), _sum(SearchItemRow.size)).where(SearchItemRow.account_id == account_id)
+        ),
+        max_search_bytes=_limit(SEARCH_BYTES),
         waiting=counts.get(CREATED, 0),
         at_work=counts.get(STARTED, 0),
         runs=sum(counts.values()),

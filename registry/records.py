@@ -70,6 +70,7 @@ class Stored:
 class Usage:
     """What an account has, beside what it may have (see `Account`).
 
+    :param max_search_bytes: that search items may take, of any account.
     :param waiting: runs that are CREATED.
     :param at_work: runs that are STARTED.
     :param runs: all runs.
@@ -79,6 +80,8 @@ class Usage:
     datasets: Stored
     artifacts: Stored
     checkpoints: Stored
+    search_items: Stored
+    max_search_bytes: int
     waiting: int
     at_work: int
     runs: int

@@ -69,9 +69,11 @@ class Usage(BaseModel):
     datasets: Stored
     artifacts: Stored
     checkpoints: Stored
+    search_items: Stored
     runs: RunCounts
     max_bytes: int | None = None
     max_runs: int | None = None
+    max_search_bytes: int
 
 
 @ping.get('/ping', operation_id='ping')

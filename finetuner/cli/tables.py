@@ -94,6 +94,8 @@ def usage_table(usage: Usage) -> Table:
     limit = '' if usage.max_bytes is None else f' of {decimal(usage.max_bytes)}'
     table.add_row('Together', '', f'{decimal(total)}{limit}', style='bold')
     limit = '' if usage.max_runs is None else f' of {usage.max_runs}'
+    most = '' if usage.max_search_bytes is None else f' of {decimal(usage.max_search_bytes)}'
+    table.add_row('Search items', f'{usage.search_items.count:,}', f'{decimal(usage.search_items.bytes)}{most}')
     table.add_row('Runs at work', f'{usage.runs.at_work}{limit}', '')
     table.add_row('Runs waiting', f'{usage.runs.waiting}', '')
     table.add_row('Runs in all', f'{usage.runs.total}', '')

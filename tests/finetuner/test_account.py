@@ -54,10 +54,19 @@ def test_usage(service):
         'runs': {'waiting': 0, 'at_work': 1, 'total': 3},
         'max_bytes': 1e10,
         'max_runs': None,
+        'search_items': {'count': 4, 'bytes': 50},
+        'max_search_bytes': 1e9,
         'something_new': {},
     }
     assert finetuner.usage() == Usage(
-        'local', Amount(2, 5_000_000_000), Amount(1, 10), Amount(0, 0), RunCounts(0, 1, 3), 10_000_000_000, None
+        account='local',
+        datasets=Amount(2, 5_000_000_000),
+        artifacts=Amount(1, 10),
+        checkpoints=Amount(0, 0),
+        runs=RunCounts(0, 1, 3),
+        max_bytes=10_000_000_000,
+        search_items=Amount(4, 50),
+        max_search_bytes=1_000_000_000,
     )
     assert finetuner.whoami() == 'local'
     service.endpoints['/usage'] = lambda *_: {'account': 'local', 'datasets': 'many'}

@@ -51,9 +51,11 @@ def test_whoami_and_usage(service, finetuner):
     service.endpoints['/usage'] = lambda *_: {
         'account': 'local', 'datasets': amount, 'artifacts': amount, 'checkpoints': {'count': 0, 'bytes': 0},
         'runs': {'waiting': 3, 'at_work': 1, 'total': 9}, 'max_bytes': 2e10, 'max_runs': 2,
+        'search_items': {'count': 77, 'bytes': 3e8}, 'max_search_bytes': 1e9,
     }  # fmt: skip
     code, out, err = finetuner('usage')
     assert code == 0 and '1,234' in out and '10.0 GB of 20.0 GB' in out and '1 of 2' in out
+    assert '77' in out and '300.0 MB of 1.0 GB' in out
     assert err == 'Next: finetuner datasets\n'
 
 

@@ -34,7 +34,11 @@ def test_an_account_has_so_many_bytes_of_items(registry, account, monkeypatch):
             registry.items.upsert(account, 'model', items(*names, text=text))
     registry.items.upsert(account, 'model', items('a', text='a hat'))
     assert {item.object_id: item.text for item in registry.items.read()} == {'a': 'a hat', 'b': 'a shoe'}
+    usage = registry.usage(account)
+    assert (usage.search_items.count, usage.max_search_bytes) == (2, 2 * ITEM_BYTES + 100)
+    assert 2 * ITEM_BYTES < usage.search_items.bytes <= usage.max_search_bytes
     registry.items.delete(account, ['b'])
+    assert registry.usage(account).search_items.count == 1
     registry.items.upsert(account, 'model', items('c'))
     registry.items.upsert(registry.create_account('other').id, 'model', items('a', 'b'))
 
