@@ -184,7 +184,7 @@ class Tracker:
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             if found.lifecycle_stage != 'active':
-                self.client.restore_experiment(found.experiment_id)
+                self._set_stage(found.experiment_id, 'active')
             return str(found.experiment_id)
         from mlflow.exceptions import MlflowException
 
@@ -201,15 +201,29 @@ class Tracker:
         for run in self._runs(experiment.experiment_id):
             self._delete_model(run)
         self._rename(experiment)
-        self.client.delete_experiment(experiment.experiment_id)
+        self._set_stage(experiment.experiment_id, 'deleted')
 
     def _rename(self, experiment: Experiment) -> None:
         """Have an experiment leave its name to another: MLflow lets no two have one, even if one is deleted."""
         if experiment.lifecycle_stage != 'active':  # somebody else has deleted it; only so can it be renamed
-            self.client.restore_experiment(experiment.experiment_id)
+            self._set_stage(experiment.experiment_id, 'active')
         self.client.rename_experiment(experiment.experiment_id, f'{experiment.name} / {experiment.experiment_id}')
         if experiment.lifecycle_stage != 'active':
-            self.client.delete_experiment(experiment.experiment_id)
+            self._set_stage(experiment.experiment_id, 'deleted')
+
+    def _set_stage(self, experiment_id: str, stage: str) -> None:
+        """Delete an experiment, or restore it.
+
+        :param stage: 'deleted' or 'active'.
+        """
+        from mlflow.exceptions import MlflowException
+
+        change = self.client.delete_experiment if stage == 'deleted' else self.client.restore_experiment
+        try:
+            change(experiment_id)
+        except MlflowException:  # MLflow does neither twice, and the answer to the first try may have been lost
+            if self.client.get_experiment(experiment_id).lifecycle_stage != stage:
+                raise
 
     def _runs(self, experiment_id: str) -> list[Run]:
         found, token = [], None

@@ -201,6 +201,31 @@ def test_another_owner_begins_anew_and_takes_nothing_away(tracker, model):
     assert tracker.begin('account', 'm', 'batch', 'third').trainings() == [], 'somebody has deleted what there was'
 
 
+@pytest.mark.parametrize('name', ['delete_experiment', 'restore_experiment', 'rename_experiment'])
+def test_an_iteration_is_replaced_also_if_an_answer_of_mlflow_is_lost(tracker, model, monkeypatch, name):
+    monkeypatch.setattr('training.errors.PAUSE', 0.01)
+    learn(tracker.begin('account', 'm', 'batch', 'first'), FIRST, 0.5, model)
+    call, lost = getattr(tracker.impatient_client, name), []
+
+    def lose_the_first_answer(*arguments):
+        call(*arguments)
+        if not lost:
+            lost.append(arguments)
+            raise ConnectionResetError('the answer is lost')
+
+    first = tracker.begin('account', 'm', 'batch', 'first')
+    tracker.client.delete_experiment(first.id)
+    monkeypatch.setattr(tracker.impatient_client, name, lose_the_first_answer)
+    second = tracker.begin('account', 'm', 'batch', 'second')
+    assert lost and second.id != first.id and second.trainings() == []
+    found = tracker.client.get_experiment(first.id)
+    assert (found.lifecycle_stage, found.name) == ('deleted', f'{first.name} / {first.id}')
+    tracker.remove(second.id)
+    assert tracker.client.get_experiment(second.id).lifecycle_stage == 'deleted'
+    with pytest.raises(MlflowException):
+        tracker._set_stage('12345', 'deleted')
+
+
 def test_the_last_iteration_is_the_latest_whose_model_was_promoted(tracker, model):
     assert tracker.last('account', 'm', 'none') is None
     found = []
