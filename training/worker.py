@@ -11,17 +11,17 @@ import socket
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from finetuner.excepts import ArtifactError, DataError, ParameterError, RegistryError, UnavailableError
+from finetuner.excepts import ArtifactError, DataError, ParameterError, UnavailableError
 from registry import Registry, RunRecord
 from registry.names import new_id
 from registry.queue import SCHEDULING
-from registry.records import FINISHED
 from registry.tuning_tasks import TASK
 from training.errors import is_passing, passing_reason, persistently, reason
+from training.finishing import finish
 from training.heartbeat import Heartbeat
 from training.interruption import Interruption
 from training.launchers.attempt import log_path
@@ -173,19 +173,6 @@ def last_progress(config: FitConfig, result: FitResult) -> Progress:
     epochs = len(result.history)
     loss = result.history[-1].get('train_loss') if result.history else None
     return Progress('Finished', epochs, epochs, epoch=epochs, epochs=config.epochs, loss=loss)
-
-
-def finish(registry: Registry, run_id: str, artifact: Path, metrics: Any, examples: Any, lease: str) -> None:
-    """Store the result, also if the registry is away for a while.
-
-    :raises RegistryError: the run is another's, or has ended.
-    """
-    try:
-        persistently(lambda: registry.finish_run(run_id, artifact, metrics, examples, lease))
-    except RegistryError:
-        # perhaps it was stored, and the answer was lost
-        if registry.get_run_by_id(run_id).status != FINISHED:
-            raise
 
 
 if __name__ == '__main__':

@@ -7,12 +7,12 @@ import logging
 import shutil
 from pathlib import Path
 
-from finetuner.excepts import NotFoundError, RegistryError
+from finetuner.excepts import NotFoundError
 from registry import Registry, RunRecord
 from registry.promotions import AliasMovedError
-from registry.records import FINISHED, TuningTask
+from registry.records import TuningTask
 from training.callbacks.training_checkpoint import Recovery
-from training.errors import persistently
+from training.finishing import finish
 from training.heartbeat import Heartbeat
 from training.interruption import Interruption
 from training.iterations.helping import HELPS, help_out
@@ -103,14 +103,7 @@ def _finish(registry: Registry, run: RunRecord, outcome: Outcome, lease: str, al
     """
     details = f'Promoted to {alias}: {outcome.sentence}' if outcome.is_promoted else f'Not promoted: {outcome.sentence}'
     options = {'alias': alias, 'in_place_of': start.artifact_id} if outcome.is_promoted else {}
-    try:
-        persistently(
-            lambda: registry.finish_run(run.id, outcome.artifact, outcome.metrics, {}, lease, details, **options)
-        )
-    except RegistryError:
-        # perhaps it was stored, and the answer was lost
-        if registry.get_run_by_id(run.id).status != FINISHED:
-            raise
+    finish(registry, run.id, outcome.artifact, outcome.metrics, {}, lease, details=details, **options)
     logger.info('%s', details)
 
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 from finetuner.excepts import DataError, NotFoundError, QuotaError, RegistryError, RunInProgressError
@@ -22,7 +21,7 @@ from registry import Registry, RunRecord
 from registry.records import CREATED, FAILED, FINISHED, STARTED
 from registry.tuning_tasks import EXPERIMENT, TASK
 from training.callbacks.training_checkpoint import Recovery
-from training.errors import persistently
+from training.finishing import finish
 from training.heartbeat import Heartbeat
 from training.interruption import Interruption
 from training.iterations.search import Candidate, ParameterSearch
@@ -195,8 +194,7 @@ def help_out(
         shutil.rmtree(folder, ignore_errors=True)
         registry.cancel_run(run.id, 'Ended early: worse than half of the trainings before it')
     else:
-        metrics = {'quality': result.quality}
-        persistently(partial(registry.finish_run, run.id, result.artifact, metrics, {}, heartbeat.lease))
+        finish(registry, run.id, result.artifact, {'quality': result.quality}, {}, heartbeat.lease)
         shutil.rmtree(folder, ignore_errors=True)
 
 
