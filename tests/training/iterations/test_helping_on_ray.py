@@ -21,10 +21,9 @@ LOGGER = logging.getLogger('ray-test')
 
 def place_of(registry, run_id):
     """The home of the node that works on a run; None while none does."""
-    run = registry.get_run_by_id(run_id)
-    if run.status != STARTED or run.progress is None:
-        return None
-    return psutil.Process(int(run.worker.rpartition(':')[2])).environ()['FINETUNER_HOME']
+    worker = psutil.Process(int(registry.get_run_by_id(run_id).worker.rpartition(':')[2]))
+    # until it is there, it is the service that speaks for it
+    return worker.environ()['FINETUNER_HOME'] if 'training.worker' in worker.cmdline() else None
 
 
 @pytest.mark.slow
