@@ -30,7 +30,7 @@ INT32 = range(-(2**31), 2**31)
 
 def answer(text: str | None = None, blob: bytes | None = None, **tags: Any) -> DocumentArray:
     """One document with these tags, and with text or bytes beside them."""
-    return DocumentArray([Document(text=text, blob=blob, tags=_wire(tags))])
+    return DocumentArray([Document(text=text, blob=blob, tags=wire(tags))])
 
 
 def answer_page(page: Page[Item], describe: Callable[[Item], dict[str, Any]]) -> DocumentArray:
@@ -208,12 +208,12 @@ def describe_batch(batch: ClickBatch) -> dict[str, Any]:
     }
 
 
-def _wire(value: Any) -> Any:
+def wire(value: Any) -> Any:
     """The value as a message can carry it: an integer beyond 32 bits becomes a float."""
     if isinstance(value, dict):
-        return {key: _wire(item) for key, item in value.items()}
+        return {key: wire(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_wire(item) for item in value]
+        return [wire(item) for item in value]
     if isinstance(value, int) and value not in INT32:
         return float(value)
     return value

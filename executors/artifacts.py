@@ -13,6 +13,7 @@ from typing import Protocol
 from executors.opening import open_registry
 from finetuner import settings
 from finetuner.client.session import current_session
+from finetuner.client.transport import NobodyThere
 from finetuner.excepts import ArtifactError, ArtifactNotFoundError, AuthenticationError, RegistryError
 from finetuner.inference import resolve_artifact
 from finetuner.inference.remote import fetch_id, without_secrets
@@ -123,8 +124,10 @@ def _fetch(reference: str, token: str | None, may_wait: bool, logger: Logger) ->
         try:
             artifact_id = store.id_of(reference)
             return Found(store.file_of(artifact_id), artifact_id), store
-        except ArtifactNotFoundError as error:
-            if kind is kinds[-1] and may_wait:
+        except (ArtifactNotFoundError, NobodyThere) as error:
+            # the service that cannot be reached may be the very one that this executor is a part of, and will be
+            is_to_come = len(kinds) > 1 or not isinstance(error, NobodyThere)
+            if kind is kinds[-1] and may_wait and is_to_come:
                 logger.warning(str(error))  # with the aliases that there are: it may be misspelt
                 return None, store
             store.close()

@@ -39,7 +39,7 @@ class ClickstreamExecutor(Executor):
         super().__init__(**kwargs)
         prepare_process(self)
         if retention_days is None and (days := os.environ.get(RETENTION)):
-            retention_days = float(days)
+            retention_days = _read_days(days)
         if retention_days is not None and not retention_days > 0:
             raise ValueError(f'retention_days is {retention_days:g}: give a number above 0 ({RETENTION})')
         self.registry = open_registry(self.logger)
@@ -146,3 +146,10 @@ class ClickstreamExecutor(Executor):
     @requests
     def unknown(self, docs: DocumentArray, **kwargs: Any) -> DocumentArray:
         raise unknown_endpoint(self)
+
+
+def _read_days(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f'{RETENTION} is {text!r}: give a number of days above 0') from None

@@ -5,7 +5,7 @@ from typing import Any
 
 from jina import Executor, requests
 
-from executors.answers import answer, answer_page, describe_dataset, describe_part, describe_usage
+from executors.answers import answer, answer_page, describe_dataset, describe_part
 from executors.endpoints import unknown_endpoint
 from executors.inline import read_inline
 from executors.lifetime import prepare_process
@@ -15,7 +15,6 @@ from executors.parameters import (
     IngestParameters,
     PageParameters,
     PartsParameters,
-    TokenParameters,
 )
 from executors.sources import allowed_roots, allowed_schemes, read_uri
 from finetuner.data import make_options
@@ -81,12 +80,6 @@ class DatasetExecutor(Executor):
         """Delete a data set, and return what it was. Not while a run that waits or is at work reads it."""
         account = self.registry.authenticate(parameters.secret)
         return answer(**describe_dataset(self.registry.delete_dataset(account.id, parameters.name)))
-
-    @requests(on='/usage')
-    def usage(self, docs: DocumentArray, parameters: TokenParameters, **kwargs: Any) -> DocumentArray:
-        """What the account has of data sets, artifacts, checkpoints and runs, and what it may have."""
-        account = self.registry.authenticate(parameters.secret)
-        return answer(**describe_usage(self.registry.usage(account.id)))
 
     @requests
     def unknown(self, docs: DocumentArray, **kwargs: Any) -> DocumentArray:

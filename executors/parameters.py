@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from executors.patterns import RULES, SHA256
+from executors.told import Told
 from finetuner.excepts import ParameterError
 from registry.plain import check_description
 from registry.queue import SCHEDULING
@@ -258,7 +259,7 @@ class ShownResult(BaseModel):
 
     object_id: str
     rank: float | None = Field(default=None, description='The score that the search gave it, such as a cosine.')
-    meta: dict[str, Any] | None = Field(default=None, description='What is in the item, or where it is.')
+    meta: Told | None = Field(default=None, description='What is in the item, or where it is.')
 
 
 class SessionParameters(Parameters):
@@ -267,7 +268,7 @@ class SessionParameters(Parameters):
     session_id: str = Field(description='Of the client, unique within the account.')
     search_query: str
     search_results: list[ShownResult]
-    search_meta: dict[str, Any] | None = None
+    search_meta: Told | None = None
     user_id: str | None = None
     created_at: int | None = Field(default=None, description='Seconds since 1970 in UTC, about now.')
 
@@ -281,7 +282,7 @@ class UserEvent(BaseModel):
     object_id: str
     event_type: str = 'click'
     created_at: int | None = Field(default=None, description='Seconds since 1970 in UTC.')
-    meta: dict[str, Any] | None = Field(default=None, description='`importance` is a weight.')
+    meta: Told | None = Field(default=None, description='`importance` is a weight.')
 
 
 class EventsParameters(Parameters):
@@ -337,7 +338,7 @@ class NewTuningTaskParameters(Parameters):
 
     fine_tuning_method: str
     batch_id: str | None = Field(default=None, description='Default the batch that collects when the task begins.')
-    metadata: dict[str, Any] | None = None
+    metadata: Told | None = None
     idempotency_key: str | None = None
 
 
@@ -365,11 +366,11 @@ class SearchParameters(Parameters):
     )
     user_id: str | None = None
 
-    @field_validator('session_id')
+    @field_validator('session_id', 'user_id')
     @classmethod
     def _refuse_an_id_of_nothing(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and info.data.get('create_session') is False:
-            raise ValueError('it names the session that create_session makes: set create_session to true, or omit it')
+            raise ValueError('it is of the session that create_session makes: set create_session to true, or omit it')
         return value
 
 

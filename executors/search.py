@@ -29,6 +29,7 @@ from finetuner.inference.engine import name_document
 from finetuner.inference.remote import without_secrets
 from registry.plain import MAX_JSON, clean, json_size
 from registry.search_items import NewItem, SearchItem
+from training.numbers import integers
 
 PIECE = 256
 """Items that are embedded at once."""
@@ -125,7 +126,7 @@ class SearchExecutor(Executor):
                 if not is_finite:
                     raise DataError(f'the model makes no embedding of the text of {document.id!r}: numbers overflow')
             new = [
-                NewItem(str(document.id), str(document.text), document.tags or None, embedding.tobytes())
+                NewItem(str(document.id), str(document.text), integers(document.tags) or None, embedding.tobytes())
                 for document, embedding in zip(docs, embeddings, strict=True)
             ]
             items = self.registry.items.upsert(account.id, searched.index.model, new)
@@ -281,7 +282,7 @@ def _check_item(document: Document, position: int) -> None:
     """
     named = name_document(position, document)
     if not (document.text or '').strip():
-        raise DataError(f'{named} has no text')
+        raise DataError(f'{named} has no text: white space is none')
     if (document.tags or {}).get('text', document.text) != document.text:
         raise DataError(
             f"{named} has a tag 'text' that is not its text, which is found under that name: give the tag another"

@@ -17,6 +17,7 @@ from executors.answers import (
     describe_run,
     describe_task,
     describe_token,
+    describe_usage,
 )
 from executors.endpoints import unknown_endpoint
 from executors.launching import make_launcher, read_policy
@@ -420,6 +421,12 @@ class TrainerExecutor(Executor):
     @requests(on='/whoami')
     def whoami(self, docs: DocumentArray, parameters: TokenParameters, **kwargs: Any) -> DocumentArray:
         return answer(account=self.registry.authenticate(parameters.secret).name)
+
+    @requests(on='/usage')
+    def usage(self, docs: DocumentArray, parameters: TokenParameters, **kwargs: Any) -> DocumentArray:
+        """What the account has of data sets, artifacts, checkpoints, search items and runs, and what it may have."""
+        account = self.registry.authenticate(parameters.secret)
+        return answer(**describe_usage(self.registry.usage(account.id)))
 
     @requests
     def unknown(self, docs: DocumentArray, **kwargs: Any) -> DocumentArray:

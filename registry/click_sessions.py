@@ -122,7 +122,7 @@ def _is(account_id: str, session_id: str) -> tuple[ColumnElement[bool], ColumnEl
 def _find(session: Session, account_id: str, session_id: str) -> ClickSessionRow:
     row = session.scalar(select(ClickSessionRow).where(*_is(account_id, session_id)))
     if row is None:
-        raise NotFoundError(f'Session with id={session_id} not found')
+        raise NotFoundError(f'Session with id={session_id[:255]} not found')
     return row
 
 

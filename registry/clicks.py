@@ -176,9 +176,11 @@ def check_key(name: str, value: str) -> str:
 
     :raises RegistryError: it is empty, longer than 255 characters, or not text throughout.
     """
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_KEY or clean(value) != value:
-        shown = repr(value) if len(repr(value)) <= 80 else f'{repr(value)[:80]}…'
+    shown = repr(value) if len(repr(value)) <= 80 else f'{repr(value)[:80]}…'
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_KEY:
         raise RegistryError(f'{name} is {shown}: give 1 to {MAX_KEY} characters')
+    if clean(value) != value:
+        raise RegistryError(f'{name} is {shown}: databases take no U+0000 and no half of a character')
     return value
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from executors.api.request import Call, Paged, Paging, make_router
 from executors.openapi import NOT_FOUND
 from executors.parameters import INT53
+from executors.told import Sent, Told
 from registry.clicks import MAX_EVENTS, MAX_KEY, MAX_PAGE_SIZE, MAX_QUERY, MAX_RESULTS
 
 router = make_router('clickstream')
@@ -33,7 +34,7 @@ class Lenient(BaseModel):
 class NewResult(Lenient):
     object_id: Key
     rank: float | None = Field(default=None, description='The score that the search gave it, such as a cosine.')
-    meta: dict[str, Any] | None = Field(default=None, description='What is in the item, or where it is.')
+    meta: Sent | None = Field(default=None, description='What is in the item, or where it is.')
 
 
 class NewSession(Lenient):
@@ -42,7 +43,7 @@ class NewSession(Lenient):
     session_id: Key
     search_query: str = Field(max_length=MAX_QUERY)
     search_results: list[NewResult] = Field(max_length=MAX_RESULTS)
-    search_meta: dict[str, Any] | None = None
+    search_meta: Sent | None = None
     user_id: Key | None = None
     created_at: Seconds | None = None
 
@@ -52,7 +53,7 @@ class NewEvent(Lenient):
     object_id: Key
     event_type: Key = 'click'
     created_at: Seconds | None = None
-    meta: dict[str, Any] | None = Field(default=None, description='The number `importance` is a weight.')
+    meta: Sent | None = Field(default=None, description='The number `importance` is a weight.')
 
 
 class NewEvents(Lenient):
@@ -73,7 +74,7 @@ class NewRelease(Lenient):
 class ShownResult(BaseModel):
     object_id: str
     rank: float | None
-    meta: dict[str, Any] | None
+    meta: Told | None
 
 
 class Event(BaseModel):
@@ -81,7 +82,7 @@ class Event(BaseModel):
     object_id: str
     event_type: str
     created_at: int
-    meta: dict[str, Any] | None
+    meta: Told | None
 
 
 class Session(BaseModel):
@@ -90,7 +91,7 @@ class Session(BaseModel):
     session_id: str
     search_query: str
     search_results: list[ShownResult]
-    search_meta: dict[str, Any] | None
+    search_meta: Told | None
     user_id: str | None
     created_at: int
     is_irrelevant: bool

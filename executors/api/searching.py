@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from docarray.typing import ID
-from pydantic import Field, StrictBool
+from pydantic import AfterValidator, Field, StrictBool, ValidationInfo, field_validator
 
+from executors.answers import wire
 from executors.api.clickstream import Key
 from executors.api.request import Body, Call, make_router
+from executors.told import Sent, Told
 from finetuner.documents import Document
 from registry.clicks import MAX_QUERY
 from registry.search_items import MAX_ITEMS, MAX_TEXT
@@ -16,12 +18,29 @@ from registry.search_items import MAX_ITEMS, MAX_TEXT
 router = make_router('search')
 
 
+def _check_words(text: str) -> str:
+    if not text.strip():
+        raise ValueError('it is nothing but white space')
+    return text
+
+
+Wordy = Annotated[str, AfterValidator(_check_words)]
+
+
 class NewItem(Body):
     object_id: Key
-    text: str = Field(min_length=1, max_length=MAX_TEXT, description='What is searched.')
-    meta: dict[str, Any] | None = Field(
+    text: Wordy = Field(min_length=1, max_length=MAX_TEXT, description='What is searched.')
+    meta: Sent | None = Field(
         default=None, description='Is handed out with the item. A `text` in it must be that of the item.'
     )
+
+    @field_validator('meta')
+    @classmethod
+    def _check_text(cls, meta: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
+        text = info.data.get('text')
+        if text is not None and (meta or {}).get('text', text) != text:
+            raise ValueError("its 'text' is not that of the item, which is found under that name: give it another name")
+        return meta
 
 
 class NewItems(Body):
@@ -35,7 +54,7 @@ class ItemIds(Body):
 class Query(Body):
     """What is looked for; with `create_session`, what is found becomes a session of the clickstream."""
 
-    search_query: str = Field(min_length=1, max_length=MAX_QUERY)
+    search_query: Wordy = Field(min_length=1, max_length=MAX_QUERY)
     limit: int = Field(default=10, ge=1, le=1000)
     create_session: StrictBool = False
     session_id: Key | None = Field(
@@ -55,7 +74,7 @@ class Deleted(Body):
 class Result(Body):
     object_id: str
     rank: float = Field(description='The cosine of the item and the query.')
-    meta: dict[str, Any] | None = Field(description='That of the item, and its `text`.')
+    meta: Told | None = Field(description='That of the item, and its `text`.')
 
 
 class Found(Body):
@@ -67,7 +86,7 @@ class Found(Body):
 @router.post('/search/items', operation_id='upsert_items')
 async def upsert(body: NewItems, call: Call) -> Upserted:
     """Add items, or put them in the place of those of the same ids: all of them, or none."""
-    documents = [Document(id=ID(item.object_id), text=item.text, tags=item.meta or {}) for item in body.items]
+    documents = [Document(id=ID(item.object_id), text=item.text, tags=wire(item.meta or {})) for item in body.items]
     return Upserted(**(await call.document('/upsert', {}, documents)).tags)
 
 

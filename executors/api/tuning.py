@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from executors.api.request import Call, make_router
 from executors.openapi import NOT_FOUND
 from executors.parameters import INT32
+from executors.told import Sent, Told
 
 router = make_router('fine-tuning')
 MISSING: dict[int | str, dict[str, Any]] = {404: {'description': NOT_FOUND}}
@@ -35,7 +36,7 @@ class NewTask(BaseModel):
 
     fine_tuning_method: str = Field(min_length=1, max_length=200, description='Such as `text-to-text`.')
     batch_id: str | None = Field(default=None, min_length=1, max_length=200)
-    metadata: dict[str, Any] | None = None
+    metadata: Sent | None = None
     idempotency_key: UUID | None = Field(default=None, description='The same one again gives the same task.')
 
 
@@ -51,7 +52,7 @@ class Task(BaseModel):
     best_model_url: str | None = Field(
         default=None, description='The best model of the task, promoted or not: a zip file, for whoever sends a token.'
     )
-    metadata: dict[str, Any] | None = None
+    metadata: Told | None = None
     idempotency_key: str | None = None
     error: str | None = Field(default=None, description='Why it failed, in one sentence.')
     promoted: bool | None = Field(default=None, description='Whether its model took the place of the one before.')

@@ -1,5 +1,6 @@
 """The clickstream over REST, as a front end calls it: what Embedding Studio answered, save where we differ."""
 
+import json
 import threading
 import time
 
@@ -77,6 +78,21 @@ def test_from_a_session_to_a_batch(api):
     _, batches = api('GET', '/internal/batches', size=2)
     assert [item['status'] for item in batches['items']] == ['collecting', 'released']
     assert batches['items'][1] == shown and batches['total'] >= 2
+
+
+def test_whole_numbers_come_back_as_they_were_sent(api):
+    name = f'numbers {time.time()}'
+    told = {'year': 2021, 'ean': 5901234123457, 'price': 9.5, 'deep': [{'n': -(2**53) + 1}], 'is_new': True}
+    session = {'session_id': name, 'search_query': 'q', 'search_results': [{'object_id': 'a', 'meta': told}]}
+    assert api('POST', '/session', {**session, 'search_meta': told}) == (200, None)
+    events = [{'event_id': '1', 'object_id': 'a', 'meta': told}]
+    assert api('POST', '/session/events', {'session_id': name, 'events': events}) == (200, None)
+    _, found = api('GET', '/session', session_id=name)
+    for kept in (found['search_meta'], found['search_results'][0]['meta'], found['events'][0]['meta']):
+        assert json.dumps(kept, sort_keys=True) == json.dumps(told, sort_keys=True), '7 is not 7.0'
+    status, answer = api('POST', '/session', {**session, 'search_meta': {'id': [1, 2**53]}})
+    assert status == 422 and 'search_meta' in answer['detail']
+    assert 'id[1] is a whole number of more than 53 bits: send it as a text' in answer['detail']
 
 
 def test_the_first_hundred_events_are_shown_and_all_are_kept(api):

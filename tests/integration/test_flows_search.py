@@ -1,5 +1,7 @@
 """A search that learns: items in, queries, clicks on what was found, over REST and gRPC."""
 
+import json
+
 import numpy as np
 import pytest
 import requests
@@ -56,6 +58,22 @@ def test_from_items_to_a_click_on_what_was_found(shop, api):
     _, session = api('GET', '/clickstream/session', session_id=name)
     assert (session['search_query'], session['user_id'], len(session['events'])) == ('a red apple', 'ann', 1)
     assert session['search_results'] == found['search_results']
+
+
+def test_whole_numbers_of_items_come_back_as_they_were_sent(api):
+    told = {'ean': 5901234123457, 'price': 9, 'weight': 0.5, 'text': 'a barcode'}
+    assert api('POST', '/search/items', {'items': [{'object_id': 'ean', 'text': 'a barcode', 'meta': told}]})[0] == 200
+    _, found = api('POST', '/search', {'search_query': 'a barcode', 'limit': 1, 'create_session': True})
+    _, session = api('GET', '/clickstream/session', session_id=found['session_id'])
+    for shown in (found, session):
+        assert json.dumps(shown['search_results'][0]['meta'], sort_keys=True) == json.dumps(told, sort_keys=True)
+    assert api('POST', '/search/items/delete', {'object_ids': ['ean']}) == (200, {'deleted': 1})
+
+
+def test_what_the_account_has_is_told(api):
+    api('POST', '/search/items', {'items': ITEMS})
+    status, usage = api('GET', '/usage')
+    assert status == 200 and usage['search_items']['count'] == 3 and usage['max_search_bytes'] > 0
 
 
 def test_grpc_finds_the_same(shop, api):
@@ -155,15 +173,25 @@ def test_nothing_of_another_account_is_seen_or_changed_over_grpc(shop, api, othe
     [
         ('/search', {}, 'search_query'),
         ('/search', {'search_query': ''}, 'search_query'),
-        ('/search', {'search_query': ' '}, 'whose text is the query'),
+        ('/search', {'search_query': ' '}, 'search_query: it is nothing but white space'),
         ('/search', {'search_query': 'x', 'session_id': 'mine'}, 'session_id'),
+        ('/search', {'search_query': 'x', 'user_id': 'mine'}, 'create_session'),
         ('/search', {'search_query': 'x', 'limit': 0}, 'limit'),
+        (
+            '/search/items',
+            {'items': [{'object_id': 'a', 'text': 'x', 'meta': {'n': [2**53]}}]},
+            'n[0] is a whole number of more than 53 bits',
+        ),
         ('/search', {'search_query': 'x', 'filter': {}}, 'filter'),
         ('/search', {'search_query': 'x', 'create_session': 'yes'}, 'create_session'),
         ('/search/items', {'items': []}, 'items'),
         ('/search/items', {'items': [{'object_id': 'a', 'text': ''}]}, 'text'),
-        ('/search/items', {'items': [{'object_id': 'a', 'text': ' '}]}, 'has no text'),
-        ('/search/items', {'items': [{'object_id': 'a', 'text': 'x', 'meta': {'text': 'y'}}]}, "a tag 'text'"),
+        ('/search/items', {'items': [{'object_id': 'a', 'text': ' '}]}, 'it is nothing but white space'),
+        (
+            '/search/items',
+            {'items': [{'object_id': 'a', 'text': 'x', 'meta': {'text': 'y'}}]},
+            "meta: its 'text' is not that of the item",
+        ),
         ('/search/items', {'items': [{'object_id': '', 'text': 'x'}]}, 'object_id'),
         ('/search/items', {'items': [{'object_id': 'a', 'text': 'x', 'meta': {'x': 'y' * 70_000}}]}, 'meta of'),
         ('/search/items/delete', {'object_ids': 'p1'}, 'object_ids'),

@@ -19,6 +19,7 @@ from finetuner.data.links import MAX_BYTES, Links
 from finetuner.excepts import DataError
 from registry.click_records import SearchResult
 from training.errors import is_passing
+from training.numbers import integers
 
 Modality = Literal['text', 'image']
 
@@ -81,10 +82,12 @@ class Files(BaseModel):
         raise NotImplementedError(type(self).__name__)
 
     def _place(self, result: SearchResult) -> str:
-        place: Any = result.object_id if self.address is None else (result.meta or {}).get(self.address)
-        if not isinstance(place, str) or not place:
+        place = result.object_id if self.address is None else (result.meta or {}).get(self.address)
+        if place is None or place == '':
             raise DataError(f'meta has no {self.address!r} that says where the file is')
-        return place + self.suffix
+        if not isinstance(place, str | int | float):
+            raise DataError(f'meta has a {self.address!r} that is neither a text nor a number')
+        return f'{integers(place)}{self.suffix}'
 
 
 class FolderItems(Files):
@@ -190,4 +193,4 @@ def _checked_segments(path: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return value.strip() if isinstance(value, str) else str(value) if isinstance(value, int | float) else ''
+    return value.strip() if isinstance(value, str) else str(integers(value)) if isinstance(value, int | float) else ''

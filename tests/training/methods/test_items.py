@@ -39,12 +39,23 @@ def test_inline_texts(tmp_path):
     found = load_items(
         source,
         sessions(
-            a={'title': 'A', 'text': ' a text '}, b={'text': 'only'}, c={'title': 7}, d={}, e=None, f={'text': ''}
+            a={'title': 'A', 'text': ' a text '}, b={'text': 'only'}, c={'title': 7.0}, d={}, e=None, f={'text': ''}
         ),
         tmp_path,
     )
     assert found.contents == {'a': 'A\na text', 'b': 'only', 'c': '7'}
     assert found.missing == dict.fromkeys('def', "meta has no 'title' or 'text'")
+
+
+def test_a_number_says_where_a_file_is(tmp_path):
+    (tmp_path / '132.txt').write_text('a text')
+    source = FolderItems(loader='folder', root=str(tmp_path), address='num', suffix='.txt')
+    found = load_items(source, sessions(a={'num': 132}, b={'num': 132.0}, c={'num': []}, d={}), tmp_path / 'cache')
+    assert found.contents == {'a': 'a text', 'b': 'a text'}
+    assert found.missing == {
+        'c': "meta has a 'num' that is neither a text nor a number",
+        'd': "meta has no 'num' that says where the file is",
+    }
 
 
 def test_the_last_that_is_said_of_an_item_counts(tmp_path):
