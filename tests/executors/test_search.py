@@ -149,8 +149,9 @@ def test_what_is_shown_becomes_a_session(executor, account, call, search):
 
 
 def test_an_id_is_of_a_session_that_is_made(executor, account, search):
-    with pytest.raises(ParameterError, match="'session_id': it names the session that create_session makes"):
-        search('card', session_id='mine')
+    for name in ('session_id', 'user_id'):
+        with pytest.raises(ParameterError, match=f"'{name}': it is of the session that create_session makes"):
+            search('card', **{name: 'mine'})
     with pytest.raises(NotFoundError):
         executor.registry.clicks.get_session(account, 'mine')
 

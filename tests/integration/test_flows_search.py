@@ -173,7 +173,7 @@ def test_nothing_of_another_account_is_seen_or_changed_over_grpc(shop, api, othe
     [
         ('/search', {}, 'search_query'),
         ('/search', {'search_query': ''}, 'search_query'),
-        ('/search', {'search_query': ' '}, 'search_query: it is nothing but white space'),
+        ('/search', {'search_query': ' '}, "'search_query': it is nothing but white space"),
         ('/search', {'search_query': 'x', 'session_id': 'mine'}, 'session_id'),
         ('/search', {'search_query': 'x', 'user_id': 'mine'}, 'create_session'),
         ('/search', {'search_query': 'x', 'limit': 0}, 'limit'),
@@ -190,7 +190,7 @@ def test_nothing_of_another_account_is_seen_or_changed_over_grpc(shop, api, othe
         (
             '/search/items',
             {'items': [{'object_id': 'a', 'text': 'x', 'meta': {'text': 'y'}}]},
-            "meta: its 'text' is not that of the item",
+            "meta': its 'text' is not that of the item",
         ),
         ('/search/items', {'items': [{'object_id': '', 'text': 'x'}]}, 'object_id'),
         ('/search/items', {'items': [{'object_id': 'a', 'text': 'x', 'meta': {'x': 'y' * 70_000}}]}, 'meta of'),
