@@ -66,7 +66,9 @@ class TrailingSlashes:
 
 
 class BodyLimits:
-    """Refuses a body that is too large or comes too slowly, and any while those of others fill the room for bodies."""
+    """Refuses a body that is too large, that is compressed or that comes too slowly, and any while those of others fill
+    the room for bodies.
+    """
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -78,10 +80,13 @@ class BodyLimits:
         if scope['type'] != 'http':
             await self.app(scope, receive, send)
             return
-        body = _Body(self, receive)
-        announced = Headers(scope=scope).get('content-length') or '0'
-        is_too_large = announced.isdecimal() and int(announced) > self.limit
-        app = refuse(413, self.too_large, {'Connection': 'close'}) if is_too_large else self.app
+        body, headers = _Body(self, receive), Headers(scope=scope)
+        announced, app = headers.get('content-length') or '0', self.app
+        if announced.isdecimal() and int(announced) > self.limit:
+            app = refuse(413, self.too_large, {'Connection': 'close'})
+        elif (encoding := headers.get('content-encoding', 'identity').strip().lower()) not in ('identity', ''):
+            detail = f'the body has the Content-Encoding {encoding[:80]}, which is not read here: send it as it is'
+            app = refuse(415, detail, {'Accept-Encoding': 'identity'})
         try:
             await app(scope, body.receive, _Lingering(body, send).send)
         finally:

@@ -28,6 +28,15 @@ INT53 = 2**53 - 1
 """The largest whole number that arrives as it was sent: numbers travel as floats."""
 
 
+def refuse_truth_for_a_number(model: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
+    """For a validator of all fields of a model, before its own: pydantic would take true for 1."""
+    kind = model.model_fields[str(info.field_name)].annotation
+    kinds = {kind, *get_args(kind)}
+    if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+        raise ValueError('it must be a number')
+    return value
+
+
 class Parameters(BaseModel):
     """Base of all: an unknown name is an error, and no error shows a token."""
 
@@ -38,11 +47,7 @@ class Parameters(BaseModel):
     @field_validator('*', mode='before')
     @classmethod
     def _refuse_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        kind = cls.model_fields[str(info.field_name)].annotation
-        kinds = {kind, *get_args(kind)}
-        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
-            raise ValueError('it must be a number')
-        return value
+        return refuse_truth_for_a_number(cls, value, info)
 
     def __init__(self, **values: Any) -> None:
         values.pop('__results__', None)  # Jina's client adds it where there are no parameters

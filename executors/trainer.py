@@ -112,6 +112,8 @@ class TrainerExecutor(Executor):
         check_trackers(config)
         check_model(config)
         check_model_exists(config)
+        if config.model_artifact is not None:
+            self.registry.get_artifact(account.id, config.model_artifact)
         if parameters.check_only:
             return answer(checked=True)
         roles = _datasets(config)
@@ -401,6 +403,8 @@ class TrainerExecutor(Executor):
         """A new token of the account. This is the one time that it is shown."""
         account = self.registry.authenticate(parameters.secret)
         days = parameters.days
+        if days is not None and timedelta(days=days) < timedelta(seconds=1):
+            raise ParameterError(f'days is {days:g}, which is less than a second: give more, or none for no end')
         expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
         token, kept = self.registry.issue_token(account.id, parameters.name, expires_at)
         return answer(**describe_token(kept), token=token)

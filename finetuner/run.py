@@ -110,18 +110,20 @@ class Run:
         return self
 
     def logs(self) -> str:
-        """All that the run has logged so far.
+        """All that the run has logged so far, in all of its attempts.
 
-        :raises RunPreparingError: the run has not started.
+        :raises RunPreparingError: the run has never started.
         """
-        if self.refresh()['status'] == CREATED:
-            raise RunPreparingError(f'the run {self.name} waits for its start: there are no logs yet')
+        status = self.refresh()['status']
         text, offset = '', 0
         while True:
             part, offset, _ = self.logs_from(offset)
             if not part:
-                return text
+                break
             text += part
+        if not text and status == CREATED:
+            raise RunPreparingError(f'the run {self.name} waits for its start: there are no logs yet')
+        return text
 
     def stream_logs(self, interval: float = 5) -> Iterator[str]:
         """Yield pieces of the log as they are written, until the run has ended.

@@ -136,8 +136,8 @@ def _format_of(request: Request) -> Format:
     known = ', '.join(MEDIA_TYPES)
     raise HTTPException(
         415,
-        f'the body is of the type {given[:80] or "that is not told"}: say ?format=csv, jsonl, parquet or arrow, '
-        f'or send one of the Content-Types {known}',
+        f'the body is of the type {given[:80] or "that no Content-Type tells"}: say ?format=csv, jsonl, parquet or '
+        f'arrow, or send one of the Content-Types {known}',
     )
 
 

@@ -11,12 +11,12 @@ from fastapi.exceptions import HTTPException
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from executors import calls
 from executors.errors import absent
 from executors.openapi import BEARER
-from executors.parameters import INT32
+from executors.parameters import INT32, refuse_truth_for_a_number
 from executors.strict_json import load_json
 from finetuner.documents import Document
 
@@ -33,6 +33,11 @@ class Body(BaseModel):
     """Base of all that is sent: an unknown name is an error, and no error shows what was sent whole."""
 
     model_config = ConfigDict(extra='forbid', hide_input_in_errors=True, protected_namespaces=())
+
+    @field_validator('*', mode='before')
+    @classmethod
+    def _refuse_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return refuse_truth_for_a_number(cls, value, info)
 
 
 class Paged(BaseModel, Generic[Item]):
@@ -75,7 +80,8 @@ class StrictRoute(APIRoute):
         async def strict(request: Request) -> Response:
             kind = request.headers.get('content-type', '').partition(';')[0].strip().lower()
             if self.body_field is not None and kind != 'application/json' and not kind.endswith('+json'):
-                detail = f'the body is of the type {kind or "that is not told"}: send Content-Type: application/json'
+                kind = kind or 'that no Content-Type tells'
+                detail = f'the body is of the type {kind}: send Content-Type: application/json'
                 raise HTTPException(415, detail[:300])
             return await handle(self.request_class(request.scope, request.receive))
 

@@ -140,6 +140,9 @@ def fit(
     :raises ParameterError: the service refuses an argument.
     :raises RegistryError: the name is taken by another run, or a data set is unknown.
     """
+    if not isinstance(model, str) or not model:
+        goes_on = ': with model_artifact, it is the one that the artifact was made of' if model_artifact else ''
+        raise ParameterError(f'model is {model!r}, and not the name of a model{goes_on}')
     arguments = dict(locals()) | {'priority': priority or None}
     options = make_options(csv_options)
     session = current_session()

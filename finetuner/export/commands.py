@@ -213,6 +213,8 @@ def export_kubernetes(
         console.print(escape(f'Missing: the Secret {name}: {creations[name]}'), soft_wrap=True, highlight=False)
         for key, meaning in keys.items():
             console.print(escape(f'    {key}: {meaning}'), soft_wrap=True, highlight=False)
+    if ingress_host and not tls:
+        _warn(f'whoever listens on the way to {ingress_host} can read tokens: add --tls, or have TLS in front of it')
     makes_own = SECRETS in missing and not generate_secrets
     brought = [command for name, command in creations.items() if not (makes_own and name == SECRETS)]
     _next(

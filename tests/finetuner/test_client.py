@@ -361,6 +361,13 @@ def test_the_place_of_a_malformed_document_counts_all_parts(service, datasets, m
         finetuner.fit('m', make_documents(12), run_name='r')
 
 
+@pytest.mark.parametrize('model', [None, '', 3])
+def test_what_is_no_name_of_a_model_is_refused(service, model):
+    with pytest.raises(ParameterError, match=f'model is {model!r}, and not the name of a model: with model_artifact'):
+        finetuner.fit(model, 'fruits', model_artifact='a' * 24)
+    assert not service.parameters('/fit')
+
+
 def test_other_data_under_the_name_of_an_old_run_is_refused(datasets):
     finetuner.fit('m', make_documents(5), run_name='r')
     finetuner.fit('m', make_documents(5), run_name='r')

@@ -4,6 +4,7 @@
 of Python or a token.
 """
 
+import gzip
 import json
 import re
 from collections.abc import Callable
@@ -182,6 +183,21 @@ ROWS: dict[str, tuple[Callable[[Any], tuple[Any, str]], Any, str]] = {
         415,
         'of the type application/xml: send Content-Type: application/json',
     ),
+    'no content type': (
+        http('POST', '/api/v1/experiments', b'{}'),
+        415,
+        'of the type that no Content-Type tells: send Content-Type: application/json',
+    ),
+    'a compressed body': (
+        http('POST', '/api/v1/experiments', gzip.compress(b'{"name": "x"}'), {**JSON, 'Content-Encoding': 'gzip'}),
+        415,
+        'the body has the Content-Encoding gzip, which is not read here: send it as it is',
+    ),
+    'a compressed file': (
+        http('PUT', '/api/v1/datasets/bad/parts/0?format=csv', gzip.compress(b'a,b'), {'Content-Encoding': 'gzip'}),
+        415,
+        'Content-Encoding gzip',
+    ),
     'too many digits': (
         http('POST', '/status', b'{"parameters":{"run_name":' + 5000 * b'9' + b'}}'),
         400,
@@ -308,6 +324,21 @@ ROWS: dict[str, tuple[Callable[[Any], tuple[Any, str]], Any, str]] = {
     'an unknown option of a loss': (make_run(hyper_parameters__loss_options={'margn': 1}), 422, 'margn'),
     'no epochs': (make_run(hyper_parameters__epochs=0), 422, 'epochs.*greater than or equal to 1, got 0'),
     'a negative rate': (make_run(hyper_parameters__learning_rate=-1), 422, 'learning_rate.*greater than 0, got -1'),
+    'true epochs': (make_run(hyper_parameters__epochs=True), 422, 'epochs.*it must be a number'),
+    'a memory for all the world': (
+        make_run(
+            hyper_parameters__loss='CrossBatchMemory',
+            hyper_parameters__loss_options={'loss': 'TripletMarginLoss', 'memory_size': 10**15},
+        ),
+        422,
+        'memory_size is 1000000000000000: give at most 1000000',
+    ),
+    'an artifact that there is not': (make_run(model__artifact='zzz'), 400, "There is no artifact 'zzz'"),
+    'a token for no time': (
+        http('POST', '/api/v1/tokens', {'name': 'x', 'days': 1e-300}),
+        422,
+        'days is 1e-300, which is less than a second',
+    ),
     'half a batch': (make_run(hyper_parameters__batch_size=1.5), 422, 'batch_size.*valid integer'),
     'epochs in words': (make_run(hyper_parameters__epochs='five'), 422, "epochs.*valid integer.*got 'five'"),
     'a frozen something': (

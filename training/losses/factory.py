@@ -20,7 +20,7 @@ from training.losses.metric import MetricObjective, TripletObjective
 from training.losses.multiple_losses import MultipleLosses, common_shape
 from training.losses.multiple_negative_ranking import MultipleNegativeRankingLoss
 from training.losses.objective import Objective, Shape
-from training.losses.options import check_options, construct
+from training.losses.options import check_options, check_values, construct
 from training.losses.prob_margin import CosineProbMarginRankingLoss, ProbMarginRankingLoss
 from training.losses.self_supervised import SelfSupervisedLoss
 from training.losses.siglip import SigLIPLoss
@@ -87,6 +87,8 @@ def check_objective(
 
     :raises ValueError: a name, an option or a value is refused; the message names it.
     """
+    check_values('loss_options', options)
+    check_values('miner_options', miner_options)
     objective = _Maker(2, None, None, miner, miner_options).objective(name, options)
     size = _embedding_size(objective)
     labels = torch.arange(8) % 2

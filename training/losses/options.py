@@ -11,6 +11,11 @@ from torch import nn
 
 # arguments that the data and the model decide; `l` is the embedding size of ManifoldLoss
 FROM_DATA = frozenset({'num_classes', 'embedding_size', 'descriptors_dim', 'l', 'logit_scale'})
+# what is kept in memory in proportion to it: checking a run makes a small loss, and must not make a large one
+SIZES = frozenset({'memory_size', 'num_bins', 'pos_per_bin', 'neg_per_bin', 'sub_centers', 'centers_per_class', 'dims'})
+MAX_SIZE = 1_000_000
+# what a library takes without a look, and then does as if it were another
+CHOICES = {'type_of_triplets': ('all', 'hard', 'semihard', 'easy')}
 # arguments that pass functions between the classes of pytorch-metric-learning
 INTERNAL = frozenset({'self', 'mat_based_loss', 'weight_init_func', 'collect_stats'})
 
@@ -75,6 +80,27 @@ def positive(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float('inf'):
         raise ValueError(f'{name} is {value!r}: give a number above 0')
     return float(value)
+
+
+def check_values(place: str, options: Any) -> None:
+    """See that nothing which a loss or a miner keeps in memory is too large to be made, and that what is one of some
+    words is one of them. Inner losses and miners are looked at, too.
+
+    :param place: what the options are called.
+    :raises ValueError: something is.
+    """
+    if isinstance(options, Mapping):
+        for name, value in options.items():
+            sizes = value if isinstance(value, (list, tuple)) else [value]
+            too_large = [size for size in sizes if isinstance(size, int | float) and size > MAX_SIZE]
+            if name in SIZES and too_large:
+                raise ValueError(f'{place}: {name} is {too_large[0]}: give at most {MAX_SIZE}')
+            if name in CHOICES:
+                one_of(f'{place}: {name}', value, CHOICES[name])
+            check_values(place, value)
+    elif isinstance(options, (list, tuple)):
+        for item in options:
+            check_values(place, item)
 
 
 def one_of(name: str, value: Any, known: Iterable[Any]) -> Any:

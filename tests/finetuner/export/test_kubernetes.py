@@ -109,6 +109,7 @@ def test_an_ingress_speaks_what_the_gateway_speaks(export, tls):
     assert int(annotations['nginx.ingress.kubernetes.io/proxy-read-timeout']) >= 3600
     assert annotations['nginx.ingress.kubernetes.io/proxy-buffering'] == 'off'
     assert annotations.get('nginx.ingress.kubernetes.io/backend-protocol') == ('HTTPS' if tls else None)
+    assert ('whoever listens on the way to embed.example.com can read tokens' in written.output) == (not tls)
     (grpc,) = [
         port for port in written.manifest('Service', 'finetuner-gateway')['spec']['ports'] if port['name'] == 'grpc'
     ]
