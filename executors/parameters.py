@@ -85,7 +85,11 @@ def _sentence(name: str, detail: Any) -> str:
 
 
 def broken_rule(detail: Any) -> str | None:
-    """What is to be said of a text that does not match a pattern, if pydantic complains of that."""
+    """What is to be said of a text that does not match a pattern, or of a number too large, if pydantic complains of
+    that.
+    """
+    if detail['type'] == 'int_parsing_size':
+        return 'is too large a number'
     return RULES.get(detail['ctx']['pattern']) if detail['type'] == 'string_pattern_mismatch' else None
 
 

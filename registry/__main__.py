@@ -164,15 +164,17 @@ def usage(page: PageOption = 1) -> None:
         used = [registry.usage(item.id) for item in found.items]
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column('account', overflow='fold', min_width=7)
-    for title in ('data sets', 'artifacts', 'checkpoints', 'quota', 'waiting', 'at work', 'runs'):
+    for title in ('data sets', 'artifacts', 'quota', 'checkpoints', 'search', 'waiting', 'at work', 'runs'):
         table.add_column(title, min_width=len(title))
     for item in used:
-        stored = [f'{kind.count}: {_show_bytes(kind.bytes)}' for kind in (item.datasets, item.artifacts)]
+        kinds = (item.datasets, item.artifacts, item.checkpoints, item.search_items)
+        datasets, artifacts, *others = (f'{kind.count}: {_show_bytes(kind.bytes)}' for kind in kinds)
         table.add_row(
             item.account.name,
-            *stored,
-            f'{item.checkpoints.count}: {_show_bytes(item.checkpoints.bytes)}',
+            datasets,
+            artifacts,
             _show_bytes(item.account.max_bytes),
+            *others,
             str(item.waiting),
             str(item.at_work) if item.account.max_runs is None else f'{item.at_work} of {item.account.max_runs}',
             str(item.runs),

@@ -178,6 +178,6 @@ def _no_token(host: str) -> str:
         return (
             f'there is no token for {host}: start a service on this machine with `finetuner serve`, whose very first '
             'start writes one; if it has accounts already, as after a restore, `python -m registry token --save` does; '
-            'or call finetuner.login(token=...)'
+            'or give one that you have: finetuner.login(token=...), or `finetuner login --token -`'
         )
     return f'there is no token for {host}: call finetuner.login(host={host!r}, token=...) or set FINETUNER_TOKEN'

@@ -50,7 +50,8 @@ def _parse(file: TextIO, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             found = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(f'{name}, line {line}: it is not JSON: {error}') from error
+            reason = 'it nests too deep' if isinstance(error, RecursionError) else error
+            raise DataError(f'{name}, line {line}: it is not JSON: {reason}') from error
         if not isinstance(found, dict):
             raise DataError(f'{name}, line {line}: it is {_kind(found)}, not an object {{"text": ..., "label": ...}}')
         yield line, found

@@ -324,6 +324,12 @@ ROWS: dict[str, tuple[Callable[[Any], tuple[Any, str]], Any, str]] = {
     'an unknown option of a loss': (make_run(hyper_parameters__loss_options={'margn': 1}), 422, 'margn'),
     'no epochs': (make_run(hyper_parameters__epochs=0), 422, 'epochs.*greater than or equal to 1, got 0'),
     'a negative rate': (make_run(hyper_parameters__learning_rate=-1), 422, 'learning_rate.*greater than 0, got -1'),
+    'epochs without end': (make_run(hyper_parameters__epochs=1e30), 422, 'epochs.*1e.30 is too large a number'),
+    'a deep line': (
+        http('PUT', '/api/v1/datasets/bad/parts/0?format=jsonl', b'{"text":' * 5000),
+        400,
+        'line 1: it is not JSON: it nests too deep',
+    ),
     'true epochs': (make_run(hyper_parameters__epochs=True), 422, 'epochs.*it must be a number'),
     'a memory for all the world': (
         make_run(

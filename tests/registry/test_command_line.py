@@ -70,19 +70,21 @@ def test_accounts_have_quotas_and_show_what_they_use(registry, documents):
     assert registry.authenticate(run('token', '--account', 'support').stdout.strip()) == registry.get_account('support')
     registry.append_documents(support.id, 'intents', documents(10))
     shown = CliRunner(env={'COLUMNS': '200'}).invoke(app, ['usage']).stdout
-    assert re.search(r'support *1: [45]\.\d+?KB *0: 0B *0: 0B *10.0GB', shown)
+    assert re.search(r'support *1: [45]\.\d+?KB *0: 0B *10.0GB *0: 0B *0: 0B', shown)
 
 
 def test_what_accounts_use_fits_into_80_columns(registry, monkeypatch):
     registry.create_account('support-of-the-northern-shops')
     usage = registry.usage(registry.get_account().id)
     kind = Stored(1234, 584_800_000_000)
-    busy = replace(usage, datasets=kind, artifacts=kind, checkpoints=kind, waiting=120, at_work=12, runs=1234)
+    busy = replace(
+        usage, datasets=kind, artifacts=kind, checkpoints=kind, search_items=kind, waiting=120, at_work=12, runs=1234
+    )
     monkeypatch.setattr(Registry, 'usage', lambda registry, account_id: busy)
     shown = CliRunner(env={'COLUMNS': '80'}).invoke(app, ['usage']).stdout
     assert '…' not in shown and max(map(len, shown.splitlines())) <= 80
     words = shown.split()
-    for word in ('account', 'artifacts', 'checkpoints', 'waiting', '584.8GB', '120', '1234'):
+    for word in ('account', 'artifacts', 'checkpoints', 'search', 'waiting', '584.8GB', '120', '1234'):
         assert word in words
 
 
