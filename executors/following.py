@@ -53,9 +53,8 @@ class Follower:
                 failed, failed_at = named, time.monotonic()
                 problem = f'{type(error).__name__}: {error}'
                 if problem != self._problem:  # once, not every second
-                    self._logger.error(
-                        f'{self._alias} is not followed, {self._current or "what is there"} goes on answering: {problem}'
-                    )
+                    now = self._current or 'what is there'
+                    self._logger.error(f'{self._alias} is not followed, {now} goes on answering: {problem}')
                 self._problem = problem
 
     def _look(self) -> str | None:
