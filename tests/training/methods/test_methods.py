@@ -151,6 +151,12 @@ def test_values_of_a_search_space_keep_their_types(write):
     assert [type(value) for value in method.search.space['optimizer_options.weight_decay']] == [float, float]
 
 
+def test_a_method_that_was_changed_has_another_digest(write):
+    first = read_method(write(PLAIN)).digest
+    assert read_method(write(PLAIN, 'again.yml')).digest == first
+    assert read_method(write({**PLAIN, 'fit': {'epochs': 3}})).digest != first
+
+
 def test_one_name_in_two_files_of_a_folder_is_refused(write, tmp_path):
     write(PLAIN)
     write(PLAIN, 'again.yml')
