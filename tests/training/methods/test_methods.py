@@ -160,8 +160,43 @@ def test_a_method_that_was_changed_has_another_digest(write):
 def test_one_name_in_two_files_of_a_folder_is_refused(write, tmp_path):
     write(PLAIN)
     write(PLAIN, 'again.yml')
-    with pytest.raises(ParameterError, match="both hold the method 'mine'"):
-        find_methods([tmp_path])
+    with pytest.raises(ParameterError, match="all hold the method 'mine'"):
+        load_method('mine', [tmp_path])
+
+
+def test_a_wrong_file_is_in_the_way_of_its_own_method_alone(write, tmp_path):
+    folders = [tmp_path, SHIPPED]
+    write({**PLAIN, 'name': 'good'}, 'good.yml')
+    write('name: [', 'broken.yml')
+    write({**PLAIN, 'name': 'misspelt', 'modl': 'x'}, 'misspelt.yml')
+    for name in ('one', 'another'):
+        write({**PLAIN, 'name': 'twice'}, f'{name}.yml')
+    assert load_method('good', folders).name == 'good' and load_method('text-to-text', folders)
+    assert find_methods(folders).keys() == {'good', 'text-to-text', 'text-to-image'}
+    with pytest.raises(ParameterError, match="misspelt.yml: 'modl' is unknown"):
+        load_method('misspelt', folders)
+    with pytest.raises(ParameterError, match="another.yml and .*one.yml all hold the method 'twice'"):
+        load_method('twice', folders)
+    with pytest.raises(NotFoundError, match="unknown fine-tuning method 'goood': did you mean good") as refused:
+        load_method('goood', folders)
+    reasons = str(refused.value).partition('. Files that cannot be read: ')[2]
+    for reason in ('broken.yml is no YAML', "misspelt.yml: 'modl' is unknown", "all hold the method 'twice'"):
+        assert reason in reasons
+
+
+@pytest.mark.parametrize('text', ['name: text-to-text\nmodel: [', 'name: text-to-text\nmodl: x\n'])
+def test_a_shipped_method_does_not_take_the_place_of_an_own_one_that_is_malformed(write, tmp_path, text):
+    write(text)
+    with pytest.raises(ParameterError, match='mine.yml'):
+        load_method('text-to-text', [tmp_path, SHIPPED])
+
+
+def test_of_many_wrong_files_some_are_told_shortly(write, tmp_path):
+    for number in range(7):
+        write({**PLAIN, 'name': f'm{number}', 'x' * 1000: number}, f'{number}.yml')
+    with pytest.raises(NotFoundError, match='and 2 more') as refused:
+        load_method('other', [tmp_path])
+    assert len(str(refused.value)) < 2000
 
 
 OURS = """
