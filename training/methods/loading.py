@@ -32,6 +32,13 @@ CLASS = 'class'
 CLAIM = re.compile(r'^name:\s*["\']?([A-Za-z0-9][A-Za-z0-9 ._-]*)', re.MULTILINE)
 TOLD, SHORT = 5, 300
 """Files of which is told why they cannot be read, and characters of each reason."""
+ALLOWED = {
+    'name': 'letters, digits, spaces and ._- that begin with a letter or digit, 100 characters at most',
+    'items.http.base': "the URL of a folder, which begins with http:// or https:// and ends with '/', without ? and #",
+    'items.s3.bucket': 'the name of a bucket: small letters, digits and .- that begin with a letter or digit, 2 to 63',
+    'items.s3.endpoint': 'the URL of the service, which begins with http:// or https://, without a path, ? and #',
+}
+"""What the patterns of texts allow, by place."""
 
 _importing = threading.Lock()
 
@@ -235,5 +242,7 @@ def _sentence(found: dict) -> str:
         return f'{place!r} is unknown'
     if found['type'] == 'missing':
         return f'{place!r} is missing'
+    if found['type'] == 'string_pattern_mismatch' and place in ALLOWED:
+        return f'{place}: give {ALLOWED[place]}'
     reason = str(found['ctx']['error']) if found['type'] == 'value_error' else found['msg']
     return f'{place}: {reason}' if place else reason

@@ -204,6 +204,10 @@ def test_too_few_sessions_are_told(keeper, click):
     with pytest.raises(NotFoundError, match='There is no collecting batch'):
         keeper.work(keeper.registry.tuning.create_task(other, METHOD['name'], {})[0])
     click(keeper.registry, other, 1, seed=3)
+    with pytest.raises(DataError, match='the only session of the batch has no click'):
+        keeper.work(keeper.registry.tuning.create_task(other, METHOD['name'], {})[0])
+    keeper.registry.clicks.register_session(other, 's', 'q', [{'object_id': 'a', 'meta': {'text': 'a'}}])
+    keeper.registry.clicks.register_events(other, 's', [{'event_id': 'e', 'object_id': 'a'}])
     with pytest.raises(DataError, match='at least 2 different queries are needed to split'):
         keeper.work(keeper.registry.tuning.create_task(other, METHOD['name'], {})[0])
 
