@@ -166,6 +166,12 @@ def test_one_model_of_an_iteration_is_kept_and_the_others_are_gone(tracker, mode
     assert tracker.client.list_artifacts(first) == []
 
 
+def test_models_are_fetched_without_bars(tracker, model, tmp_path, capfd):
+    iteration = tracker.begin('account', 'm', 'batch', 'owner')
+    iteration.fetch_model(learn(iteration, FIRST, 0.5, model), tmp_path / 'fetched')
+    assert '%|' not in capfd.readouterr().err
+
+
 def test_the_best_parameters_come_back_with_their_types(tracker):
     iteration = tracker.begin('account', 'm', 'batch', 'owner')
     learn(iteration, FIRST, 0.5)
