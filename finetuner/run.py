@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from finetuner.constants import ARTIFACTS_DIR, CANCELLED, CREATED, ENDED, FAILED, FINISHED, TRAINING_TASK
+from finetuner.constants import ARTIFACTS_DIR, CANCELLED, CREATED, ENDED, FAILED, FINISHED, TRAINING_TASK, TUNING_TASK
 from finetuner.excepts import FinetunerServerError, RunFailedError, RunInProgressError, RunPreparingError
 from finetuner.results import Progress, RunStatus, read_result
 
@@ -169,6 +169,11 @@ class Run:
         """
         return self._result('/metrics', 'get the metrics')
 
+    @property
+    def is_task(self) -> bool:
+        """Whether it is the run of a fine-tuning task, which learns from clicks."""
+        return TUNING_TASK in self.config
+
     def display_metrics(self) -> None:
         """Print the metrics before and after as a table, or that nothing was evaluated."""
         from finetuner.console import console, metrics_table
@@ -195,7 +200,8 @@ class Run:
 
         examples = self._result('/examples', 'get the examples')
         if not examples.get('after'):
-            console.print(f'The run {self.name} kept no examples: give fit EvaluationCallback(gather_examples=True).')
+            advice = 'a task keeps none' if self.is_task else 'give fit EvaluationCallback(gather_examples=True)'
+            console.print(f'The run {self.name} kept no examples: {advice}.')
             return
         console.print(examples_table(examples, k, queries))
 

@@ -19,7 +19,8 @@ def metrics(name: RunName, experiment: Experiment = None) -> None:
 
     run = finetuner.get_run(name, experiment)
     run.display_metrics()
-    next_command('examples' if run.metrics().get('after') else 'pull', name, *of_experiment(experiment))
+    has_examples = run.metrics().get('after') and not run.is_task
+    next_command('examples' if has_examples else 'pull', name, *of_experiment(experiment))
 
 
 @cli.command(rich_help_panel='Fine-tuning')
