@@ -169,11 +169,6 @@ class Run:
         """
         return self._result('/metrics', 'get the metrics')
 
-    @property
-    def is_task(self) -> bool:
-        """Whether it is the run of a fine-tuning task, which learns from clicks."""
-        return TUNING_TASK in self.config
-
     def display_metrics(self) -> None:
         """Print the metrics before and after as a table, or that nothing was evaluated."""
         from finetuner.console import console, metrics_table
@@ -200,7 +195,8 @@ class Run:
 
         examples = self._result('/examples', 'get the examples')
         if not examples.get('after'):
-            advice = 'a task keeps none' if self.is_task else 'give fit EvaluationCallback(gather_examples=True)'
+            is_task = TUNING_TASK in self.config
+            advice = 'a task keeps none' if is_task else 'give fit EvaluationCallback(gather_examples=True)'
             console.print(f'The run {self.name} kept no examples: {advice}.')
             return
         console.print(examples_table(examples, k, queries))
