@@ -62,7 +62,7 @@ from registry.names import check_name
 from registry.records import CANCELLED, CREATED, FAILED, FINISHED, STARTED
 from training.check import Role, check_data
 from training.config import FitConfig
-from training.methods import load_method
+from training.methods import Method, load_method
 from training.secrets import keep_secrets
 
 DEFAULTS = {name: field.default for name, field in FitConfig.model_fields.items() if not field.is_required()}
@@ -358,6 +358,7 @@ class TrainerExecutor(Executor):
         """Have a method learn from a batch of clicks, and return the task. The same key again gives the same task."""
         account = self.registry.authenticate(parameters.secret)
         method = load_method(parameters.fine_tuning_method)
+        self._check_start(account.id, method)
         config = {'model': method.model, 'loss': method.loss, 'device': method.fit.get('device', 'cuda')}
         task, _ = self.registry.tuning.create_task(
             account.id,
@@ -435,6 +436,16 @@ class TrainerExecutor(Executor):
     @requests
     def unknown(self, docs: DocumentArray, **kwargs: Any) -> DocumentArray:
         raise unknown_endpoint(self)
+
+    def _check_start(self, account_id: str, method: Method) -> None:
+        """Refuse a method whose model is certainly not to be had, unless a task would begin with another one.
+
+        :raises ParameterError: there is no such model.
+        """
+        try:
+            self.registry.get_promotion(account_id, method.promoted_alias)
+        except NotFoundError:
+            check_model_exists(method.config({}, train_data='clicks'))
 
     def _find(self, parameters: RunParameters) -> RunRecord:
         account = self.registry.authenticate(parameters.secret)

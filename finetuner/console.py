@@ -12,6 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
 from rich.table import Table
 
+from finetuner.constants import TUNING_TASK
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -94,7 +96,7 @@ def _ends(name: str, metric: str) -> bool:
 
 def _limits(config: Mapping[str, Any] | None) -> list[tuple[str, int]]:
     """What the names of each evaluation's metrics may begin with, and its k; the most telling first."""
-    if config is None:
+    if config is None or TUNING_TASK in config:  # those of a task have their k in their names
         return []
     given = [callback for callback in config.get('callbacks') or [] if callback['name'] == 'EvaluationCallback']
     limits: list[tuple[str, int]] = []

@@ -20,3 +20,4 @@ MAX_NUM_DOCS = 'max_num_docs'
 MODELS = 'models'
 SYNTHESIS_TASK = 'generation'
 TRAINING_TASK = 'training'
+TUNING_TASK = 'tuning_task'  # in the config of a run: the id of the fine-tuning task that it carries

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from finetuner.constants import ARTIFACTS_DIR, CANCELLED, CREATED, ENDED, FAILED, FINISHED, TRAINING_TASK
+from finetuner.constants import ARTIFACTS_DIR, CANCELLED, CREATED, ENDED, FAILED, FINISHED, TRAINING_TASK, TUNING_TASK
 from finetuner.excepts import FinetunerServerError, RunFailedError, RunInProgressError, RunPreparingError
 from finetuner.results import Progress, RunStatus, read_result
 
@@ -197,7 +197,9 @@ class Run:
 
         examples = self._result('/examples', 'get the examples')
         if not examples.get('after'):
-            console.print(f'The run {self.name} kept no examples: give fit EvaluationCallback(gather_examples=True).')
+            is_task = TUNING_TASK in self.config
+            advice = 'a task keeps none' if is_task else 'give fit EvaluationCallback(gather_examples=True)'
+            console.print(f'The run {self.name} kept no examples: {advice}.')
             return
         console.print(examples_table(examples, k, queries))
 

@@ -20,6 +20,7 @@ def open_client(uri: str | None = None) -> MlflowClient:
     :param uri: default `MLFLOW_TRACKING_URI`, or else a database in `FINETUNER_HOME`.
     """
     os.environ.setdefault('MLFLOW_DISABLE_TELEMETRY', 'true')
+    os.environ.setdefault('MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR', 'false')  # the log of a run is no terminal
     from mlflow import MlflowClient
 
     logging.getLogger('mlflow').setLevel(logging.WARNING)

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from executors.api.request import Body
 from executors.patterns import NAME
+from registry.tuning_tasks import TASK
 from training.unions import ADAPTERS, Freeze, GradientCache, Steps, either
 
 MAX_TEXT = 1000
@@ -135,14 +136,22 @@ def to_arguments(config: RunConfig) -> dict[str, Any]:
 def from_arguments(stored: dict[str, Any]) -> dict[str, Any]:
     """The nested configuration that the arguments of `/fit`, as a run stores them, came from."""
     nested: dict[str, Any] = {}
+    # what a task does not say, its method says when the work begins: no default is true of it
+    is_task = TASK in stored
     for title, section in SECTIONS.items():
+        names = {name: NAMES.get(name, name) if title == 'model' else name for name in section.model_fields}
         nested[title] = {
-            name: stored.get(NAMES.get(name, name) if title == 'model' else name, _default(section, name))
-            for name in section.model_fields
+            name: stored.get(argument, _default(section, name))
+            for name, argument in names.items()
+            if not is_task or argument in stored
         }
+        if is_task:
+            continue
         for name in ADDED.get(section, ()):
             if nested[title][name] in (None, _default(section, name)):
                 del nested[title][name]
+    if is_task:
+        return {**nested, TASK: stored[TASK]}
     callbacks = stored.get('callbacks') or []
     return {**nested, 'callbacks': callbacks, 'public': stored.get('public', False)}
 

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from finetuner.cli.root import Experiment, RunName, cli, next_command, of_experiment
 from finetuner.console import console
+from finetuner.constants import TUNING_TASK
 
 
 @cli.command(rich_help_panel='Fine-tuning')
@@ -19,7 +20,8 @@ def metrics(name: RunName, experiment: Experiment = None) -> None:
 
     run = finetuner.get_run(name, experiment)
     run.display_metrics()
-    next_command('examples' if run.metrics().get('after') else 'pull', name, *of_experiment(experiment))
+    has_examples = run.metrics().get('after') and TUNING_TASK not in run.config
+    next_command('examples' if has_examples else 'pull', name, *of_experiment(experiment))
 
 
 @cli.command(rich_help_panel='Fine-tuning')

@@ -111,6 +111,16 @@ def test_what_jina_did_not_have_is_taken_and_told():
     assert 'compile' not in nested['model']
 
 
+def test_the_configuration_of_a_task_has_what_is_known_of_it_alone():
+    stored = {'model': 'all-minilm-l6-v2', 'loss': 'CosineProbMarginRankingLoss', 'device': 'cuda', 'tuning_task': 'a'}
+    assert from_arguments(stored) == {
+        'model': {'name': 'all-minilm-l6-v2'},
+        'data': {},
+        'hyper_parameters': {'loss': 'CosineProbMarginRankingLoss'},
+        'tuning_task': 'a',
+    }
+
+
 @pytest.mark.parametrize(
     ('change', 'place'),
     [

@@ -1,6 +1,7 @@
 """The trainer without a Flow around it."""
 
 import asyncio
+import json
 
 import httpx
 import huggingface_hub
@@ -10,7 +11,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from sqlalchemy import select
 
 from executors import trainer
-from executors.parameters import FitParameters, RunParameters
+from executors.parameters import FitParameters, NewTuningTaskParameters, RunParameters
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import NotFoundError, ParameterError, RegistryError, RunFailedError, RunInProgressError
 from registry.models import RunRow
@@ -299,6 +300,26 @@ def test_a_model_that_is_nowhere_is_refused_before_anything_is_sent(submit, hub,
     (snapshot.parents[1] / 'refs').mkdir()
     (snapshot.parents[1] / 'refs' / 'main').write_text('0' * 40)
     assert make(model='org/name', check_only=True) == {'checked': True}, 'it is here already'
+
+
+def test_a_task_whose_model_is_nowhere_is_refused(executor, hub, monkeypatch, tmp_path):
+    executor.supervisor.close()
+    registry, account = executor.registry, executor.registry.get_account()
+    method = {'name': 'shop', 'model': 'all-minilm-l6-v1', 'items': {'loader': 'inline'}}
+    (tmp_path / 'methods').mkdir()
+    (tmp_path / 'methods' / 'shop.yml').write_text(json.dumps(method))
+    monkeypatch.setenv('FINETUNER_METHODS', str(tmp_path / 'methods'))
+    hub[0](offline=True)
+    parameters = NewTuningTaskParameters(token=registry.create_token(account.id, 'test'), fine_tuning_method='shop')
+    with pytest.raises(ParameterError, match=r"^the model 'all-minilm-l6-v1' .* Did you mean all-minilm-l6-v2\?$"):
+        executor.create_tuning_task(DocumentArray(), parameters=parameters)
+    assert registry.tuning.list_tasks(account.id, 0, 10, None) == []
+    (tmp_path / 'model.zip').write_bytes(b'weights')
+    run, _ = registry.create_run(account.id, 'default', 'r', {})
+    registry.start_run(run.id, 'host:1')
+    registry.finish_run(run.id, tmp_path / 'model.zip', {}, {}, alias='shop@production')
+    task = executor.create_tuning_task(DocumentArray(), parameters=parameters)[0].tags
+    assert task['status'] == 'pending', 'it begins with the model that was promoted'
 
 
 @pytest.mark.parametrize('error', [None, ConnectionError('no route'), answered(GatedRepoError, 403)])

@@ -184,6 +184,18 @@ def test_what_is_wrong_in_further_options_is_told(training, finetuner, options, 
     assert code == 1 and re.match(message, err)
 
 
+def test_what_came_of_a_task_has_no_other_k_and_leads_on_to_its_model(training, finetuner, run_record):
+    training.endpoints['/status'] = run_record('FINISHED', config={'model': 'x', 'tuning_task': 'a'})
+    figures = {'ndcg_at_10': 0.5, 'reciprocal_rank': 0.4}
+    training.endpoints['/metrics'] = lambda *_: {'before': figures, 'after': figures, 'promoted': False}
+    training.endpoints['/examples'] = lambda *_: {}
+    code, out, err = finetuner('metrics', 'task-a', '--experiment', 'fine-tuning')
+    assert code == 0 and 'ndcg_at_10' in out and '20' not in out and ' k ' not in out
+    assert err == 'Next: finetuner pull task-a --experiment fine-tuning\n'
+    code, out, _ = finetuner('examples', 'task-a', '--experiment', 'fine-tuning')
+    assert code == 0 and 'a task keeps none' in out
+
+
 @pytest.mark.parametrize(
     ('status', 'told', 'following'),
     [('CANCELLED', 'is cancelled', 'resume'), ('FINISHED', 'is finished already', 'metrics')],

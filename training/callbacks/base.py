@@ -51,3 +51,12 @@ class Callback:
 
     def load_state_dict(self, values: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
+
+
+class MeasuringCallback(Callback):
+    """Measures the model before and after the training, for the artifact to tell."""
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """`{'before': {name: value}, 'after': {name: value}}`."""
+        raise NotImplementedError(self.name)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 
-from training.callbacks.base import Callback
+from training.callbacks.base import MeasuringCallback
 from training.evaluator import Evaluation, Evaluator
 from training.state import TrainingState
 
 logger = logging.getLogger(__name__)
 
 
-class EvaluationCallback(Callback):
+class EvaluationCallback(MeasuringCallback):
     """Puts the metrics of an evaluator into `state.metrics`, and keeps those before and after.
 
     :param prefix: of the names of the metrics, with its underscore; '' for none.
@@ -27,6 +27,10 @@ class EvaluationCallback(Callback):
         self.before = self.after = Evaluation()
         self._evaluated = 0  # intervals
         self._latest = 0  # the step
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        return {'before': self.before.metrics, 'after': self.after.metrics}
 
     def on_fit_begin(self, state: TrainingState) -> None:
         with state.report.stage('Evaluating before'):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from training.callbacks.base import Callback
+from training.callbacks.base import Callback, MeasuringCallback
 from training.callbacks.best_model import BestModelCheckpoint
 from training.callbacks.early_stopping import EarlyStopping
 from training.callbacks.evaluation import EvaluationCallback
@@ -43,11 +43,11 @@ class Callbacks(Callback):
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
-        """`{'before': {name: value}, 'after': {name: value}}` of all evaluations."""
-        evaluations = self._evaluations()
+        """`{'before': {name: value}, 'after': {name: value}}` of all that measure."""
+        found = [member.metrics for member in self.members if isinstance(member, MeasuringCallback)]
         return {
-            'before': {name: value for part in evaluations for name, value in part.before.metrics.items()},
-            'after': {name: value for part in evaluations for name, value in part.after.metrics.items()},
+            time: {name: value for metrics in found for name, value in metrics[time].items()}
+            for time in ('before', 'after')
         }
 
     @property

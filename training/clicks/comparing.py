@@ -15,6 +15,8 @@ from training.clicks.significance import Comparison, compare
 
 Embed = Callable[[Sequence[str | Path]], np.ndarray]
 """Contents in, embeddings [N, D] out."""
+FEW = 10
+"""Held-out sessions below which a model is refused for want of sessions rather than for what it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +99,8 @@ def collapse_of(before: Embedded, after: Embedded) -> str | None:
 def _no_better(metric: str, found: Comparison, sessions: int) -> str | None:
     if found.is_better:
         return None
+    few = ', and so few sessions can hardly show it if it is' if sessions < FEW else ''
     return (
         f'{metric} of {sessions} held-out sessions went from {found.before} to {found.after}, a difference of '
-        f'{found.difference} ({found.significance}): that is not better beyond noise'
+        f'{found.difference} ({found.significance}): that is not better beyond noise{few}'
     )

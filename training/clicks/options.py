@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from training.unions import either
+
+BIASES = "give 'estimated', 'power', 'none', or a list of numbers above 0 and up to 1, from the first position on"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -28,10 +31,11 @@ class ClickOptions(BaseModel):
     events: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
     confidence: Literal['none', 'windowed'] = 'none'
     window: int = Field(default=3, ge=1)
-    position_bias: (
+    position_bias: Annotated[
         Literal['none', 'power', 'estimated']
-        | Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
-    ) = 'estimated'
+        | Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)],
+        either(BIASES, is_sent=False),
+    ] = 'estimated'
     eta: Annotated[float, Field(ge=0, le=4)] = 1.0
     max_weight: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 10.0
     negative_downsampling: Annotated[float, Field(gt=0, le=1)] = 1.0

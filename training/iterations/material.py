@@ -64,6 +64,11 @@ def gather(registry: Registry, account_id: str, batch_id: str, method: Method, s
     feedback = method.feedback(sessions)
     if not feedback:
         raise DataError(f'the batch {batch_id} has no session with a query and results')
+    if not any(entry.clicks.any() for entry in feedback):
+        kinds = ', and are they of the types that clicks.events of the method names' if options.events else ''
+        several = f'none of the {len(feedback)} sessions of the batch has a click'
+        found = several if len(feedback) > 1 else 'the only session of the batch has no click'
+        raise DataError(f'{found}: nothing can be learned from that; do the events arrive{kinds}?')
     loaded = method.load_items(registry.clicks.all_batch_sessions(account_id, batch_id), folder / ITEMS)
     held_out = split_sessions(feedback, options.test_share, seed)
     inner = split_sessions(held_out.train, options.test_share, seed + 1)

@@ -1,7 +1,7 @@
 """What is known of iterations, in MLflow: an experiment is an iteration, a run of it a training with some parameters.
 
-An experiment has the tags `account`, `method`, `owner` (the run of the registry that carries it) and `state`. Of all
-trainings of an iteration one has a model: the best so far.
+An experiment has the tags `account`, `method`, `owner` (the run of the registry that carries it, then what it starts
+from and by which method) and `state`. Of all trainings of an iteration one has a model: the best so far.
 """
 
 from __future__ import annotations
@@ -128,12 +128,19 @@ class Tracker:
         return bool(first.info.run_id == run.info.run_id)
 
     def begin(self, account_id: str, method: str, batch_id: str, owner: str) -> Iteration:
-        """The iteration of a method on a batch. One that the same owner has begun goes on; that of another leaves its
-        name, and all else as it is."""
+        """The iteration of a method on a batch. One that the same owner has begun goes on. What the same run has begun
+        as another owner is removed, for nobody goes on with it; what another run has leaves its name, and all else as
+        it is.
+
+        :param owner: the id of a run, and after a space whatever else has to be the same.
+        """
         name = _name(method, batch_id)
         found = self.client.get_experiment_by_name(name)
         if found is not None and (found.tags.get('owner') != owner or found.lifecycle_stage != 'active'):
-            self._rename(found)
+            if found.lifecycle_stage == 'active' and _run_of(found.tags.get('owner', '')) == _run_of(owner):
+                self._remove(found)
+            else:
+                self._rename(found)
         tags = {'account': account_id, 'method': method, 'batch': batch_id, 'owner': owner, 'state': OPEN}
         return Iteration(self, self._experiment(name, tags), name, method, batch_id)
 
@@ -172,7 +179,7 @@ class Tracker:
             for experiment in page:
                 if owner := experiment.tags.get('owner'):
                     account_id = experiment.tags.get('account', '')
-                    found.append(Owned(experiment.experiment_id, account_id, owner.partition(' ')[0]))
+                    found.append(Owned(experiment.experiment_id, account_id, _run_of(owner)))
             if not (token := page.token):
                 return found
 
@@ -200,6 +207,8 @@ class Tracker:
         """Remove the models of an iteration, and the iteration from all lists. Its name is free then."""
         for run in self._runs(experiment.experiment_id):
             self._delete_model(run)
+            if run.info.status == 'RUNNING':  # its worker was lost
+                self.client.set_terminated(run.info.run_id, 'KILLED')
         self._rename(experiment)
         self._set_stage(experiment.experiment_id, 'deleted')
 
@@ -337,6 +346,11 @@ class Iteration:
 
 def _name(method: str, batch_id: str) -> str:
     return f'iteration / {method} / {batch_id}'
+
+
+def _run_of(owner: str) -> str:
+    """The id of the run, in the registry, of the owner of an iteration."""
+    return owner.partition(' ')[0]
 
 
 def _age(run: Run) -> tuple[int, str]:

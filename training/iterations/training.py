@@ -110,8 +110,8 @@ def set_up(work: Work, method: Method, batch_id: str, start: Start, experiment_i
     material = gather(work.registry, work.task.account_id, batch_id, method, seed_of(method), work.folder)
     tracker = Tracker()
     if experiment_id is None:
-        # what was trained from another model is of no use
-        owner = f'{work.run.id} {start.artifact_id or "pretrained"}'
+        # what was trained from another model, or by a method that has changed since, is of no use
+        owner = f'{work.run.id} {start.artifact_id or "pretrained"} {method.digest}'
         iteration = tracker.begin(work.task.account_id, method.name, batch_id, owner)
     else:
         iteration = tracker.iteration(experiment_id, method.name, batch_id)
@@ -174,7 +174,9 @@ def train(setting: Setting, candidate: Candidate) -> Result:
 
 def training_folder(setting: Setting, candidate: Candidate) -> Path:
     """Where a training keeps its checkpoints and its model."""
-    return setting.work.folder / TRIALS / (setting.start.artifact_id or 'pretrained') / candidate.name[:16]
+    start = setting.start.artifact_id or 'pretrained'
+    # a checkpoint of another method would be refused
+    return setting.work.folder / TRIALS / f'{start}-{setting.method.digest}' / candidate.name[:16]
 
 
 @contextmanager

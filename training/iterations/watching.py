@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from training.callbacks.base import Callback
+from training.callbacks.base import MeasuringCallback
 from training.clicks.comparing import Embedded, collapse_of
 from training.clicks.ranking import distance_shifts, ranking_metrics, session_scores, session_weights
 from training.iterations.embedding import embed_by_encoders
@@ -25,7 +25,7 @@ class Pruned(Exception):
     """The training is not worth to be gone on with."""
 
 
-class Watch(Callback):
+class Watch(MeasuringCallback):
     """Puts the ranking metrics of the sessions by which trainings are compared into the figures of every epoch.
 
     The main one is 0 after an epoch in which the model has collapsed: whatever it ranks, it would not be promoted, and
@@ -56,33 +56,47 @@ class Watch(Callback):
         self._clicked = [number for number, entry in enumerate(judged.sessions) if entry.clicks.any()]
         self._gains = judged.gains(max_weight)
         self.best: float | None = None
+        self._rankings = {'before': self._ranking(self._scores), 'after': dict[str, float]()}
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Of the model that the training starts from, and of its best epoch."""
+        return self._rankings
 
     def on_epoch_end(self, state: TrainingState) -> None:
-        figures = self._measure(state)
+        figures, ranking = self._measure(state)
         state.metrics |= figures
         losses = {'train_loss': state.metrics['train_loss']} if 'train_loss' in state.metrics else {}
         self._report(figures | losses, state.epoch)
         value = figures[PREFIX + self._metric]
-        self.best = value if self.best is None else max(self.best, value)
+        if self.best is None or value > self.best:
+            self.best, self._rankings['after'] = value, ranking
         if self._is_hopeless(value, state.epoch):
             raise Pruned(f'{self._metric} is {value:.4f} after epoch {state.epoch}')
 
     def state_dict(self) -> dict[str, Any]:
-        return {'best': self.best}
+        return {'best': self.best, 'after': self._rankings['after']}
 
     def load_state_dict(self, values: dict[str, Any]) -> None:
-        self.best = values['best']
+        self.best, self._rankings['after'] = values['best'], values.get('after', {})
 
-    def _measure(self, state: TrainingState) -> dict[str, float]:
+    def _measure(self, state: TrainingState) -> tuple[dict[str, float], dict[str, float]]:
+        """The figures of an epoch by their names in MLflow, and how it ranks."""
         judged, items = self._material.validation, self._material.items
         embedded = embed_by_encoders(state.task.by_name, self._modality, judged, items)
         scores = session_scores(judged.sessions, embedded.queries, embedded.items)
-        gains = [self._gains[number] for number in self._clicked]
-        metrics = ranking_metrics([scores[number] for number in self._clicked], gains)
-        weights = session_weights(gains)
-        found = {name: float(np.average(values, weights=weights)) for name, values in metrics.items()}
-        found |= distance_shifts(judged.sessions, self._scores, scores)
+        ranking = self._ranking(scores)
+        found = ranking | distance_shifts(judged.sessions, self._scores, scores)
         if collapse := collapse_of(self._before, embedded):
             logger.warning('Epoch %d counts as one without gain: %s', state.epoch, collapse)
             found[self._metric] = 0.0
-        return {PREFIX + name: value for name, value in found.items()}
+        return {PREFIX + name: value for name, value in found.items()}, ranking
+
+    def _ranking(self, scores: Sequence[np.ndarray]) -> dict[str, float]:
+        """
+        :param scores: of each session.
+        """
+        gains = [self._gains[number] for number in self._clicked]
+        metrics = ranking_metrics([scores[number] for number in self._clicked], gains)
+        weights = session_weights(gains)
+        return {name: float(np.average(values, weights=weights)) for name, values in metrics.items()}

@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +29,16 @@ SHIPPED = Path(__file__).parent
 MAX_BYTES = 1 << 20
 CLASS = 'class'
 """What names a subclass of :class:`Method` in a file."""
+CLAIM = re.compile(r'^name:\s*["\']?([A-Za-z0-9][A-Za-z0-9 ._-]*)', re.MULTILINE)
+TOLD, SHORT = 5, 300
+"""Files of which is told why they cannot be read, and characters of each reason."""
+ALLOWED = {
+    'name': 'letters, digits, spaces and ._- that begin with a letter or digit, 100 characters at most',
+    'items.http.base': "the URL of a folder, which begins with http:// or https:// and ends with '/', without ? and #",
+    'items.s3.bucket': 'the name of a bucket: small letters, digits and .- that begin with a letter or digit, 2 to 63',
+    'items.s3.endpoint': 'the URL of the service, which begins with http:// or https://, without a path, ? and #',
+}
+"""What the patterns of texts allow, by place."""
 
 _importing = threading.Lock()
 
@@ -40,32 +51,72 @@ def method_folders() -> list[Path]:
 
 
 def find_methods(folders: Sequence[Path] | None = None) -> dict[str, Method]:
-    """All methods by their names.
-
-    :raises ParameterError: a file is malformed, or two of one folder have one name.
-    """
-    found: dict[str, Method] = {}
-    for folder in method_folders() if folders is None else folders:
-        here: dict[str, Path] = {}
-        for path in sorted(folder.glob('*.yml')):
-            method = read_method(path)
-            if method.name in here:
-                raise ParameterError(f'{path} and {here[method.name]} both hold the method {method.name!r}')
-            here[method.name] = path
-            found.setdefault(method.name, method)
-    return found
+    """All methods that can be used, by their names."""
+    return {name: entry for name, entry in _survey(folders)[0].items() if isinstance(entry, Method)}
 
 
 def load_method(name: str, folders: Sequence[Path] | None = None) -> Method:
-    """The method of this name.
+    """The method of this name, whatever is wrong with the files of others.
 
-    :raises NotFoundError: there is none.
-    :raises ParameterError: a file is malformed.
+    :raises NotFoundError: there is none; the message names the files that cannot be read, each with its reason.
+    :raises ParameterError: its file is malformed, or two of one folder have this name.
     """
-    methods = find_methods(folders)
-    if name not in methods:
-        raise NotFoundError(unknown_name('fine-tuning method', name[:100], methods or ['none: there are none']))
-    return methods[name]
+    entries, reasons = _survey(folders)
+    entry = entries.get(name)
+    if isinstance(entry, Method):
+        return entry
+    if entry is not None:
+        raise ParameterError(entry)
+    usable = [known for known, found in entries.items() if isinstance(found, Method)]
+    sentence = unknown_name('fine-tuning method', name[:100], usable or ['none: there are none'])
+    if reasons:
+        rest = [f'and {len(reasons) - TOLD} more'] if len(reasons) > TOLD else []
+        told = [reason if len(reason) <= SHORT else f'{reason[:SHORT]}…' for reason in reasons[:TOLD]]
+        sentence += f'. Files that cannot be read: {"; ".join(told + rest)}'
+    raise NotFoundError(sentence)
+
+
+def _survey(folders: Sequence[Path] | None) -> tuple[dict[str, Method | str], list[str]]:
+    """By name a method, or why its file gives none; and the reasons of all files that give none."""
+    found: dict[str, Method | str] = {}
+    reasons: list[str] = []
+    for folder in method_folders() if folders is None else folders:
+        here: dict[str, dict[Path, Method | str]] = {}
+        for path in sorted(folder.glob('*.yml')):
+            entry = _read_entry(path)
+            # a shipped method must not take the place of an own one that is malformed
+            name = entry.name if isinstance(entry, Method) else _claimed_name(path)
+            if isinstance(entry, str):
+                reasons.append(entry)
+            if name is not None:
+                here.setdefault(name, {})[path] = entry
+        twice = {
+            name: f'{" and ".join(map(str, files))} all hold the method {name!r}: leave it in one of them'
+            for name, files in here.items()
+            if len(files) > 1
+        }
+        reasons += twice.values()
+        found = {name: next(iter(files.values())) for name, files in here.items()} | twice | found
+    return found, reasons
+
+
+def _read_entry(path: Path) -> Method | str:
+    try:
+        return read_method(path)
+    except ParameterError as error:
+        return str(error)
+
+
+def _claimed_name(path: Path) -> str | None:
+    """The name of the method that a malformed file is for, as far as it can be told."""
+    try:
+        name = _read_values(path).get('name')
+    except ParameterError:  # no YAML
+        with suppress(OSError):
+            found = CLAIM.search(path.read_bytes()[:MAX_BYTES].decode(errors='replace'))
+            return None if found is None else found[1].strip()
+        return None
+    return name if isinstance(name, str) else None
 
 
 def read_method(path: Path) -> Method:
@@ -73,6 +124,18 @@ def read_method(path: Path) -> Method:
     :raises ParameterError: the file is no YAML, says something that is unknown or wrong, or names a class that is not
         to be had; the message names it.
     """
+    values = _read_values(path)
+    method = _method_class(path, values.pop(CLASS)) if CLASS in values else Method
+    try:
+        return method.model_validate(values)
+    except ValidationError as error:
+        raise ParameterError(f'{path}: {"; ".join(_sentence(dict(found)) for found in error.errors())}') from None
+    except Exception as error:  # code of the operator
+        raise ParameterError(f'{path}: {type(error).__name__}: {error}') from error
+
+
+def _read_values(path: Path) -> dict[str, Any]:
+    """:raises ParameterError: the file is no YAML, or no mapping."""
     try:
         with path.open('rb') as file:
             raw = file.read(MAX_BYTES + 1)
@@ -86,13 +149,7 @@ def read_method(path: Path) -> Method:
         raise ParameterError(f'{path} is no YAML: {" ".join(str(error).split())}') from error
     if not isinstance(values, dict):
         raise ParameterError(f'{path} is no method: it holds no mapping of names to values')
-    method = _method_class(path, values.pop(CLASS)) if CLASS in values else Method
-    try:
-        return method.model_validate(values)
-    except ValidationError as error:
-        raise ParameterError(f'{path}: {"; ".join(_sentence(dict(found)) for found in error.errors())}') from None
-    except Exception as error:  # code of the operator
-        raise ParameterError(f'{path}: {type(error).__name__}: {error}') from error
+    return values
 
 
 def files_of(method: Method) -> dict[str, str]:
@@ -185,5 +242,7 @@ def _sentence(found: dict) -> str:
         return f'{place!r} is unknown'
     if found['type'] == 'missing':
         return f'{place!r} is missing'
+    if found['type'] == 'string_pattern_mismatch' and place in ALLOWED:
+        return f'{place}: give {ALLOWED[place]}'
     reason = str(found['ctx']['error']) if found['type'] == 'value_error' else found['msg']
     return f'{place}: {reason}' if place else reason

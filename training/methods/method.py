@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -159,6 +160,11 @@ class Method(BaseModel):
     def promoted_alias(self) -> str:
         """What names the best model."""
         return self.alias or f'{self.name.replace(" ", "-")}@production'
+
+    @property
+    def digest(self) -> str:
+        """Short, of all that the method says: another one if its file has changed."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
     def _corners(self) -> Iterator[dict[str, Any]]:
         """A choice in the middle of nowhere, and one for every value at an end of the space."""

@@ -45,6 +45,13 @@ def test_the_gain_is_that_of_users_who_look_at_everything(verdict, shop):
     assert biased.mean == pytest.approx(unbiased.mean, rel=0.35)
 
 
+@pytest.mark.parametrize(('sessions', 'is_few'), [(9, True), (300, False)])
+def test_a_refusal_by_few_sessions_says_so(verdict, sessions, is_few, shown):
+    found = verdict(lambda query: shown[query.text], sessions)
+    assert 'that is not better beyond noise' in found.refusal
+    assert found.refusal.endswith('so few sessions can hardly show it if it is') is is_few
+
+
 def test_clicks_that_tell_of_positions_alone_prefer_no_model(verdict, shop):
     """A model that orders at will is as good as the one whose order was shown: nobody looks for anything."""
     random = np.random.default_rng(1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
@@ -66,6 +68,16 @@ def test_a_task_ends_with_a_better_model(keeper, first):
     assert {'test_not_irrelevant_dist_shift', 'test_irrelevant_dist_shift'} <= first.metrics.keys()
     assert 1e-3 <= first.metrics['parameters']['learning_rate'] <= 4e-3
     json.dumps(first.metrics)
+
+
+def test_the_artifact_of_a_task_tells_what_its_training_has_gained(keeper, first):
+    path = keeper.registry.artifact_file(keeper.registry.get_artifact(keeper.account, first.artifact_id))
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith('/metrics.yml'))
+        metrics = yaml.safe_load(archive.read(name))
+    assert metrics['before'].keys() == metrics['after'].keys() == first.metrics['after'].keys()
+    best = max(run.data.metrics['quality'] for run in keeper.trainings(first))
+    assert metrics['after']['ndcg_at_10'] == pytest.approx(best) and best > metrics['before']['ndcg_at_10']
 
 
 def test_the_batch_that_collected_was_released_when_the_work_began(keeper, first):
@@ -204,6 +216,10 @@ def test_too_few_sessions_are_told(keeper, click):
     with pytest.raises(NotFoundError, match='There is no collecting batch'):
         keeper.work(keeper.registry.tuning.create_task(other, METHOD['name'], {})[0])
     click(keeper.registry, other, 1, seed=3)
+    with pytest.raises(DataError, match='the only session of the batch has no click'):
+        keeper.work(keeper.registry.tuning.create_task(other, METHOD['name'], {})[0])
+    keeper.registry.clicks.register_session(other, 's', 'q', [{'object_id': 'a', 'meta': {'text': 'a'}}])
+    keeper.registry.clicks.register_events(other, 's', [{'event_id': 'e', 'object_id': 'a'}])
     with pytest.raises(DataError, match='at least 2 different queries are needed to split'):
         keeper.work(keeper.registry.tuning.create_task(other, METHOD['name'], {})[0])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from finetuner.excepts import DataError
 from registry import Registry
 from registry.shards import DatasetReader
 from tests.training.iterations.shopkeeper import METHOD
@@ -22,10 +23,10 @@ def registry():
 def deal(registry, tmp_path):
     """Deal out what has collected."""
 
-    def gathered(seed: int = 0):
+    def gathered(seed: int = 0, **options):
         account = registry.get_account().id
         batch = registry.clicks.release_batch(account, 'all')
-        method = Method.model_validate({**METHOD, 'model': 'all-minilm-l6-v2'})
+        method = Method.model_validate({**METHOD, 'model': 'all-minilm-l6-v2', **options})
         return gather(registry, account, batch.id, method, seed, tmp_path)
 
     return gathered
@@ -58,3 +59,17 @@ def test_another_seed_deals_otherwise_and_the_same_one_alike(registry, deal, cli
     click(registry, registry.get_account().id, 300)
     first, again, other = (queries(deal(seed)) for seed in (1, 1, 2))
     assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ('events', 'sentence'), [(None, 'do the events arrive?'), ({'buy': 1}, 'arrive, and are they')]
+)
+def test_sessions_of_which_none_has_a_click_are_told(registry, deal, events, sentence):
+    account = registry.get_account().id
+    for number in range(5):
+        registry.clicks.register_session(account, f's{number}', f'query {number}', [{'object_id': 'a'}])
+    if events:
+        registry.clicks.register_events(account, 's1', [{'event_id': 'e', 'object_id': 'a'}])
+    with pytest.raises(DataError, match='^none of the 5 sessions of the batch has a click: nothing can be') as told:
+        deal(clicks={'events': events})
+    assert sentence in str(told.value)

@@ -41,7 +41,8 @@ def method(keeper):
 
 
 def begun(task, batch_id):
-    return Tracker().begin(task.account_id, METHOD['name'], batch_id, f'{task.run_id} pretrained')
+    owner = f'{task.run_id} pretrained {load_method(METHOD["name"]).digest}'
+    return Tracker().begin(task.account_id, METHOD['name'], batch_id, owner)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -14,11 +15,13 @@ from sqlalchemy import Engine, event
 from finetuner import settings
 from registry import Registry
 from tests.training.iterations.mlflow_server import TrackingServer
+from training.callbacks.training_checkpoint import Recovery
 from training.errors import is_passing, passing_reason
 from training.iterations.parameters import name_of
 from training.iterations.tidying import remove_lost
 from training.iterations.tracking import FINISHED, PROMOTED, PRUNED, REFUSED, Tracker
-from training.methods.method import Search
+from training.iterations.training import Start, Work, set_up, training_folder
+from training.methods.method import Method, Search
 
 SPACE = Search.model_validate({'space': {'learning_rate': {'low': 1e-6, 'high': 1e-3}, 'freeze': [0, 2]}}).space
 FIRST, SECOND, THIRD = ({'learning_rate': rate, 'freeze': 2} for rate in (1e-5, 2e-5, 3e-5))
@@ -163,6 +166,12 @@ def test_one_model_of_an_iteration_is_kept_and_the_others_are_gone(tracker, mode
     assert tracker.client.list_artifacts(first) == []
 
 
+def test_models_are_fetched_without_bars(tracker, model, tmp_path, capfd):
+    iteration = tracker.begin('account', 'm', 'batch', 'owner')
+    iteration.fetch_model(learn(iteration, FIRST, 0.5, model), tmp_path / 'fetched')
+    assert '%|' not in capfd.readouterr().err
+
+
 def test_the_best_parameters_come_back_with_their_types(tracker):
     iteration = tracker.begin('account', 'm', 'batch', 'owner')
     learn(iteration, FIRST, 0.5)
@@ -199,6 +208,35 @@ def test_another_owner_begins_anew_and_takes_nothing_away(tracker, model):
         iteration = again
     tracker.client.delete_experiment(iteration.id)
     assert tracker.begin('account', 'm', 'batch', 'third').trainings() == [], 'somebody has deleted what there was'
+
+
+def test_what_the_same_run_has_begun_by_another_method_is_removed(tracker, model):
+    former = tracker.begin('account', 'm', 'batch', 'run pretrained one')
+    kept = learn(former, FIRST, 0.5, model)
+    lost = former.start(SECOND)
+    again = tracker.begin('account', 'm', 'batch', 'run pretrained other')
+    assert again.id != former.id and again.trainings() == [] and kept_files() == []
+    assert tracker.client.get_experiment(former.id).lifecycle_stage == 'deleted'
+    assert [tracker.client.get_run(run_id).info.status for run_id in (kept, lost)] == ['FINISHED', 'KILLED']
+    assert tracker.begin('account', 'm', 'batch', 'run pretrained other').id == again.id
+    other = tracker.begin('account', 'm', 'batch', 'another pretrained other')
+    assert other.id != again.id and tracker.client.get_experiment(again.id).lifecycle_stage == 'active'
+
+
+def test_a_method_that_changes_between_two_attempts_begins_another_iteration(local, monkeypatch):
+    monkeypatch.setattr('training.iterations.training.gather', lambda *_: SimpleNamespace(validation=None))
+    monkeypatch.setattr('training.iterations.training._embed', lambda *_: None)
+    task, run = SimpleNamespace(account_id='account'), SimpleNamespace(id='run')
+    work = Work(None, task, run, settings.home(), print, Recovery(60.0))
+    values = {'name': 'shop', 'model': 'all-minilm-l6-v2', 'items': {'loader': 'inline'}}
+    first, again, changed = (
+        set_up(work, Method.model_validate({**values, 'fit': {'epochs': epochs}}), 'batch', Start())
+        for epochs in (3, 3, 4)
+    )
+    assert first.iteration.id == again.iteration.id != changed.iteration.id
+    candidate = SimpleNamespace(name=name_of(FIRST))
+    assert training_folder(first, candidate) == training_folder(again, candidate) != training_folder(changed, candidate)
+    assert [found.run_id for found in local.owned()] == ['run'], 'the first one is gone'
 
 
 @pytest.mark.parametrize('name', ['delete_experiment', 'restore_experiment', 'rename_experiment'])

@@ -90,12 +90,18 @@ def test_methods_of_the_operator_come_first(write, tmp_path, monkeypatch):
         ({'modl': 'x'}, "'modl' is unknown"),
         ({'items': {'loader': 'inline', 'root': '/'}}, "'items.inline.root' is unknown"),
         ({'items': {'loader': 'gopher'}}, "items: Input tag 'gopher' found"),
-        ({'items': {'loader': 'http', 'base': 'file:///etc/'}}, 'items.http.base: String should match pattern'),
-        ({'items': {'loader': 'http', 'base': 'https://host/a?key=1'}}, 'items.http.base: String should match pattern'),
-        ({'clicks': {'position_bias': 'guess'}}, 'clicks.position_bias'),
+        ({'items': {'loader': 'http', 'base': 'file:///etc/'}}, 'items.http.base: give the URL of a folder'),
+        ({'items': {'loader': 'http', 'base': 'https://host/a?key=1'}}, 'items.http.base: give the URL of a folder'),
+        (
+            {'clicks': {'position_bias': 'guess'}},
+            "mine.yml: clicks.position_bias: give 'estimated', 'power', 'none', or",
+        ),
+        ({'clicks': {'position_bias': [1, 2]}}, 'mine.yml: clicks.position_bias: give '),
+        ({'items': {'loader': 's3', 'bucket': 'A'}}, 'items.s3.bucket: give the name of a bucket'),
+        ({'items': {'loader': 's3', 'bucket': 'ab', 'endpoint': 'x'}}, 'items.s3.endpoint: give the URL of the'),
         ({'clicks': {'negative_downsampling': 0}}, 'clicks.negative_downsampling: Input should be greater than 0'),
         ({'clicks': {'confidance': 'none'}}, "'clicks.confidance' is unknown"),
-        ({'name': '../x'}, 'name: String should match pattern'),
+        ({'name': '../x'}, 'mine.yml: name: give letters, digits, spaces and ._-'),
         ({'metric': 'dist_shift'}, "metric is 'dist_shift': give 'ndcg_at_10' or"),
         ({'loss': 'CosineProbMarginLoss'}, "unknown loss 'CosineProbMarginLoss': did you mean CosineProbMargin"),
         ({'loss_options': {'margn': 1}}, "unknown option of CosineProbMarginRankingLoss 'margn': did you mean margin"),
@@ -151,11 +157,52 @@ def test_values_of_a_search_space_keep_their_types(write):
     assert [type(value) for value in method.search.space['optimizer_options.weight_decay']] == [float, float]
 
 
+def test_a_method_that_was_changed_has_another_digest(write):
+    first = read_method(write(PLAIN)).digest
+    assert read_method(write(PLAIN, 'again.yml')).digest == first
+    assert read_method(write({**PLAIN, 'fit': {'epochs': 3}})).digest != first
+
+
 def test_one_name_in_two_files_of_a_folder_is_refused(write, tmp_path):
     write(PLAIN)
     write(PLAIN, 'again.yml')
-    with pytest.raises(ParameterError, match="both hold the method 'mine'"):
-        find_methods([tmp_path])
+    with pytest.raises(ParameterError, match="all hold the method 'mine'"):
+        load_method('mine', [tmp_path])
+
+
+def test_a_wrong_file_is_in_the_way_of_its_own_method_alone(write, tmp_path):
+    folders = [tmp_path, SHIPPED]
+    write({**PLAIN, 'name': 'good'}, 'good.yml')
+    write('name: [', 'broken.yml')
+    write({**PLAIN, 'name': 'misspelt', 'modl': 'x'}, 'misspelt.yml')
+    for name in ('one', 'another'):
+        write({**PLAIN, 'name': 'twice'}, f'{name}.yml')
+    assert load_method('good', folders).name == 'good' and load_method('text-to-text', folders)
+    assert find_methods(folders).keys() == {'good', 'text-to-text', 'text-to-image'}
+    with pytest.raises(ParameterError, match="misspelt.yml: 'modl' is unknown"):
+        load_method('misspelt', folders)
+    with pytest.raises(ParameterError, match="another.yml and .*one.yml all hold the method 'twice'"):
+        load_method('twice', folders)
+    with pytest.raises(NotFoundError, match="unknown fine-tuning method 'goood': did you mean good") as refused:
+        load_method('goood', folders)
+    reasons = str(refused.value).partition('. Files that cannot be read: ')[2]
+    for reason in ('broken.yml is no YAML', "misspelt.yml: 'modl' is unknown", "all hold the method 'twice'"):
+        assert reason in reasons
+
+
+@pytest.mark.parametrize('text', ['name: text-to-text\nmodel: [', 'name: text-to-text\nmodl: x\n'])
+def test_a_shipped_method_does_not_take_the_place_of_an_own_one_that_is_malformed(write, tmp_path, text):
+    write(text)
+    with pytest.raises(ParameterError, match='mine.yml'):
+        load_method('text-to-text', [tmp_path, SHIPPED])
+
+
+def test_of_many_wrong_files_some_are_told_shortly(write, tmp_path):
+    for number in range(7):
+        write({**PLAIN, 'name': f'm{number}', 'x' * 1000: number}, f'{number}.yml')
+    with pytest.raises(NotFoundError, match='and 2 more') as refused:
+        load_method('other', [tmp_path])
+    assert len(str(refused.value)) < 2000
 
 
 OURS = """
