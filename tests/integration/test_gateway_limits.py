@@ -137,9 +137,11 @@ class StandIn(Executor):
             datasets=stored,
             artifacts=stored,
             checkpoints=stored,
+            search_items=stored,
             runs=runs,
             max_bytes=None,
             max_runs=4,
+            max_search_bytes=1e9,
         )
 
     @endpoint(on='/datasets')
@@ -464,6 +466,7 @@ def test_usage(send):
     usage = send('GET', '/api/v1/usage').json()
     assert usage['datasets'] == {'count': 1, 'bytes': 5_000_000_000}
     assert (usage['max_bytes'], usage['max_runs'], usage['runs']['at_work']) == (None, 4, 1)
+    assert (usage['search_items'], usage['max_search_bytes']) == (usage['datasets'], 1_000_000_000)
 
 
 def test_datasets(send):
