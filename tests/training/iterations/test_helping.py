@@ -93,6 +93,7 @@ def qualities(keeper, task):
     return {run.info.run_name: run.data.metrics['quality'] for run in keeper.trainings(task)}
 
 
+@pytest.mark.slow
 def test_helpers_change_when_trainings_are_done_and_nothing_else(make):
     alone, helped = make('alone'), None
     without = alone.work(alone.ask())
@@ -118,6 +119,7 @@ def test_what_a_helper_fails_at_is_done_by_the_worker_of_the_task(make):
     assert failed.details == 'out of memory', 'it stays, for whoever wants to know why'
 
 
+@pytest.mark.slow
 def test_a_helper_of_a_task_that_has_ended_does_nothing(make, capfd):
     keeper = make('ended')
     task = keeper.ask()
