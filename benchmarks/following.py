@@ -12,22 +12,20 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from docarray.proto import DocListProto
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from serving import MODEL, make_texts
-from traffic import running_service
+from traffic import over_grpc, running_service
 
 import finetuner
-from finetuner.client.channel import Channel
-from finetuner.documents import Document, DocumentArray
+from finetuner.documents import DocumentArray
 from finetuner.inference.backbones import load_encoder
 from registry import Registry
 from registry.queue import Machine, Resources
@@ -51,12 +49,12 @@ def main(
             registry.promote(account, ALIAS, artifacts[0])
             token = registry.create_token(account, 'bench')
             with running_service(ALIAS, 0, FINETUNER_HOME=home, FINETUNER_TOKEN=token) as service:
-                channel = Channel(f'grpc://127.0.0.1:{service.grpc}')
+                ask = over_grpc(service.grpc, 'text', return_artifact=True)
                 table = Table('', 'median, s', 'fastest', 'slowest', title='From a promotion to its first answer')
                 for name, count in (('idle', 0), (f'{clients} clients, {texts} texts each', clients)):
                     with asking(service.grpc, count, texts):
                         each = [
-                            follow(registry, account, artifact, channel)
+                            follow(registry, account, artifact, ask)
                             for artifact in track(
                                 list(itertools.islice(itertools.cycle(reversed(artifacts)), promotions)), name
                             )
@@ -84,24 +82,15 @@ def make_artifacts(registry: Registry, account: str, folder: Path) -> list[str]:
     return ids
 
 
-def follow(registry: Registry, account: str, artifact: str, channel: Channel) -> float:
+def follow(registry: Registry, account: str, artifact: str, ask: Callable[[Sequence[str]], DocumentArray]) -> float:
     """The seconds until a promotion is seen."""
     began = time.monotonic()
     registry.promote(account, ALIAS, artifact)
-    while who_answers(channel) != artifact:
+    while ask(['who'])[0].tags['finetuner_artifact'] != artifact:
         if time.monotonic() - began > PATIENCE:
             raise SystemExit(f'the promotion was not followed within {PATIENCE:.0f} s')
         time.sleep(0.1)
     return time.monotonic() - began
-
-
-def who_answers(channel: Channel) -> str:
-    """The id of the artifact that answers."""
-    asked = DocumentArray([Document(text='who')]).to_protobuf().SerializeToString()
-    (answer,) = DocumentArray.from_protobuf(
-        DocListProto.FromString(channel.call('/encode', {'return_artifact': True}, asked))
-    )
-    return str(answer.tags['finetuner_artifact'])
 
 
 @contextmanager

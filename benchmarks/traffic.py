@@ -79,7 +79,7 @@ def running_service(artifact: str | Path, threads: int, **further: object) -> It
             yield Service(process, grpc, http, start)
 
 
-def over_grpc(port: int, field: str) -> Embed:
+def over_grpc(port: int, field: str, **parameters: Any) -> Callable[[Sequence[Any]], DocumentArray]:
     """Documents through `/encode`, whose contents are in one field."""
     channel = Channel(f'grpc://127.0.0.1:{port}')
 
@@ -88,7 +88,7 @@ def over_grpc(port: int, field: str) -> Embed:
 
         documents = DocumentArray([Document(**{field: content}) for content in contents]).to_protobuf()
         return DocumentArray.from_protobuf(
-            DocListProto.FromString(channel.call('/encode', {}, documents.SerializeToString()))
+            DocListProto.FromString(channel.call('/encode', parameters, documents.SerializeToString()))
         )
 
     return embed

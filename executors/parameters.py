@@ -19,12 +19,12 @@ from executors.told import Told
 from finetuner.excepts import ParameterError
 from registry.plain import check_description
 from registry.queue import SCHEDULING
-from training.numbers import integers
+from training.numbers import EXACT, integers
 
 SHOWN = 200
 """Characters of a wrong value that an error shows."""
 INT32 = 2**31 - 1
-INT53 = 2**53 - 1
+INT53 = EXACT - 1
 """The largest whole number that arrives as it was sent: numbers travel as floats."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, not_, or_, select
 from sqlalchemy.orm import Session
 
+from finetuner.constants import TUNING_TASK
 from finetuner.excepts import NotFoundError, RegistryError
 from registry import runs
 from registry.accounts import lock_account
@@ -21,8 +22,7 @@ from registry.records import CANCELLED, CREATED, FAILED, FINISHED, STARTED, Tuni
 
 EXPERIMENT = 'fine-tuning'
 """What holds the runs of tasks."""
-TASK = 'tuning_task'
-"""In the config of a run: the id of the task that it carries."""
+TASK = TUNING_TASK
 PENDING, PROCESSING, DONE, ERROR, CANCELED = 'pending', 'processing', 'done', 'error', 'canceled'
 STATUSES = {CREATED: PENDING, STARTED: PROCESSING, FINISHED: DONE, FAILED: ERROR, CANCELLED: CANCELED}
 """Of a task, by that of its run."""

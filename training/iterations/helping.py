@@ -216,7 +216,7 @@ def _start(registry: Registry, run: RunRecord, artifact_id: str | None) -> Start
 
 
 def _digest(setting: Setting) -> str:
-    told = f'{setting.material.digest} {setting.method.model_dump_json()}'
+    told = f'{setting.material.digest} {setting.method.digest}'
     return hashlib.sha256(told.encode()).hexdigest()
 
 

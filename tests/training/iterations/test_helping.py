@@ -195,7 +195,7 @@ def test_a_helper_that_learned_from_something_else_is_not_taken_for_this_one():
     candidate = SimpleNamespace(name='a' * 64)
 
     def name(digest, start):
-        method = SimpleNamespace(model_dump_json=lambda: '{}')
+        method = SimpleNamespace(digest='method')
         setting = SimpleNamespace(
             method=method,
             material=SimpleNamespace(digest=digest),
