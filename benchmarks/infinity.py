@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from servers import free_port, running
+from servers import answers, free_port, running
 
 ENVIRONMENT = Path(__file__).parents[1] / '.venv-infinity' / 'bin'
 
@@ -56,18 +56,19 @@ def fused_model(model: Path, folder: Path) -> Path:
 
 
 @contextmanager
-def running_infinity(model: Path, engine: str, name: str, threads: int) -> Iterator[Server]:
+def running_infinity(model: Path, engine: str, name: str, threads: int, dtype: str = 'float32') -> Iterator[Server]:
     """
     :param engine: 'torch' or 'optimum'.
     :param name: what requests call the model.
+    :param dtype: what torch computes in, 'float32' or 'bfloat16'.
     """
     port = free_port()
-    options = {'model-id': model, 'served-model-name': name, 'engine': engine, 'device': 'cpu', 'dtype': 'float32'}
+    options = {'model-id': model, 'served-model-name': name, 'engine': engine, 'device': 'cpu', 'dtype': dtype}
     options |= {'host': '127.0.0.1', 'port': port}
     command = [str(ENVIRONMENT / 'infinity_emb'), 'v2', '--no-bettertransformer', '--no-compile']
     command += [word for key, value in options.items() for word in (f'--{key}', str(value))]
     url = f'http://127.0.0.1:{port}'
-    with running(command, _variables(threads), f'{url}/health') as (process, start):
+    with running(command, _variables(threads), lambda: answers(f'{url}/health')) as (process, start):
         yield Server(process, url, start)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,18 +27,18 @@ def free_port() -> int:
 
 @contextmanager
 def running(
-    command: Sequence[str | Path], variables: Mapping[str, str], health: str
+    command: Sequence[str | Path], variables: Mapping[str, str], is_ready: Callable[[], bool]
 ) -> Iterator[tuple[psutil.Process, float]]:
     """A server, and the seconds that it took to be ready.
 
     :param variables: all of its environment.
-    :param health: the URL that answers 200 once it is ready.
+    :param is_ready: tells whether it can be used.
     """
     began = time.monotonic()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
         try:
-            while not _is_ready(health):
+            while not is_ready():
                 if process.poll() is not None or time.monotonic() - began > PATIENCE:
                     log.seek(0)
                     sys.exit(f'{command[0]} does not start:\n{log.read().decode(errors="replace")[-3000:]}')
@@ -49,8 +49,13 @@ def running(
             process.wait(60)
 
 
-def _is_ready(health: str) -> bool:
+def answers(url: str) -> bool:
     try:
-        return requests.get(health, timeout=5).ok
+        return requests.get(url, timeout=5).ok
     except requests.RequestException:
         return False
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(('127.0.0.1', port)) == 0

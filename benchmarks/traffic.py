@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +19,13 @@ import numpy as np
 import psutil
 from rich.console import Console
 from rich.table import Table
-from servers import free_port, running
+from servers import answers, free_port, listens, running
 
 from finetuner.client.channel import Channel
 from finetuner.documents import Document, DocumentArray
 
 ROOT = Path(__file__).parents[1]
+JINA = Path(sys.executable).with_name('jina')
 
 Embed = Callable[[Sequence[Any]], object]
 
@@ -58,6 +59,15 @@ class Service:
     start: float
 
 
+@dataclass(frozen=True)
+class Alone:
+    """An encoder without a gateway, in a process of its own."""
+
+    process: psutil.Process
+    port: int
+    start: float
+
+
 @contextmanager
 def running_service(artifact: str | Path, threads: int, **further: object) -> Iterator[Service]:
     grpc, http = free_port(), free_port()
@@ -69,14 +79,28 @@ def running_service(artifact: str | Path, threads: int, **further: object) -> It
             'FINETUNER_HTTP_PORT': http,
             'FINETUNER_ARTIFACT': artifact,
             'FINETUNER_RATE_LIMIT': 0,
-            'OMP_NUM_THREADS': threads,
-            'OMP_WAIT_POLICY': 'PASSIVE',  # as `finetuner serve` and the images have it
             **further,
         }
-        command = [Path(sys.executable).with_name('jina'), 'flow', '--uses', ROOT / 'flows' / 'encode.yml']
-        variables = {**os.environ, **{name: str(value) for name, value in own.items()}}
-        with running(command, variables, f'http://127.0.0.1:{http}/health/ready') as (process, start):
+        command = [JINA, 'flow', '--uses', ROOT / 'flows' / 'encode.yml']
+        url = f'http://127.0.0.1:{http}/health/ready'
+        with running(command, _variables(threads, own), lambda: answers(url)) as (process, start):
             yield Service(process, grpc, http, start)
+
+
+@contextmanager
+def running_executor(artifact: str | Path, threads: int) -> Iterator[Alone]:
+    """As `jina executor` starts one, and a container."""
+    port = free_port()
+    command = [JINA, 'executor', '--uses', 'executors.encoder.FinetunerExecutor', '--port', str(port)]
+    with tempfile.TemporaryDirectory() as folder:
+        own = {'FINETUNER_HOME': folder, 'FINETUNER_CONFIG_DIR': folder, 'FINETUNER_ARTIFACT': artifact}
+        with running(command, _variables(threads, own), lambda: listens(port)) as (process, start):
+            yield Alone(process, port, start)
+
+
+def _variables(threads: int, own: Mapping[str, object]) -> dict[str, str]:
+    further = {'OMP_NUM_THREADS': threads, 'OMP_WAIT_POLICY': 'PASSIVE'}  # as `finetuner serve` and the images have it
+    return {**os.environ, **{name: str(value) for name, value in (further | dict(own)).items()}}
 
 
 def over_grpc(port: int, field: str, **parameters: Any) -> Callable[[Sequence[Any]], DocumentArray]:

@@ -15,6 +15,8 @@ from starlette.requests import ClientDisconnect
 
 from executors.calling_off import FOR_CALLER
 from executors.errors import message_of, raise_for_status, unreachable
+from executors.forwarding import is_small
+from executors.threads import aside
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import DataError, FinetunerServerError
 
@@ -140,7 +142,7 @@ def _document(answer: SingleDocumentRequest) -> Document:
 
 async def read_documents(answer: DataRequest) -> DocumentArray:
     answer.document_array_cls = DocumentArray
-    return await asyncio.to_thread(lambda: answer.docs)
+    return await aside(is_small(answer), lambda: answer.docs)
 
 
 def _check_depth(value: Any, levels: int) -> None:

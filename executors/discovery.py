@@ -16,6 +16,7 @@ PATIENCE = 10.0
 """Seconds that one executor has for one answer."""
 PAUSE = 0.25
 """Seconds between two rounds of questions."""
+DEFAULT_ENDPOINT = '/default'
 END = '__end_gateway__'
 """Jina's name for the end of the graph, which is no executor."""
 
@@ -23,11 +24,14 @@ END = '__end_gateway__'
 class Discovery:
     """Asks every executor until it has answered: a gateway that starts need not wait for one that stays away.
 
+    `endpoints` has the node of Jina's graph that has each endpoint, by endpoint, as far as they have told.
+
     :param graph: Jina's graph of the Flow: its nodes are the executors, and keep what they have answered.
     :param pool: the connections to them.
     """
 
     def __init__(self, graph: Any, pool: Any, logger: Any):
+        self.endpoints: dict[str, Any] = {}
         self._graph, self._pool, self._logger = graph, pool, logger
         self._known: tuple[list[Any], list[Any]] = [], []  # schemas, and the models that Jina made of them
         self._followers: list[Callable[[], None]] = []
@@ -64,15 +68,20 @@ class Discovery:
     def _nodes(self) -> list[Any]:
         return [node for node in self._graph.all_nodes if node.name != END]
 
+    def _told(self) -> dict[str, Any]:
+        return {
+            endpoint: node
+            for node in self._nodes()
+            for endpoint in node.endpoints or ()
+            if endpoint != DEFAULT_ENDPOINT and endpoint.startswith('/')
+        }
+
     def _is_enough(self) -> bool:
         return time.monotonic() > self._deadline and len(self.missing()) < len(self._nodes())
 
     async def _ask(self) -> None:
         while missing := [node for node in self._nodes() if node.endpoints is None]:
             await asyncio.gather(*(self._ask_one(node) for node in missing))
-            if any(node.endpoints is not None for node in missing):
-                for learned in self._followers:
-                    learned()
             await asyncio.sleep(PAUSE)
 
     async def _ask_one(self, node: Any) -> None:
@@ -80,6 +89,10 @@ class Discovery:
             await asyncio.wait_for(node.get_endpoints(self._pool, *self._known), PATIENCE)
         except (InternalNetworkError, grpc.aio.AioRpcError, TimeoutError) as error:
             self._logger.debug(f'waiting for the executor {node.name}: {error}')
+            return
+        self.endpoints = self._told()
+        for learned in self._followers:
+            learned()
 
     def _tell_failure(self, asking: asyncio.Task[None]) -> None:
         if not asking.cancelled() and (error := asking.exception()) is not None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import grpc
 from jina.excepts import InternalNetworkError
-from jina.serve.networking import GrpcConnectionPool
+from jina.serve.networking import DEFAULT_MINIMUM_RETRIES, GrpcConnectionPool
 from jina.serve.runtimes.helper import _parse_specific_params
 from jina.types.request.data import DataRequest
 
+from executors.threads import QUICK_BYTES
 from finetuner.excepts import UnavailableError
 
 OF_AN_EXECUTOR = '__'
@@ -24,6 +27,11 @@ def _nbytes(request: DataRequest) -> int:
     return len(request.buffer) if request.buffer is not None else request.proto_wo_data.ByteSize()
 
 
+def is_small(answer: DataRequest) -> bool:
+    """Whether an answer has few bytes. Of one that came by other ways than ours nobody has counted them."""
+    return getattr(answer, 'received', sys.maxsize) <= QUICK_BYTES
+
+
 async def forward(request: DataRequest, node: Any, pool: GrpcConnectionPool) -> DataRequest:
     """The answer of an executor, or the request with an error. Jina would copy its whole graph first, for each request.
 
@@ -35,24 +43,54 @@ async def forward(request: DataRequest, node: Any, pool: GrpcConnectionPool) -> 
     if is_specific:
         request.parameters = _parse_specific_params(parameters, node.name)
     request.header.target_executor = ''  # which may be a Flow itself, that knows nothing of it
-    result = await pool.send_requests_once(
-        [request],
-        node.name,
-        metadata=dict(node._metadata or {}),
-        head=True,
-        endpoint=request.header.exec_endpoint,
-        timeout=node._timeout_send,
-        retries=node._retries,
-    )
-    if result is None:  # the last try ended in what Jina would try again
-        request.add_exception(UnavailableError(f'the executor {node.name} broke off the request: try again'))
-        return request
     try:
-        if isinstance(result, BaseException):
-            raise result
+        answer = await _ask(request, node, pool)
     except InternalNetworkError as error:
         node._handle_internalnetworkerror(error)  # raises it, with a hint
-    answer: DataRequest = result[0]
+    if answer is None:  # the last try ended in what Jina would try again
+        request.add_exception(UnavailableError(f'the executor {node.name} broke off the request: try again'))
+        return request
     if is_specific:
         answer.parameters = parameters
     return answer
+
+
+async def _ask(request: DataRequest, node: Any, pool: GrpcConnectionPool) -> DataRequest | None:
+    """The answer of one of the replicas. One that is away has the next one asked, as often as Jina would, which has a
+    task and two futures more for each request.
+    """
+    replicas = pool._connections.get_replicas(node.name, True)
+    count = len(replicas.get_all_connections())
+    has_retries = node._retries is not None and node._retries >= 0
+    tries = 1 + (node._retries if has_retries else max(DEFAULT_MINIMUM_RETRIES, count))
+    metadata = tuple({**(node._metadata or {}), 'endpoint': request.header.exec_endpoint}.items())
+    tried: set[str] = set()
+    for number in range(tries):
+        connection = await replicas.get_next_connection(num_retries=tries)
+        while connection.address in tried and len(tried) < count:
+            connection = await replicas.get_next_connection(num_retries=tries)
+        tried.add(connection.address)
+        try:
+            if not connection._initialized:
+                await connection._init_stubs()
+            answer: DataRequest = await connection.single_data_stub.process_single_data(
+                request, metadata=metadata, compression=pool.compression, timeout=node._timeout_send
+            )
+            answer.received = len(answer.buffer)
+            return answer
+        except grpc.aio.AioRpcError as error:
+            problem = await pool._handle_aiorpcerror(
+                error=error,
+                retry_i=number,
+                request_id=request.request_id,
+                tried_addresses=tried,
+                total_num_tries=tries,
+                current_address=connection.address,
+                current_deployment=connection.deployment_name,
+                connection_list=replicas,
+            )
+            if problem is error:
+                raise
+            if problem is not None:
+                raise problem from error
+    return None

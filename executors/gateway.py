@@ -26,7 +26,7 @@ from jina.serve.runtimes.servers.http import FastAPIBaseServer
 from jina.types.request import Request
 from jina.types.request.data import DataRequest, SingleDocumentRequest
 
-from executors.calling_off import called_off_with_caller, let_calls_be_cancelled, watch
+from executors.calling_off import FOR_CALLER, called_off_with_caller, let_calls_be_cancelled, watch
 from executors.discovery import Discovery
 from executors.drain import drain_at_shutdown, drain_seconds
 from executors.errors import UNREACHABLE
@@ -40,7 +40,6 @@ from executors.tls import Certificate, read_certificate
 from finetuner.documents import Document
 from finetuner.excepts import DataError, FinetunerServerError, ParameterError, UnavailableError
 
-DEFAULT_ENDPOINT = '/default'
 # documents may stand in a message, or be serialized on their own
 NOT_PARSED = {
     f"Error parsing message with type '{message}'" for message in ('jina.DataRequestProto', 'docarray.DocListProto')
@@ -77,17 +76,13 @@ class RoutingRequestHandler(GatewayRequestHandler):
         await self.discovery.close()
         await super().close()
 
+    @property
     def endpoints(self) -> dict[str, Any]:
         """The node of the Flow's graph that has each endpoint, by endpoint, as far as they have told."""
-        return {
-            endpoint: node
-            for node in self.streamer.topology_graph.all_nodes
-            for endpoint in node.endpoints or ()
-            if endpoint != DEFAULT_ENDPOINT and endpoint.startswith('/')
-        }
+        return self.discovery.endpoints
 
     async def endpoint_discovery(self, empty: Any, context: Any) -> jina_pb2.EndpointsProto:
-        return jina_pb2.EndpointsProto(endpoints=sorted(self.endpoints()))
+        return jina_pb2.EndpointsProto(endpoints=sorted(self.endpoints))
 
     async def dry_run(self, empty: Any, context: Any) -> jina_pb2.StatusProto:
         """Whether every executor answers and can be asked for what it has."""
@@ -96,11 +91,11 @@ class RoutingRequestHandler(GatewayRequestHandler):
         return await super().dry_run(empty, context)
 
     def is_streaming(self, endpoint: str) -> bool:
-        return _is_streaming(self.endpoints()[endpoint], endpoint)
+        return _streams(self.endpoints[endpoint], endpoint)
 
     def parameters_schema(self, endpoint: str) -> dict[str, Any]:
         """The JSON schema of an endpoint's parameters; empty if its executor tells none."""
-        discovered, _ = self.endpoints()[endpoint]._endpoints_proto
+        discovered, _ = self.endpoints[endpoint]._endpoints_proto
         told = MessageToDict(discovered.schemas).get(endpoint, {})
         return told.get('parameters', {}).get('model') or {}
 
@@ -108,19 +103,27 @@ class RoutingRequestHandler(GatewayRequestHandler):
         """The error that tells that no executor has an endpoint, or that none is known that has."""
         if missing := self.discovery.missing():
             return UnavailableError(f'{endpoint} is not known yet: {_has_not_answered(missing)}, try again')
-        known = ', '.join(sorted(self.endpoints()))
+        known = ', '.join(sorted(self.endpoints))
         return FinetunerServerError(f'unknown endpoint {endpoint or "/"!r}: this service has {known}')
+
+    def _refusal(self, request: DataRequest) -> Exception | None:
+        """What is wrong with a request, if anything is, before its executor is asked."""
+        endpoint = request.header.exec_endpoint
+        node = self.endpoints.get(endpoint)
+        if node is None:
+            return self.unknown(endpoint)
+        if problem := _problem(request):
+            return problem
+        if _streams(node, endpoint):
+            return FinetunerServerError(f'{endpoint} streams: call it with stream_doc')
+        return None
 
     def _route(self, request: DataRequest, **kwargs: Any) -> tuple[asyncio.Future[Any], asyncio.Future[Any] | None]:
         endpoint = request.header.exec_endpoint
         if endpoint != __dry_run_endpoint__:  # which is for all executors
-            node = self.endpoints().get(endpoint)
-            if node is None:
-                return _answer(request, self.unknown(endpoint)), None
-            if problem := _problem(request):
-                return _answer(request, problem), None
-            if _is_streaming(node, endpoint):
-                return _answer(request, FinetunerServerError(f'{endpoint} streams: call it with stream_doc')), None
+            if refusal := self._refusal(request):
+                return _answer(request, refusal), None
+            node = self.endpoints[endpoint]
             if not self._needs_graph:
                 answer = asyncio.ensure_future(forward(request, node, self.streamer._connection_pool))
                 watch(endpoint, answer)
@@ -136,16 +139,25 @@ class RoutingRequestHandler(GatewayRequestHandler):
         :param context: of a call over gRPC; HTTP has counted the request already.
         """
         async with self._admitted(request, context) if context is not None else nullcontext():
-            with called_off_with_caller():
-                answer, _ = self._route(request, return_type=None)
-                try:
-                    # who has gone ends what is for them alone, and nothing else
-                    return _for_caller(self.streamer._streamer._result_handler(await asyncio.shield(answer)))
-                except InternalNetworkError as error:
-                    self.logger.error(f'no answer to {request.header.exec_endpoint}: {error.details()}')
-                    if context is None:
-                        raise
-                    await context.abort(error.code(), error.details(), error.trailing_metadata() or ())
+            try:
+                return _for_caller(await self._process(request))
+            except InternalNetworkError as error:
+                self.logger.error(f'no answer to {request.header.exec_endpoint}: {error.details()}')
+                if context is None:
+                    raise
+                await context.abort(error.code(), error.details(), error.trailing_metadata() or ())
+
+    async def _process(self, request: DataRequest) -> Any:
+        endpoint = request.header.exec_endpoint
+        if endpoint in FOR_CALLER and not self._needs_graph:  # it ends with the caller, who awaits it
+            if refusal := self._refusal(request):
+                request.add_exception(refusal)
+                return request
+            return await forward(request, self.endpoints[endpoint], self.streamer._connection_pool)
+        with called_off_with_caller():
+            answer, _ = self._route(request, return_type=None)
+            # who has gone ends what is for them alone, and nothing else
+            return self.streamer._streamer._result_handler(await asyncio.shield(answer))
 
     async def stream(
         self, request_iterator: AsyncIterator[DataRequest], context: Any = None, *args: Any, **kwargs: Any
@@ -205,7 +217,7 @@ class RoutingRequestHandler(GatewayRequestHandler):
 
     async def _stream(self, request: SingleDocumentRequest) -> AsyncIterator[Request]:
         endpoint = request.header.exec_endpoint
-        node = self.endpoints().get(endpoint)
+        node = self.endpoints.get(endpoint)
         if problem := _problem(request):
             request.add_exception(problem)
             yield request
@@ -237,13 +249,13 @@ class RoutingRequestHandler(GatewayRequestHandler):
         return build_app(self, title=title, description=description, cors=cors, buckets=self.buckets)
 
 
-def _is_streaming(node: Any, endpoint: str) -> bool:
+def _streams(node: Any, endpoint: str) -> bool:
     return bool(node._pydantic_models_by_endpoint[endpoint]['is_generator'])
 
 
 def _for_caller(answer: Any) -> Any:
     """An answer without where in the code an error was raised: the log of the executor tells that."""
-    status = answer.header.status
+    status = answer.proto_wo_data.header.status  # its own `header` would read the documents, too
     if status.exception.stacks:
         del status.exception.stacks[:]
     if status.exception.name == DecodeError.__name__ and NOT_PARSED.intersection(status.exception.args):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import Request
 from fastapi.exceptions import HTTPException
 from fastapi.responses import Response
@@ -12,6 +10,8 @@ from jina.proto import jina_pb2
 from jina.types.request.data import DataRequest
 
 from executors.calls import process, token_of
+from executors.forwarding import is_small
+from executors.threads import QUICK_BYTES, aside
 
 MEDIA_TYPE = 'application/x-protobuf'
 
@@ -26,7 +26,7 @@ async def answer(endpoint: str, request: Request, raw: bytes) -> Response:
     :raises HTTPException: 400: it is no such message.
     """
     try:
-        message = DataRequest(await asyncio.to_thread(jina_pb2.DataRequestProto.FromString, raw))
+        message = DataRequest(await aside(len(raw) <= QUICK_BYTES, jina_pb2.DataRequestProto.FromString, raw))
     except DecodeError as error:
         raise HTTPException(400, 'the body is not a serialized jina.DataRequestProto') from error
     message.header.exec_endpoint = endpoint
@@ -35,5 +35,5 @@ async def answer(endpoint: str, request: Request, raw: bytes) -> Response:
     if token and 'token' not in parameters.fields:
         parameters.fields['token'].string_value = token
     answered = await process(request, message)
-    content = await asyncio.to_thread(lambda: answered.proto.SerializeToString())
+    content = await aside(is_small(answered), lambda: answered.proto.SerializeToString())
     return Response(content, media_type=MEDIA_TYPE)

@@ -3,7 +3,6 @@
 `executors.api` puts `/api/v1` beside them.
 """
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,11 +17,13 @@ from jina.types.request.data import DataRequest
 from pydantic import BaseModel, Field, ValidationError
 
 from executors import api, calls, errors, openapi, probes, protobuf
+from executors.forwarding import is_small
 from executors.limits import BodyLimits, Ending, RateLimits, TrailingSlashes
 from executors.openai import OpenAIErrors
 from executors.parameters import describe, shorten
 from executors.rate import Buckets
 from executors.strict_json import kind_of, load_json
+from executors.threads import aside, is_quick
 from finetuner.documents import Content, Document, DocumentArray
 from finetuner.excepts import FinetunerServerError
 
@@ -56,7 +57,7 @@ def build_app(
 
     def add_routes() -> None:
         """For what was learned since the last time."""
-        new = handler.endpoints().keys() - routed
+        new = handler.endpoints.keys() - routed
         routed.update(new)
         _add_endpoints(app, handler, sorted(new))
 
@@ -84,7 +85,7 @@ def _allowed_origins() -> list[str]:
     return [origin.strip().rstrip('/') for origin in given if origin.strip()]
 
 
-def _refuse_token_in_query(request: Request) -> None:
+async def _refuse_token_in_query(request: Request) -> None:
     if 'token' in request.query_params:
         sentence = 'a token in a URL ends up in logs: send it in the header, Authorization: Bearer <token>'
         raise HTTPException(400, sentence)
@@ -109,19 +110,20 @@ def _add_post(app: FastAPI, handler: 'RoutingRequestHandler', endpoint: str) -> 
         raw = await request.body()
         if protobuf.is_protobuf(request):
             return await protobuf.answer(endpoint, request, raw)
-        body = await asyncio.to_thread(_parse, raw)
+        body = await aside(is_quick(raw), _parse, raw)
         parameters = calls.with_token(request, body.parameters)
         if needs_token and not parameters.get('token'):
             raise calls.token_is_missing()
-        message = await asyncio.to_thread(calls.make_message, endpoint, parameters, body.data)
+        message = await aside(is_quick(raw), calls.make_message, endpoint, parameters, body.data)
         answer = await calls.send(request, message)
-        return await asyncio.to_thread(_render, answer)
+        return await aside(is_small(answer), _render, answer)
 
 
 def _add_stream(app: FastAPI, handler: 'RoutingRequestHandler', endpoint: str) -> None:
     async def stream(request: Request) -> Response:
         """Server-sent events, a document in each. The fields of the query, or a document's `tags`, are parameters."""
-        document = await asyncio.to_thread(_parse_document, await request.body())
+        raw = await request.body()
+        document = await aside(is_quick(raw), _parse_document, raw)
         tags = {**(document.tags or {}), **request.query_params}
         document.tags = calls.with_token(request, tags)
         return EventSourceResponse(_events(await calls.stream(handler, endpoint, document)))

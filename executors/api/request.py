@@ -18,6 +18,7 @@ from executors.errors import absent
 from executors.openapi import BEARER
 from executors.parameters import INT32, refuse_truth_for_a_number
 from executors.strict_json import load_json
+from executors.threads import aside, is_quick
 from finetuner.documents import Document
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class StrictRequest(Request):
         raw = await self.body()
         if len(raw) > self.limit:
             raise HTTPException(413, f'the body is larger than {self.limit} bytes')
-        return await asyncio.to_thread(load_json, raw)
+        return await aside(is_quick(raw), load_json, raw)
 
 
 class StrictRoute(APIRoute):
@@ -95,7 +96,7 @@ def make_router(*tags: str) -> APIRouter:
 bearer = HTTPBearer(auto_error=False, scheme_name=BEARER)
 
 
-def need_token(request: Request, _: Annotated[Any, Security(bearer)]) -> str:
+async def need_token(request: Request, _: Annotated[Any, Security(bearer)]) -> str:
     """The token of the request, not yet checked: the executor does that."""
     token = calls.token_of(request)
     if token is None:
@@ -120,7 +121,7 @@ class Caller:
         :param missing: the status if what the endpoint looks for is not there.
         :raises HTTPException: what the endpoint raised.
         """
-        if endpoint not in self.handler.endpoints():
+        if endpoint not in self.handler.endpoints:
             raise absent(self.handler.unknown(endpoint))
         given = {name: value for name, value in parameters.items() if value is not None} | {'token': self.token}
         message = await asyncio.to_thread(calls.make_message, endpoint, given, documents)

@@ -11,10 +11,10 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from finetuner.client.session import find_service
 from finetuner.client.transport import TIMEOUT
@@ -23,6 +23,9 @@ from finetuner.excepts import BusyError, DataError, EngineError, FinetunerServer
 if TYPE_CHECKING:
     import numpy as np
 
+    from finetuner.client.answers import Answer
+
+Result = TypeVar('Result')
 logger = logging.getLogger(__name__)
 
 ENDPOINT = '/encode_texts'
@@ -72,6 +75,8 @@ class EncodeClient:
         self.host, self._token = find_service(host, token)
         self._batch_size, self._prefetch, self._dtype, self._timeout = batch_size, prefetch, dtype, timeout
         self._transport = open_transport(self.host)
+        self._is_shared = self.host.startswith('grpc')  # the connection: over HTTP each thread has one
+        self._slots = threading.BoundedSemaphore(AT_ONCE)
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix='encode')
         self._awaited = ThreadPoolExecutor(AT_ONCE, thread_name_prefix='await')
         self._is_closed = False
@@ -159,7 +164,10 @@ class EncodeClient:
             try:
                 while True:
                     for start, batch in itertools.islice(batches, self._prefetch - len(under_way)):
-                        under_way.append((start, self._pool.submit(self._ask, batch, parameters, stop)))
+                        # what is all of a call is sent by its own thread, for which no other need wake up
+                        is_all = len(batch) == len(texts) and self._is_shared
+                        submit = _at_once if is_all else self._pool.submit
+                        under_way.append((start, submit(self._ask, batch, parameters, stop)))
                     if not under_way:
                         return embeddings
                     start, answer = under_way[0]
@@ -183,7 +191,11 @@ class EncodeClient:
         self, texts: Sequence[str], parameters: dict[str, Any], stop: threading.Event
     ) -> tuple[np.ndarray, str | None]:
         """The embeddings of one request, [N, D], in the type in which they came, and the artifact that answered."""
-        import numpy as np
+        with self._slots:
+            answer = self._answer_to(texts, parameters, stop)
+        return _read(answer, len(texts), self.host)
+
+    def _answer_to(self, texts: Sequence[str], parameters: dict[str, Any], stop: threading.Event) -> Answer:
 
         from finetuner.client import wire_pb2 as wire
         from finetuner.client.answers import read_answers
@@ -198,7 +210,7 @@ class EncodeClient:
             self._check_open()
             try:
                 [answer] = read_answers(self._transport.call(ENDPOINT, parameters, docs, self._timeout))
-                break
+                return answer
             except (BusyError, EngineError, UnavailableError) as error:
                 pause = min(0.25 * 2**attempt, MAX_PAUSE) * random.uniform(0.5, 1)
                 if time.monotonic() + pause > end:
@@ -206,11 +218,7 @@ class EncodeClient:
                 if isinstance(error, UnavailableError):
                     self._tell()
                 stop.wait(pause)
-        shape = int(answer.tags['count']), int(answer.tags['dim'])
-        if shape[0] != len(texts):
-            raise FinetunerServerError(f'{self.host} answered {len(texts)} texts with {shape[0]} embeddings')
-        rows = np.frombuffer(answer.blob or b'', np.dtype(answer.tags['dtype']).newbyteorder('<')).reshape(shape)
-        return rows, answer.tags.get('model')
+        raise AssertionError('unreachable')
 
     def _tell(self) -> None:
         """Say that the service is away, once for all that is under way: perhaps nobody has started it."""
@@ -219,6 +227,24 @@ class EncodeClient:
             if now - self._told > PATIENCE:
                 self._told = now
                 logger.warning('%s cannot be reached yet: trying for %g s', self.host, PATIENCE)
+
+
+def _read(answer: Answer, count: int, host: str) -> tuple[np.ndarray, str | None]:
+    """The array of an answer to so many texts, and the artifact that answered."""
+    import numpy as np
+
+    shape = int(answer.tags['count']), int(answer.tags['dim'])
+    if shape[0] != count:
+        raise FinetunerServerError(f'{host} answered {count} texts with {shape[0]} embeddings')
+    rows = np.frombuffer(answer.blob or b'', np.dtype(answer.tags['dtype']).newbyteorder('<')).reshape(shape)
+    return rows, answer.tags.get('model')
+
+
+def _at_once(call: Callable[..., Result], *arguments: Any) -> Future[Result]:
+    """Like the method `submit` of a pool, but by the thread that asks."""
+    future: Future[Result] = Future()
+    future.set_result(call(*arguments))
+    return future
 
 
 def _check(texts: Sequence[str]) -> None:

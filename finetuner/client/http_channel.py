@@ -110,6 +110,9 @@ class HttpChannel:
                 raise
             hint = 'check the port: that of gRPC is for grpc://name:port'
             raise Unreachable(f'{self.host} answers, but speaks no HTTP', hint) from None
+        except BaseException:  # Ctrl-C between a request and its answer, which the next request would be given
+            self._drop()
+            raise
 
     def _connect(self) -> http.client.HTTPConnection:
         """The connection of this thread, made if there is none."""

@@ -211,8 +211,11 @@ class ModelServer:
     async def _look_up(self, asked: _Asked, cache: ModelCache) -> None:
         """Take what is kept or being computed for others, and compute the rest."""
         loop = asyncio.get_running_loop()
-        asked.keys = await loop.run_in_executor(self._pool, cache.keys, asked.contents, self.engine.modality)
         rows: Sequence[int] = range(len(asked.contents))
+        if self._is_quick(asked, rows):
+            asked.keys = cache.keys(asked.contents, self.engine.modality)
+        else:
+            asked.keys = await loop.run_in_executor(self._pool, cache.keys, asked.contents, self.engine.modality)
         while rows:
             shared: dict[int, Share] = {}
             await self._compute(asked, self._claimed(asked, cache, rows, shared))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-_ROUNDS = 2
+_LEAST, _MOST = 2, 12  # rounds
+_PAUSE = 0.005  # seconds in which the threads of a library go to sleep: awake, they hold up those of another one
+_SECONDS = 0.6  # in which as many rounds are made as there is time for: a moment in which the machine is slow misleads
 
 
 def compare(ways: Sequence[Callable[[], Any]]) -> tuple[list[Any], list[float]]:
@@ -14,11 +17,15 @@ def compare(ways: Sequence[Callable[[], Any]]) -> tuple[list[Any], list[float]]:
 
     The first round warms up.
     """
-    results: list[Any] = [None] * len(ways)
-    seconds: list[list[float]] = [[] for _ in ways]
-    for _ in range(1 + _ROUNDS):
+    results = [way() for way in ways]
+    best = [math.inf] * len(ways)
+    end = time.perf_counter() + _SECONDS
+    for done in range(_MOST):
+        if done >= _LEAST and time.perf_counter() > end:
+            break
         for number, way in enumerate(ways):
+            time.sleep(_PAUSE)
             began = time.perf_counter()
             results[number] = way()
-            seconds[number].append(time.perf_counter() - began)
-    return results, [min(taken[1:]) for taken in seconds]
+            best[number] = min(best[number], time.perf_counter() - began)
+    return results, best

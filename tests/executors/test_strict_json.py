@@ -45,6 +45,15 @@ def test_what_is_not_is_refused_with_a_reason(raw, reason):
     assert reason in caught.value.detail
 
 
+def test_a_name_that_occurs_twice_among_many_is_found_at_once():
+    raw = json.dumps(dict.fromkeys(map(str, range(100_000)), 0)).encode()[:-1] + b', "99999": 0}'
+    began = time.monotonic()
+    with pytest.raises(HTTPException) as caught:
+        load_json(raw)
+    assert "'99999' occurs twice" in caught.value.detail
+    assert time.monotonic() - began < 5
+
+
 @pytest.mark.parametrize(
     'raw',
     [b'{"data": [' + b'{},' * 200_000 + b'{}]}', b'[' + b'[],' * 2_000_000 + b'[]]', b'{"' + b'":1,"' * 1_000_001],

@@ -130,6 +130,20 @@ def test_a_connection_that_broke_is_made_again(http, no_pause):
         finetuner.whoami()
 
 
+def test_what_was_broken_off_by_hand_does_not_answer_the_next_request(http, monkeypatch):
+    finetuner.login()
+
+    def press_ctrl_c(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as while_it_waits:
+        while_it_waits.setattr(http_channel.http.client.HTTPConnection, 'getresponse', press_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            finetuner.login(force=True)
+    finetuner.login(force=True)
+    assert len(http.connections) == 2
+
+
 def test_a_network_that_goes_away_is_an_error_that_says_so(http, monkeypatch):
     def request(*_):
         raise OSError(errno.EHOSTUNREACH, 'No route to host')
