@@ -65,7 +65,7 @@ CLIENT, ALONE, IN_INT8, OPENAI = 'client', 'client, no gateway', 'client, int8',
 SETTINGS = (
     (1, 1, 64),
     (1, 8, 128),
-    (1, 64, 512),
+    (1, 64, 384),
     (8, 1, 128),
     (8, 8, 256),
     (8, 64, 512),

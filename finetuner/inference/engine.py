@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 # texts that are tokenized, and sorted among each other, at once: enough for even batches, little memory
 _WINDOW = 8192
-# a batch of texts ends before its tokens with padding are so many times those without, once it has that many
-_PADDED, _LEAST = 1.1, 256
+# a batch of texts ends before its tokens with padding are so many times those without
+_PADDED = 1.1
 _DOWNLOADS = 8  # files that are fetched at the same time
 
 # the fields of a document that may hold its content, the first that is set counts
@@ -44,6 +44,8 @@ class InferenceEngine(ABC):
     :param batch_size: how many items the model is given at once, unless a call says otherwise.
     """
 
+    padded_freely: int = 256
+    """Tokens of a batch of texts, padding included, up to which padding costs less than a further batch."""
     precision: str = 'fp32'
     """What the model computes in; of an ONNX model, what it was exported with is not known here."""
 
@@ -94,7 +96,7 @@ class InferenceEngine(ABC):
             longest = len(features[order[first]])
             is_padded = (
                 self.modality == 'text'
-                and count * longest >= _LEAST
+                and count * longest >= self.padded_freely
                 and (count + 1) * longest > _PADDED * (used + length)
             )
             if count == batch_size or is_padded:

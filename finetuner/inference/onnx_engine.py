@@ -56,6 +56,8 @@ class ONNXRuntimeInferenceEngine(InferenceEngine):
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
         if inter_op_num_threads > 1:
             options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+        if device == 'cpu':  # where another batch costs next to nothing
+            self.padded_freely = 0
         self.session = _start(directory / MODEL_FILE, options, device, device_id)
         self._input_names = [node.name for node in self.session.get_inputs()]
         preprocessor = load_preprocessor(directory)
