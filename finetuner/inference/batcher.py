@@ -222,28 +222,45 @@ class Batcher:
         return len(features) if self._engine.modality == 'text' else 1
 
     def _run(self, pieces: list[Piece]) -> None:
-        """Embed a batch. If that fails, each job's share is tried alone: the others are none the worse."""
-        features = [job.features[row] for job, rows in pieces for row in rows]
-        embeddings = np.empty((len(features), self._engine.dim), np.float32)
+        """Embed a batch. What the engine computes one after the other is answered one after the other. If one of these
+        parts fails, each job's share of what is left is tried alone: the others are none the worse.
+        """
+        items = [(job, row) for job, rows in pieces for row in rows]
+        features = [job.features[row] for job, row in items]
+        left = set(range(len(items)))
         computed = 0
         try:
-            for batch in self._engine.split(features, self._engine.batch_size):
-                items = [features[row] for row in batch]
-                embeddings[batch] = self._engine.embed(items)
-                computed += self._engine.computed(items)
+            for part in self._engine.split(features, self._engine.batch_size):
+                of_part = [features[item] for item in part]
+                embeddings = self._engine.embed(of_part)
+                computed += self._engine.computed(of_part)
+                left -= set(part.tolist())
+                _answer([items[item] for item in part], embeddings)
         except Exception as error:
             if len(pieces) == 1:
                 self._failures += 1
                 pieces[0][0].fail(error)
                 return
             logger.warning('A batch of %d requests failed: each is tried alone (%s)', len(pieces), error)
-            for piece in pieces:
+            for piece in _by_job([items[item] for item in sorted(left)]):
                 self._run([piece])
             return
         self._failures, self._proven = 0, features[0]
         used = sum(map(self._cost, features))
         self._meter.batch(Batch(len(features), len(pieces), used, computed, self._max_cost))
-        start = 0
-        for job, rows in pieces:
-            job.put(rows, embeddings[start : start + len(rows)])
-            start += len(rows)
+
+
+def _by_job(items: Sequence[tuple[Job, int]]) -> list[Piece]:
+    rows: dict[Job, list[int]] = {}
+    for job, row in items:
+        rows.setdefault(job, []).append(row)
+    return list(rows.items())
+
+
+def _answer(items: Sequence[tuple[Job, int]], embeddings: np.ndarray) -> None:
+    """Give jobs the embeddings of items of theirs, [len(items), dim]."""
+    numbers: dict[Job, list[int]] = {}
+    for number, (job, _) in enumerate(items):
+        numbers.setdefault(job, []).append(number)
+    for job, own in numbers.items():
+        job.put([items[number][1] for number in own], embeddings[own])

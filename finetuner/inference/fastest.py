@@ -22,6 +22,7 @@ from finetuner.inference.timing import compare
 _SAMPLES = {'text': 32, 'image': 4}
 _WORTH = 1.05  # what is to be gained at least for the memory that torch needs beyond onnxruntime
 _WORTH_BOTH = 1.15  # what is to be gained for single texts for the memory of two models
+_WORTH_TOGETHER = 1.1  # what torch must gain with several texts: onnxruntime answers each as soon as it has it
 _FEW = (1, 2, 4, 8, 16)  # texts in the batches that are tried, to find which are small
 _CHECKED = 4  # texts by which engines are found to compute the same again
 _SAME = 1e-4  # of the length of an embedding: two engines that differ by more do not compute the same
@@ -90,14 +91,14 @@ def _compute_the_same(one: InferenceEngine, other: InferenceEngine, features: Se
 
 
 def _find_limit(with_onnx: InferenceEngine, with_torch: InferenceEngine, features: Sequence[np.ndarray]) -> int:
-    """The tokens of the largest batch in which onnxruntime is faster than torch; 0 if it is not even for one text."""
+    """The tokens of the largest batch that is not left to torch; 0 if torch is given single texts, too."""
     by_length = sorted(features, key=len)
     limit = 0
     for count in _FEW:
         # of all lengths: such texts onnxruntime computes nearly one by one, and torch together
         batch = [by_length[(2 * number + 1) * len(by_length) // (2 * count)] for number in range(count)]
         of_onnx, of_torch = _measure([with_onnx, with_torch], batch)
-        if of_torch < of_onnx * (_WORTH_BOTH if count == 1 else 1):
+        if (count == 1 and of_torch < _WORTH_BOTH * of_onnx) or _WORTH_TOGETHER * of_torch < of_onnx:
             break
         limit = sum(map(len, batch))
         if count == 1:

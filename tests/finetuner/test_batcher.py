@@ -136,6 +136,26 @@ def test_a_request_that_fails_fails_alone(engine, batcher, busy):
     assert batcher.submit(items(3)).result(10).tolist() == [[3]]
 
 
+def test_what_is_computed_first_is_answered_first(engine, batcher, busy):
+    engine.batch_size = 1
+    short, long = batcher.submit(items(1)), batcher.submit(items(3))
+    finish(engine, 2)
+    assert long.result(10).tolist() == [[3]]
+    assert not short.done()
+    finish(engine)
+    assert short.result(10).tolist() == [[1]]
+
+
+def test_what_is_answered_is_not_computed_again_for_what_fails(engine, batcher, busy):
+    engine.batch_size = 1
+    bad, good = batcher.submit(items(3, 2, value=13)), batcher.submit(items(4, value=1))
+    finish(engine)
+    assert good.result(10).tolist() == [[4]]
+    with pytest.raises(ValueError, match='the number 13'):
+        bad.result(10)
+    assert engine.batches.count([[1, 1, 1, 1]]) == 1
+
+
 def test_what_nobody_waits_for_is_not_computed(engine, batcher, busy):
     gone = batcher.submit(items(1, 1, value=5))
     late = batcher.submit(items(1, value=6), timeout=0.05)
