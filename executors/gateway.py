@@ -91,7 +91,7 @@ class RoutingRequestHandler(GatewayRequestHandler):
         return await super().dry_run(empty, context)
 
     def is_streaming(self, endpoint: str) -> bool:
-        return _streams(self.endpoints[endpoint], endpoint)
+        return _is_streaming(self.endpoints[endpoint], endpoint)
 
     def parameters_schema(self, endpoint: str) -> dict[str, Any]:
         """The JSON schema of an endpoint's parameters; empty if its executor tells none."""
@@ -114,7 +114,7 @@ class RoutingRequestHandler(GatewayRequestHandler):
             return self.unknown(endpoint)
         if problem := _problem(request):
             return problem
-        if _streams(node, endpoint):
+        if _is_streaming(node, endpoint):
             return FinetunerServerError(f'{endpoint} streams: call it with stream_doc')
         return None
 
@@ -249,7 +249,7 @@ class RoutingRequestHandler(GatewayRequestHandler):
         return build_app(self, title=title, description=description, cors=cors, buckets=self.buckets)
 
 
-def _streams(node: Any, endpoint: str) -> bool:
+def _is_streaming(node: Any, endpoint: str) -> bool:
     return bool(node._pydantic_models_by_endpoint[endpoint]['is_generator'])
 
 

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 FAILURES = 3
 """Batches that fail one after the other when it is the model that is broken, such as on a GPU that is gone."""
+ANSWERS = 8
+"""Into which a batch is divided at most: each wakes whoever waits for it, and takes them time from the model."""
 DEADLINE_PASSED = 'the deadline of the request passed while it waited for the model'
 
 
@@ -227,40 +229,43 @@ class Batcher:
         """
         items = [(job, row) for job, rows in pieces for row in rows]
         features = [job.features[row] for job, row in items]
-        left = set(range(len(items)))
+        embeddings = np.empty((len(items), self._engine.dim), np.float32)
+        left, ready = set(range(len(items))), []
         computed = 0
         try:
             for part in self._engine.split(features, self._engine.batch_size):
                 of_part = [features[item] for item in part]
-                embeddings = self._engine.embed(of_part)
+                embeddings[part] = self._engine.embed(of_part)
                 computed += self._engine.computed(of_part)
-                left -= set(part.tolist())
-                _answer([items[item] for item in part], embeddings)
+                ready += part.tolist()
+                if len(ready) * ANSWERS >= len(items) or len(ready) == len(left):
+                    _answer([items[item] for item in ready], embeddings[ready])
+                    left -= set(ready)
+                    ready = []
         except Exception as error:
             if len(pieces) == 1:
                 self._failures += 1
                 pieces[0][0].fail(error)
                 return
             logger.warning('A batch of %d requests failed: each is tried alone (%s)', len(pieces), error)
-            for piece in _by_job([items[item] for item in sorted(left)]):
-                self._run([piece])
+            unanswered = [items[item] for item in sorted(left)]
+            for job, places in _by_job(unanswered).items():
+                self._run([(job, [unanswered[place][1] for place in places])])
             return
         self._failures, self._proven = 0, features[0]
         used = sum(map(self._cost, features))
         self._meter.batch(Batch(len(features), len(pieces), used, computed, self._max_cost))
 
 
-def _by_job(items: Sequence[tuple[Job, int]]) -> list[Piece]:
-    rows: dict[Job, list[int]] = {}
-    for job, row in items:
-        rows.setdefault(job, []).append(row)
-    return list(rows.items())
+def _by_job(items: Sequence[tuple[Job, int]]) -> dict[Job, list[int]]:
+    """Where each job's items stand among those of several."""
+    places: dict[Job, list[int]] = {}
+    for place, (job, _) in enumerate(items):
+        places.setdefault(job, []).append(place)
+    return places
 
 
 def _answer(items: Sequence[tuple[Job, int]], embeddings: np.ndarray) -> None:
     """Give jobs the embeddings of items of theirs, [len(items), dim]."""
-    numbers: dict[Job, list[int]] = {}
-    for number, (job, _) in enumerate(items):
-        numbers.setdefault(job, []).append(number)
-    for job, own in numbers.items():
-        job.put([items[number][1] for number in own], embeddings[own])
+    for job, places in _by_job(items).items():
+        job.put([items[place][1] for place in places], embeddings[places])
