@@ -33,6 +33,7 @@ from executors.errors import UNREACHABLE
 from executors.forwarding import forward, measure_messages_as_they_are
 from executors.lifetime import end_with_parent
 from executors.limits import MAX_HEADER_BYTES, PatientProtocol
+from executors.memory import give_back_memory
 from executors.pacing import Pacing, read_options
 from executors.rate import MAX_STREAMS, REQUESTS_AT_ONCE, TOO_MANY_AT_ONCE, Buckets, Room, Streams, max_body
 from executors.rest import build_app
@@ -353,6 +354,7 @@ class FinetunerGateway(CompositeGateway):
                 _prepare_grpc(server, certificate)
         end_with_parent()
         drain_at_shutdown()
+        give_back_memory()
 
     async def setup_server(self) -> None:
         """Start the servers. They give up when the Flow does: an executor that failed would be awaited for ever."""

@@ -16,6 +16,7 @@ from types import FrameType
 from jina import Executor
 
 from executors.drain import drain_at_shutdown
+from executors.memory import give_back_memory
 from executors.refusals import leave_out_refusals
 
 INTERVAL = 1.0
@@ -27,6 +28,7 @@ def prepare_process(executor: Executor) -> None:
     end_with_parent()
     drain_at_shutdown()
     leave_out_refusals(executor)
+    give_back_memory()
 
 
 def end_with_parent() -> None:

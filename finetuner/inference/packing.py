@@ -179,6 +179,7 @@ class PackedBackbone:
         :param tokens: int64 [N], in the order of the stream.
         :raises CannotPack: the backbone's attention is not known here.
         """
+        tokens = nn.functional.pad(tokens, (0, stream.filling))
         inputs: dict[str, Any] = {'input_ids': tokens[None], 'attention_mask': None, 'return_dict': True}
         if 'position_ids' in self._arguments:
             inputs['position_ids'] = stream.positions + self._first_position

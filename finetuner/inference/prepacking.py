@@ -6,6 +6,7 @@ bias is copied to the output first; and the activation goes through the output o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -16,6 +17,14 @@ from torch import Tensor, nn
 
 from finetuner.inference.timing import compare
 
+# What oneDNN and torch keep of each shape of a product that they have computed: up to a megabyte, and no two batches of
+# mixed texts have the same number of tokens. They would keep 1024 of each, and read this when they keep the first.
+for _variable in ('ONEDNN_PRIMITIVE_CACHE_CAPACITY', 'LRU_CACHE_CAPACITY'):
+    os.environ.setdefault(_variable, '128')
+
+PREPACKED_MULTIPLE = 8
+"""Of which the number of tokens is to be a multiple: what is kept then serves for single texts again and again, while a
+new shape takes some 3 ms."""
 _WORTH = 1.02  # what is to be gained at least
 _SAME = 1e-4  # of the length of an embedding in fp32; in bf16 the order of a sum shows in the third digit
 _SAME_IN_BF16 = 2e-2

@@ -27,6 +27,7 @@ class Stream:
     :param start: how many layer groups have been computed already; then `hidden` is what they gave.
     :param hidden: float [N, D].
     :param stop: how many layer groups to compute in all; None is all, and what comes after them.
+    :param multiple: the stream is filled up to a multiple of so many tokens, with some that are of no text.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Stream:
         start: int = 0,
         hidden: Tensor | None = None,
         stop: int | None = None,
+        multiple: int = 1,
     ):
         self.lengths = lengths.cpu().numpy()
         self.device = device or lengths.device
@@ -46,6 +48,7 @@ class Stream:
         lengths_of_groups, counts = np.unique(self.sorted, return_counts=True)
         self.groups: list[tuple[int, int]] = list(zip(counts.tolist(), lengths_of_groups.tolist(), strict=True))
         self.sizes = [count * length for count, length in self.groups]
+        self.filling = -sum(self.sizes) % multiple
 
     @cached_property
     def ends(self) -> Tensor:
@@ -60,7 +63,7 @@ class Stream:
     def positions(self) -> Tensor:
         """The place of each token in its text, int64 [1, N]."""
         starts = np.repeat(np.cumsum(self.sorted) - self.sorted, self.sorted)
-        return self._put(np.arange(len(starts)) - starts)[None]
+        return self._put(np.append(np.arange(len(starts)) - starts, np.zeros(self.filling, int)))[None]
 
     @cached_property
     def _sources(self) -> np.ndarray:
@@ -81,8 +84,9 @@ class Stream:
         return texts if self.is_sorted else texts[self._put(np.argsort(self.order))]
 
     def split(self, states: Tensor) -> list[Tensor]:
-        """[N, ...] to one [texts, length, ...] per group: views, not copies."""
-        return [part.unflatten(0, group) for part, group in zip(states.split(self.sizes), self.groups, strict=True)]
+        """[N, ...] to one [texts, length, ...] per group: views, not copies. What fills it up is left out."""
+        parts = states[: len(states) - self.filling].split(self.sizes)
+        return [part.unflatten(0, group) for part, group in zip(parts, self.groups, strict=True)]
 
     def _put(self, array: np.ndarray) -> Tensor:
         return on_device(array, self.device)
@@ -131,6 +135,8 @@ def attend(
                 enable_gqa=shared,
             )
         parts.append(part.transpose(1, 2).flatten(0, 1))
+    if stream.filling:  # which has nothing to attend to
+        parts.append(parts[0].new_zeros(stream.filling, *parts[0].shape[1:]))
     return torch.cat(parts).unsqueeze(0)
 
 

@@ -171,16 +171,17 @@ class TextEncoder(Encoder):
         """Whether :meth:`packed_hidden` and :meth:`packed_from` give together what :meth:`packed` does."""
         return self.can_pack and self._packer.can_split
 
-    def packed(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+    def packed(self, tokens: Tensor, lengths: Tensor, multiple: int = 1) -> Tensor:
         """Embed texts without computing any padding.
 
         With dropout the embeddings have the same distribution as those of :meth:`forward`, without it they are equal.
 
         :param tokens: the token ids of all texts, one text after the other, int64 [N].
         :param lengths: how many tokens each text has, at least one, int64 [B], on the CPU or not.
+        :param multiple: compute so many tokens, or a multiple of it, even if the texts have fewer.
         :return: float32 [B, dim].
         """
-        stream = Stream(lengths, tokens.device)
+        stream = Stream(lengths, tokens.device, multiple=multiple)
         return self._finish_stream(self._packer.run(stream.sort(tokens), stream), stream)
 
     def packed_hidden(self, tokens: Tensor, lengths: Tensor, stop: int) -> Tensor:

@@ -14,7 +14,7 @@ from finetuner.inference.backbones import load_encoder
 from finetuner.inference.encoder import Encoder
 from finetuner.inference.engine import InferenceEngine
 from finetuner.inference.precision import DTYPES, Precision, check_precision, mean_cosine
-from finetuner.inference.prepacking import prepack
+from finetuner.inference.prepacking import PREPACKED_MULTIPLE, prepack
 from finetuner.inference.preprocessing import Modality
 from finetuner.inference.samples import sample_contents
 from finetuner.inference.text_encoder import TextEncoder
@@ -70,6 +70,7 @@ class TorchInferenceEngine(InferenceEngine):
         self._input_names = encoder.input_names
         super().__init__(encoder.preprocessor, encoder.dim, batch_size)
         self._casts = False
+        self._multiple = 1
         if precision != 'fp32':
             self._reduce()
         if is_own and self.device.type == 'cpu' and not self._casts:
@@ -93,6 +94,7 @@ class TorchInferenceEngine(InferenceEngine):
         """Have the layers lie as the processor reads them, where that is faster."""
         samples = self.preprocessor.features(sample_contents(self.modality, _TIMED[self.modality]))
         if samples and prepack(self.encoder, lambda: self.embed(samples)):
+            self._multiple = PREPACKED_MULTIPLE
             _logger.info('the layers of the model are prepacked, which is faster here')
 
     def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -115,10 +117,13 @@ class TorchInferenceEngine(InferenceEngine):
         lengths = torch.tensor([len(row) for row in features])
         with torch.inference_mode():
             tokens = torch.from_numpy(np.concatenate(features).astype(np.int64)).to(self.device, non_blocking=True)
-            return self.encoder.packed(tokens, lengths).cpu().numpy()
+            return self.encoder.packed(tokens, lengths, self._multiple).cpu().numpy()
 
     def computed(self, features: Sequence[np.ndarray]) -> int:
-        return sum(map(len, features)) if self.packs else super().computed(features)
+        if not self.packs:
+            return super().computed(features)
+        tokens = sum(map(len, features))
+        return tokens + -tokens % self._multiple
 
     def split(self, features: Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
         if not self.packs:

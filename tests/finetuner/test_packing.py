@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import AutoTokenizer
 
+from finetuner.inference.layer_groups import find_layers
 from finetuner.inference.packing import PackedBackbone
 from finetuner.inference.streams import Stream, _attend_nested, attend, pool_segments, pool_stream
 from finetuner.inference.text_encoder import TextEncoder
@@ -133,6 +134,25 @@ def test_no_padding_is_computed(make_encoder, tokens):
     )
     encoder.packed(tokens, LENGTHS)
     assert shapes == [(1, len(tokens), 16)]
+
+
+def first(output):
+    return output[0] if isinstance(output, tuple) else output
+
+
+@pytest.mark.parametrize('kind', PACKABLE)
+def test_tokens_of_no_text_that_fill_up_a_stream_change_nothing(make_encoder, tokens, kind):
+    encoder = make_encoder(kind)
+    assert encoder.can_pack
+    computed = []
+    for layer in find_layers(encoder.backbone):
+        layer.register_forward_hook(lambda _, __, output: computed.append(first(output).shape[-2]))
+    filled = encoder.packed(tokens, LENGTHS, multiple=64)
+    assert set(computed) == {-(-len(tokens) // 64) * 64} != {len(tokens)}
+    computed.clear()
+    plain = encoder.packed(tokens, LENGTHS)
+    assert set(computed) == {len(tokens)}
+    assert_same(filled, plain)
 
 
 def test_dropout_has_the_same_distribution(make_encoder, tokens):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +38,54 @@ def test_embeddings_stay_as_they_are(tiny_model, always, precision):
     tolerance = 1e-5 if precision == 'fp32' else 0.05
     np.testing.assert_allclose(packed.encode_texts(TEXTS), plain.encode_texts(TEXTS), atol=tolerance)
     np.testing.assert_allclose(packed.encode_texts(TEXTS[:1]), plain.encode_texts(TEXTS[:1]), atol=tolerance)
+
+
+def test_a_single_text_has_one_of_few_numbers_of_tokens(tiny_model, always):
+    engine = load_engine(tiny_model, is_onnx=False)
+    seen = set()
+    for module in engine.encoder.modules():
+        if isinstance(module, PrepackedLinear):
+            module.register_forward_hook(lambda _, inputs, __: seen.add(tuple(inputs[0].shape[:-1])))
+    features = engine.features(['lost ' * words for words in range(1, 14)], 0, None, str)
+    for row in features:
+        engine.embed([row])
+    assert len({len(row) for row in features}) > 8
+    assert seen - {(1,)} <= {(1, 8), (1, 16), (1, 24)}  # the head has one vector of each text
+    assert engine.computed([features[0]]) == 8
+
+
+GROWTH = """
+import ctypes, random, sys
+import psutil, torch
+from torch import nn
+from finetuner.inference.prepacking import PrepackedLinear
+
+layers = [PrepackedLinear(nn.Linear(256, 1024), ('gelu', 'none')), PrepackedLinear(nn.Linear(1024, 256))]
+chooser = random.Random(0)
+def run(batches):
+    with torch.inference_mode():
+        for _ in range(batches):
+            inputs = torch.rand(chooser.randrange(1, 3000), 256)
+            layers[1](layers[0](inputs))
+    ctypes.CDLL(None).malloc_trim(0)
+    return psutil.Process().memory_info().rss / 2**20
+before = run(100)
+print(run(250) - before)
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='torch without oneDNN')
+def test_batches_of_ever_new_sizes_take_no_more_memory():
+    grown = subprocess.run(
+        [sys.executable, '-c', GROWTH], check=True, capture_output=True, text=True, env=without_caps()
+    )
+    assert float(grown.stdout) < 20
+
+
+def without_caps():
+    """What the module sets itself, and hands on to the processes that are started here."""
+    ours = ('ONEDNN_PRIMITIVE_CACHE_CAPACITY', 'LRU_CACHE_CAPACITY')
+    return {name: value for name, value in os.environ.items() if name not in ours}
 
 
 def test_an_activation_is_computed_with_the_layer_before_it(tiny_model, always):
