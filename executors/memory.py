@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
+from collections.abc import Callable
 
 INTERVAL = 30.0
 """Seconds between two times that it is given back: it takes some milliseconds, and so does what is asked for again."""
@@ -20,7 +21,7 @@ def give_back_memory(interval: float = INTERVAL) -> None:
         threading.Thread(target=_repeat, args=(trim, interval), name='memory', daemon=True).start()
 
 
-def _repeat(trim: ctypes._NamedFuncPointer, interval: float) -> None:
+def _repeat(trim: Callable[[ctypes.c_size_t], int], interval: float) -> None:
     while True:
         time.sleep(interval)
         trim(ctypes.c_size_t(0))
