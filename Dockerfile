@@ -25,6 +25,7 @@ RUN /opt/venv/bin/pip install --no-deps --no-build-isolation --target /opt/finet
 FROM python:3.11-slim
 ENV JINA_OPTOUT_TELEMETRY=1 \
     OMP_WAIT_POLICY=PASSIVE \
+    GOMP_SPINCOUNT=10000 \
     PATH=/opt/finetuner/bin:/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

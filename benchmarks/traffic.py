@@ -99,8 +99,9 @@ def running_executor(artifact: str | Path, threads: int) -> Iterator[Alone]:
 
 
 def _variables(threads: int, own: Mapping[str, object]) -> dict[str, str]:
-    further = {'OMP_NUM_THREADS': threads, 'OMP_WAIT_POLICY': 'PASSIVE'}  # as `finetuner serve` and the images have it
-    return {**os.environ, **{name: str(value) for name, value in (further | dict(own)).items()}}
+    as_served = {'OMP_WAIT_POLICY': 'PASSIVE', 'GOMP_SPINCOUNT': 10000}  # by `finetuner serve` and the images
+    further = {'OMP_NUM_THREADS': threads, **as_served, **own}
+    return {**os.environ, **{name: str(value) for name, value in further.items()}}
 
 
 def over_grpc(port: int, field: str, **parameters: Any) -> Callable[[Sequence[Any]], DocumentArray]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging import Logger
 
 import numpy as np
@@ -103,7 +103,11 @@ class PgVectors:
 
     def close(self) -> None:
         if self._holder is not None:
+            with suppress(DBAPIError):  # the connection was lost, and the lock with it
+                # at once: the server takes a while to notice that a connection is gone
+                self._holder.execute(select(func.pg_advisory_unlock(LOCK)))
             self._holder.close()
+            self._holder = None
         self.database.close()
 
     def index(self, model: str, dim: int) -> PgVectorIndex:

@@ -95,8 +95,9 @@ class Attempt:
             own['TORCH_ELASTIC_SHUTDOWN_TIMEOUT'] = str(max(30, math.ceil(self.policy.stop_seconds)))
         if self.memory_limit is not None:
             own['FINETUNER_MEMORY_LIMIT'] = str(self.memory_limit)
-        # that of a service, whose threads sleep while they wait: it costs a training a tenth of its speed
-        inherited = {name: value for name, value in os.environ.items() if name != 'OMP_WAIT_POLICY'}
+        # those of a service, whose threads sleep while they wait: it costs a training a tenth of its speed
+        ours = ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')
+        inherited = {name: value for name, value in os.environ.items() if name not in ours}
         return {**inherited, **own}
 
 
