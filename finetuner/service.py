@@ -48,9 +48,9 @@ def run_service(artifact: str | None, port: int, http_port: int, home: Path | No
         'FINETUNER_HTTP_PORT': str(http_port),
         'JINA_OPTOUT_TELEMETRY': os.environ.get('JINA_OPTOUT_TELEMETRY', '1'),
         'GRPC_VERBOSITY': os.environ.get('GRPC_VERBOSITY', 'ERROR'),  # not a line for every connection that ends
-        # Threads that compute wait for each other awake for a moment, as from one layer to the next, and then asleep. By
-        # default they keep their cores busy, and where others have work, too, they keep the very thread from its core
-        # that they wait for.
+        # Threads that compute wait for each other awake for a moment, as from one layer to the next, and then asleep.
+        # By default they keep their cores busy, and where others have work, too, they keep the very thread from its
+        # core that they wait for.
         'OMP_WAIT_POLICY': os.environ.get('OMP_WAIT_POLICY', 'PASSIVE'),
         'GOMP_SPINCOUNT': os.environ.get('GOMP_SPINCOUNT', '10000'),
         'JINA_LOG_NO_COLOR': os.environ.get('JINA_LOG_NO_COLOR', '1'),  # and no logo of thirty lines
