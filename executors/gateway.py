@@ -28,12 +28,11 @@ from jina.types.request.data import DataRequest, SingleDocumentRequest
 
 from executors.calling_off import FOR_CALLER, called_off_with_caller, let_calls_be_cancelled, watch
 from executors.discovery import Discovery
-from executors.drain import drain_at_shutdown, drain_seconds
+from executors.drain import drain_seconds
 from executors.errors import UNREACHABLE
 from executors.forwarding import forward, measure_messages_as_they_are
-from executors.lifetime import end_with_parent
+from executors.lifetime import tend_process
 from executors.limits import MAX_HEADER_BYTES, PatientProtocol
-from executors.memory import give_back_memory
 from executors.pacing import Pacing, read_options
 from executors.rate import MAX_STREAMS, REQUESTS_AT_ONCE, TOO_MANY_AT_ONCE, Buckets, Room, Streams, max_body
 from executors.rest import build_app
@@ -352,9 +351,7 @@ class FinetunerGateway(CompositeGateway):
                 _prepare_http(server, certificate)
             else:
                 _prepare_grpc(server, certificate)
-        end_with_parent()
-        drain_at_shutdown()
-        give_back_memory()
+        tend_process()
 
     async def setup_server(self) -> None:
         """Start the servers. They give up when the Flow does: an executor that failed would be awaited for ever."""

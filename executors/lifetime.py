@@ -25,9 +25,14 @@ INTERVAL = 1.0
 
 def prepare_process(executor: Executor) -> None:
     """What each of our executors asks of the process that it is in, and of Jina's server there."""
+    tend_process()
+    leave_out_refusals(executor)
+
+
+def tend_process() -> None:
+    """What executors and the gateway ask alike of the process that they are in."""
     end_with_parent()
     drain_at_shutdown()
-    leave_out_refusals(executor)
     give_back_memory()
 
 
