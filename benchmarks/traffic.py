@@ -23,6 +23,7 @@ from servers import answers, free_port, listens, running
 
 from finetuner.client.channel import Channel
 from finetuner.documents import Document, DocumentArray
+from finetuner.service import WAITING
 
 ROOT = Path(__file__).parents[1]
 JINA = Path(sys.executable).with_name('jina')
@@ -99,8 +100,7 @@ def running_executor(artifact: str | Path, threads: int) -> Iterator[Alone]:
 
 
 def _variables(threads: int, own: Mapping[str, object]) -> dict[str, str]:
-    as_served = {'OMP_WAIT_POLICY': 'PASSIVE', 'GOMP_SPINCOUNT': 10000}  # by `finetuner serve` and the images
-    further = {'OMP_NUM_THREADS': threads, **as_served, **own}
+    further = {'OMP_NUM_THREADS': threads, **WAITING, **own}
     return {**os.environ, **{name: str(value) for name, value in further.items()}}
 
 

@@ -25,6 +25,11 @@ from finetuner.console import console, progress_console
 from finetuner.inference.remote import without_secrets
 
 PATIENCE = 30.0  # seconds that the service may take to end before it is killed
+# Threads that compute wait for each other awake for a moment, as from one layer to the next, and then asleep. By
+# default they keep their cores busy, and where others have work, too, they keep the very thread from its core that
+# they wait for.
+WAITING = {'OMP_WAIT_POLICY': 'PASSIVE', 'GOMP_SPINCOUNT': '10000'}
+"""How the threads of a service wait, by variable; the images have the same."""
 PARENT = 'FINETUNER_SERVE_PID'
 """The variable by which a Flow knows the process with which it is to end, even if that one is killed."""
 
@@ -48,11 +53,7 @@ def run_service(artifact: str | None, port: int, http_port: int, home: Path | No
         'FINETUNER_HTTP_PORT': str(http_port),
         'JINA_OPTOUT_TELEMETRY': os.environ.get('JINA_OPTOUT_TELEMETRY', '1'),
         'GRPC_VERBOSITY': os.environ.get('GRPC_VERBOSITY', 'ERROR'),  # not a line for every connection that ends
-        # Threads that compute wait for each other awake for a moment, as from one layer to the next, and then asleep.
-        # By default they keep their cores busy, and where others have work, too, they keep the very thread from its
-        # core that they wait for.
-        'OMP_WAIT_POLICY': os.environ.get('OMP_WAIT_POLICY', 'PASSIVE'),
-        'GOMP_SPINCOUNT': os.environ.get('GOMP_SPINCOUNT', '10000'),
+        **{name: os.environ.get(name, value) for name, value in WAITING.items()},
         'JINA_LOG_NO_COLOR': os.environ.get('JINA_LOG_NO_COLOR', '1'),  # and no logo of thirty lines
     }
     if _is_of_one_user(Path.cwd()):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import training
+from finetuner.service import WAITING
 from registry import Registry, RunRecord
 
 RETRIES = 2
@@ -96,8 +97,7 @@ class Attempt:
         if self.memory_limit is not None:
             own['FINETUNER_MEMORY_LIMIT'] = str(self.memory_limit)
         # those of a service, whose threads sleep while they wait: it costs a training a tenth of its speed
-        ours = ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')
-        inherited = {name: value for name, value in os.environ.items() if name not in ours}
+        inherited = {name: value for name, value in os.environ.items() if name not in WAITING}
         return {**inherited, **own}
 
 
