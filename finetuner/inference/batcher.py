@@ -7,10 +7,11 @@ batch. Of several requests each gets its share of a batch, so that a large one d
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from finetuner.excepts import EngineError
-from finetuner.inference.engine import InferenceEngine
+from finetuner.inference.engine import InferenceEngine, Part
 from finetuner.inference.meter import Batch, Meter
 
 logger = logging.getLogger(__name__)
@@ -229,19 +230,14 @@ class Batcher:
         """
         items = [(job, row) for job, rows in pieces for row in rows]
         features = [job.features[row] for job, row in items]
-        embeddings = np.empty((len(items), self._engine.dim), np.float32)
-        left, ready = set(range(len(items))), []
+        left = set(range(len(items)))
         computed = 0
         try:
-            for part in self._engine.split(features, self._engine.batch_size):
-                of_part = [features[item] for item in part]
-                embeddings[part] = self._engine.embed(of_part)
-                computed += self._engine.computed(of_part)
-                ready += part.tolist()
-                if len(ready) * ANSWERS >= len(items) or len(ready) == len(left):
-                    _answer([items[item] for item in ready], embeddings[ready])
-                    left -= set(ready)
-                    ready = []
+            parts = self._engine.embed_parts(features, self._engine.batch_size)
+            for part in _joined(parts, math.ceil(len(items) / ANSWERS)):
+                _answer([items[row] for row in part.rows], part.embeddings)
+                left -= set(part.rows.tolist())
+                computed += part.computed
         except Exception as error:
             if len(pieces) == 1:
                 self._failures += 1
@@ -255,6 +251,23 @@ class Batcher:
         self._failures, self._proven = 0, features[0]
         used = sum(map(self._cost, features))
         self._meter.batch(Batch(len(features), len(pieces), used, computed, self._max_cost))
+
+
+def _joined(parts: Iterable[Part], count: int) -> Iterator[Part]:
+    """Parts of at least so many items, except for the last."""
+    ready: list[Part] = []
+    for part in parts:
+        ready.append(part)
+        if sum(len(part.rows) for part in ready) >= count:
+            yield _join(ready)
+            ready = []
+    if ready:
+        yield _join(ready)
+
+
+def _join(parts: Sequence[Part]) -> Part:
+    rows, embeddings = np.concatenate([part.rows for part in parts]), np.vstack([part.embeddings for part in parts])
+    return Part(rows, embeddings, sum(part.computed for part in parts))
 
 
 def _by_job(items: Sequence[tuple[Job, int]]) -> dict[Job, list[int]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from finetuner.inference.engine import InferenceEngine
+from finetuner.inference.engine import InferenceEngine, Part
 
 
 class BySizeEngine(InferenceEngine):
@@ -33,8 +33,8 @@ class BySizeEngine(InferenceEngine):
     def computed(self, features: Sequence[np.ndarray]) -> int:
         return self._of(features).computed(features)
 
-    def split(self, features: Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
-        return self._of(features).split(features, batch_size)
+    def embed_parts(self, features: Sequence[np.ndarray], batch_size: int) -> Iterator[Part]:
+        return self._of(features).embed_parts(features, batch_size)
 
     def _of(self, features: Sequence[np.ndarray]) -> InferenceEngine:
         return self.small if sum(map(len, features)) <= self.limit else self.large

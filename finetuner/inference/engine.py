@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,8 +33,23 @@ _FIELDS: dict[Modality, tuple[str, ...]] = {
     'tensor': ('tensor',),
 }
 
+Item = TypeVar('Item')
 Result = TypeVar('Result')
 Documents = TypeVar('Documents', bound='Sequence[Content]')
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some items of a batch, embedded.
+
+    :param rows: their positions in the batch, int64 [B].
+    :param embeddings: float32 [B, dim].
+    :param computed: the tokens, or items, that the model computed for them, padding included.
+    """
+
+    rows: np.ndarray
+    embeddings: np.ndarray
+    computed: int
 
 
 class InferenceEngine(ABC):
@@ -46,6 +62,10 @@ class InferenceEngine(ABC):
 
     padded_freely: int = 256
     """Tokens of a batch of texts, padding included, up to which padding costs less than a further batch."""
+    part_tokens: int | None = None
+    """Tokens of a batch of texts, padding included, beyond which it gains nothing by another text."""
+    pool: Executor | None = None
+    """Computes several small batches at the same time, where that is faster than one after the other."""
     precision: str = 'fp32'
     """What the model computes in; of an ONNX model, what it was exported with is not known here."""
 
@@ -94,17 +114,31 @@ class InferenceEngine(ABC):
         for last, row in enumerate(order):
             length, count = len(features[row]), last - first
             longest = len(features[order[first]])
-            is_padded = (
-                self.modality == 'text'
-                and count * longest >= self.padded_freely
-                and (count + 1) * longest > _PADDED * (used + length)
-            )
-            if count == batch_size or is_padded:
+            tokens = (count + 1) * longest
+            is_padded = count * longest >= self.padded_freely and tokens > _PADDED * (used + length)
+            is_large = self.part_tokens is not None and tokens > self.part_tokens
+            if count == batch_size or (count and self.modality == 'text' and (is_padded or is_large)):
                 yield order[first:last]
                 first, used = last, 0
             used += length
         if len(order):
             yield order[first:]
+
+    def embed_parts(self, features: Sequence[np.ndarray], batch_size: int) -> Iterator[Part]:
+        """Embed prepared items in batches that need little padding: each is given as soon as it is computed.
+
+        :param batch_size: how many items the model is given at once.
+        """
+
+        def embed(rows: np.ndarray) -> Part:
+            batch = [features[row] for row in rows]
+            return Part(rows, self.embed(batch), self.computed(batch))
+
+        parts = list(self.split(features, batch_size))
+        if self.pool and len(parts) > 1:
+            yield from _as_done(self.pool, embed, parts)
+        else:  # one alone gets all threads
+            yield from map(embed, parts)
 
     def encode_texts(
         self,
@@ -155,10 +189,10 @@ class InferenceEngine(ABC):
         size = self.batch_size if batch_size is None else check_batch_size(batch_size)
         embeddings = np.empty((len(contents), self.dim), np.float32)
         for start, features in self._windows(contents, size, links, name):
-            for rows in self.split(features, size):
-                embeddings[start + rows] = self.embed([features[row] for row in rows])
+            for part in self.embed_parts(features, size):
+                embeddings[start + part.rows] = part.embeddings
                 if progress:
-                    progress(len(rows))
+                    progress(len(part.rows))
         return embeddings
 
     def encode(
@@ -301,6 +335,18 @@ def _one_ahead(prepare: Callable[[int], Result], starts: Sequence[int]) -> Itera
             ahead = pool.submit(prepare, start)
             yield done
         yield ahead.result()
+
+
+def _as_done(pool: Executor, compute: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Results as they come. None is being computed any more once one has failed."""
+    futures = [pool.submit(compute, item) for item in items]
+    try:
+        for future in as_completed(futures):
+            yield future.result()
+    finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)
 
 
 def _find_fault(text: object) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,9 @@ from finetuner.inference.preprocessors import load_preprocessor
 
 MODEL_FILE = 'model.onnx'
 OUTPUT_NAME = 'sentence_embedding'
+
+_AT_ONCE = 8  # small batches, at most
+_PART_TOKENS = 256  # of such a batch
 
 _INPUTS: dict[Modality, set[str]] = {
     'text': {'input_ids', 'attention_mask', 'token_type_ids'},
@@ -56,8 +61,11 @@ class ONNXRuntimeInferenceEngine(InferenceEngine):
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
         if inter_op_num_threads > 1:
             options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
-        if device == 'cpu':  # where another batch costs next to nothing
-            self.padded_freely = 0
+        if device == 'cpu':
+            self.padded_freely = 0  # another batch costs next to nothing
+            # threads that compute a text each need not wait for one another at every operator
+            self.part_tokens = _PART_TOKENS
+            self.pool = ThreadPoolExecutor(min(options.intra_op_num_threads or os.cpu_count() or 1, _AT_ONCE), 'part')
         self.session = _start(directory / MODEL_FILE, options, device, device_id)
         self._input_names = [node.name for node in self.session.get_inputs()]
         preprocessor = load_preprocessor(directory)

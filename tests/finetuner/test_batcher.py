@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from finetuner.excepts import EngineError
-from finetuner.inference.batcher import Batcher
+from finetuner.inference.batcher import Batcher, Job
 from finetuner.inference.engine import InferenceEngine
 from finetuner.inference.meter import Meter
 
@@ -144,6 +144,20 @@ def test_what_is_computed_first_is_answered_first(engine, batcher, busy):
     assert not short.done()
     finish(engine)
     assert short.result(10).tolist() == [[1]]
+
+
+def test_who_waits_for_many_is_not_woken_for_each(engine, batcher, busy, monkeypatch):
+    engine.batch_size = 1
+    answers = []
+    monkeypatch.setattr(Job, 'put', lambda job, rows, embeddings: answers.append(len(rows)))
+    batcher._max_cost = 100
+    batcher.submit(items(*[1] * 100))
+    finish(engine, 101)
+    deadline = time.monotonic() + 10
+    while sum(answers) < 100 + 1:  # and the one before it
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert len(answers) - 1 == 8
 
 
 def test_what_is_answered_is_not_computed_again_for_what_fails(engine, batcher, busy):

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -84,13 +85,83 @@ def test_batches_hold_texts_of_similar_length(engine, monkeypatch):
     monkeypatch.setattr(engine, 'embed', lambda rows: batches.append([len(row) for row in rows]) or embed(rows))
     engine.encode_texts(random_texts(640), batch_size=32)
     assert sum(map(len, batches)) == 640
+    batches.sort(key=max, reverse=True)  # some are computed at the same time
     assert all(min(before) >= max(after) for before, after in itertools.pairwise(batches))
     if getattr(engine, 'packs', False):  # nothing is padded: as many texts as have so many tokens
         assert all(sum(batch) <= 4096 for batch in batches) and len(batches) <= 4
         return
-    assert all(len(batch) <= 32 for batch in batches) and len(batches) <= 26
+    assert all(len(batch) <= 32 and len(batch) * max(batch) <= 256 for batch in batches) and len(batches) <= 50
     # in the order of the request it would be over 40 %
     assert 1 - sum(map(sum, batches)) / sum(len(batch) * max(batch) for batch in batches) < 0.05
+
+
+@pytest.fixture
+def of_two_threads(tiny_artifact):
+    """An engine with onnxruntime, and features of texts that it takes in several batches, all of another length."""
+    engine = load_engine(tiny_artifact, is_onnx=True, intra_op_num_threads=2)
+    texts = [f'{"card " * length}' for length in (2, 4, 8, 16)]
+    return engine, engine.features(texts, 0, None, str)
+
+
+def test_small_batches_are_computed_at_the_same_time(of_two_threads, monkeypatch):
+    engine, features = of_two_threads
+    run, both = engine.run, threading.Barrier(2)
+
+    def run_beside_another(inputs):
+        both.wait(10)  # breaks where each is computed once the one before it is done
+        return run(inputs)
+
+    expected = np.vstack([engine.embed([row]) for row in features])
+    monkeypatch.setattr(engine, 'run', run_beside_another)
+    parts = list(engine.embed_parts(features, 32))
+    assert len(parts) == len(features)
+    found = np.empty_like(expected)
+    for part in parts:
+        found[part.rows] = part.embeddings
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_one_batch_has_all_threads(of_two_threads, monkeypatch):
+    engine, features = of_two_threads
+    threads = []
+    run = engine.run
+    monkeypatch.setattr(engine, 'run', lambda inputs: threads.append(threading.get_ident()) or run(inputs))
+    list(engine.embed_parts(features[:1], 32))
+    assert threads == [threading.get_ident()]
+
+
+def test_nothing_is_computed_any_more_once_a_batch_has_failed(of_two_threads, monkeypatch):
+    engine, features = of_two_threads
+    run, running, begun = engine.run, set(), []
+
+    def fail_with_the_longest(inputs):
+        length = inputs['input_ids'].shape[1]
+        begun.append(length)
+        running.add(length)
+        try:
+            if length == len(features[-1]):
+                raise ValueError('the longest')
+            time.sleep(0.2)
+            return run(inputs)
+        finally:
+            running.remove(length)
+
+    monkeypatch.setattr(engine, 'run', fail_with_the_longest)
+    with pytest.raises(ValueError, match='the longest'):
+        list(engine.embed_parts(features * 8, 4))
+    assert not running
+    count = len(begun)
+    time.sleep(0.5)
+    assert len(begun) == count < len(list(engine.split(features * 8, 4)))
+
+
+def test_batches_of_onnxruntime_are_small(tiny_artifact):
+    engine = load_engine(tiny_artifact, is_onnx=True)
+    features = engine.features(['my card ' * length for length in (1, 20, 20, 20, 60) * 20], 0, None, str)
+    batches = list(engine.split(features, 32))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(features)))
+    for rows in batches:
+        assert len(rows) == 1 or len(rows) * max(len(features[row]) for row in rows) <= 256
 
 
 def test_no_texts_and_empty_texts(engine):
