@@ -3,7 +3,11 @@
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
 import yaml
@@ -36,10 +40,12 @@ class Deployment(Composed, Service):
         while waiting:
             ready = [name for name, one in waiting.items() if not one.get('depends_on', {}).keys() & waiting.keys()]
             assert ready, f'these wait for each other: {list(waiting)}'
+            members = [member for member, name in self.members.items() if name in ready]
+            for member in members:
+                self.start_one(member)
+            for member in members:
+                self.wait_for_health(member)
             for name in ready:
-                self.start_one(f'{name}-0')
-            for name in ready:
-                self.wait_for_health(f'{name}-0')
                 del waiting[name]
         self.channel = Channel(f'grpc://127.0.0.1:{self.port}')
         return self
@@ -56,6 +62,18 @@ class Deployment(Composed, Service):
             process.kill()
 
 
+@contextmanager
+def deployed(flow: Path, folder: Path, *options: str | Path) -> Iterator[Deployment]:
+    file = folder / 'docker-compose.yml'
+    command = [BIN / 'finetuner', 'export', 'compose', flow, '--output', file, '--generate-secrets', *options]
+    subprocess.run(command, check=True)
+    service = Deployment(file, variables('Dockerfile'))
+    try:
+        yield service.start()
+    finally:
+        service.kill()
+
+
 @pytest.fixture(scope='module')
 def composed(tmp_path_factory, tiny_model):
     """flows/finetuner.yml as a deployment that serves a tiny model, and may train it."""
@@ -65,14 +83,8 @@ def composed(tmp_path_factory, tiny_model):
         if executor['name'] == 'trainer':
             executor['env'] = {'FINETUNER_MODEL_ROOTS': str(tiny_model)}
     (folder / 'flow.yml').write_text(yaml.safe_dump(flow))
-    file = folder / 'docker-compose.yml'
-    command = [BIN / 'finetuner', 'export', 'compose', folder / 'flow.yml', '--output', file]
-    subprocess.run([*command, '--artifact', tiny_model, '--generate-secrets'], check=True)
-    service = Deployment(file, variables('Dockerfile'))
-    try:
-        yield service.start()
-    finally:
-        service.kill()
+    with deployed(folder / 'flow.yml', folder, '--artifact', tiny_model) as service:
+        yield service
 
 
 def test_ingest_fit_and_encode_through_the_gateway(composed, tiny_model):
@@ -162,3 +174,17 @@ def test_all_end_in_order(composed, tiny_model):
         assert composed.stop_one(f'{name}-0') == 0, composed.log_of(f'{name}-0')
     assert time.monotonic() - start < 60
     assert composed.running == {}
+
+
+def test_of_two_encoders_either_may_go(tmp_path, tiny_model):
+    with deployed(ROOT / 'flows' / 'encode.yml', tmp_path, '--artifact', tiny_model, '--encoders', '2') as service:
+        expected = service.call('/encode', [Document(text='plum')]).embeddings
+        for member in ('encoder-0', 'encoder-1'):
+            service.running.pop(member).kill()
+            for _ in range(10):
+                np.testing.assert_allclose(
+                    service.call('/encode', [Document(text='plum')]).embeddings, expected, atol=1e-6
+                )
+                assert service.post('/encode', [{'text': 'plum'}]).status_code == 200
+            service.start_one(member)
+            service.wait_for_health(member)
