@@ -225,32 +225,42 @@ class Batcher:
         return len(features) if self._engine.modality == 'text' else 1
 
     def _run(self, pieces: list[Piece]) -> None:
-        """Embed a batch. What the engine computes one after the other is answered one after the other. If one of these
-        parts fails, each job's share of what is left is tried alone: the others are none the worse.
-        """
+        """Embed a batch. What the engine computes one after the other is answered one after the other."""
         items = [(job, row) for job, rows in pieces for row in rows]
-        features = [job.features[row] for job, row in items]
-        left = set(range(len(items)))
+        left = dict.fromkeys(range(len(items)))
         computed = 0
+        failure: Exception | None = None
         try:
-            parts = self._engine.embed_parts(features, self._engine.batch_size)
+            parts = self._engine.embed_parts([job.features[row] for job, row in items], self._engine.batch_size)
             for part in _joined(parts, math.ceil(len(items) / ANSWERS)):
-                _answer([items[row] for row in part.rows], part.embeddings)
-                left -= set(part.rows.tolist())
+                _answer([items[place] for place in part.rows], part.embeddings)
                 computed += part.computed
+                for place in part.rows:
+                    del left[place]
         except Exception as error:
-            if len(pieces) == 1:
-                self._failures += 1
-                pieces[0][0].fail(error)
-                return
-            logger.warning('A batch of %d requests failed: each is tried alone (%s)', len(pieces), error)
-            unanswered = [items[item] for item in sorted(left)]
-            for job, places in _by_job(unanswered).items():
-                self._run([(job, [unanswered[place][1] for place in places])])
-            return
+            failure = error
+        if answered := [item for place, item in enumerate(items) if place not in left]:
+            self._count(answered, computed)
+        if failure:
+            self._try_again_apart([items[place] for place in left], failure)
+
+    def _count(self, items: Sequence[tuple[Job, int]], computed: int) -> None:
+        features = [job.features[row] for job, row in items]
         self._failures, self._proven = 0, features[0]
         used = sum(map(self._cost, features))
-        self._meter.batch(Batch(len(features), len(pieces), used, computed, self._max_cost))
+        self._meter.batch(Batch(len(items), len(_by_job(items)), used, computed, self._max_cost))
+
+    def _try_again_apart(self, items: Sequence[tuple[Job, int]], failure: Exception) -> None:
+        """Embed each job's share of what has failed alone: the others are none the worse."""
+        jobs = _by_job(items)
+        if len(jobs) == 1:
+            self._failures += 1
+            items[0][0].fail(failure)
+            return
+        logger.warning('A batch of %d requests failed: each is tried alone (%s)', len(jobs), failure)
+        for job, places in jobs.items():
+            if job.is_wanted():
+                self._run([(job, [items[place][1] for place in places])])
 
 
 def _joined(parts: Iterable[Part], count: int) -> Iterator[Part]:

@@ -33,6 +33,9 @@ class BySizeEngine(InferenceEngine):
     def computed(self, features: Sequence[np.ndarray]) -> int:
         return self._of(features).computed(features)
 
+    def split(self, features: Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
+        return self._of(features).split(features, batch_size)
+
     def embed_parts(self, features: Sequence[np.ndarray], batch_size: int) -> Iterator[Part]:
         return self._of(features).embed_parts(features, batch_size)
 

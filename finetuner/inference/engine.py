@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from finetuner.excepts import DataError
+from finetuner.inference.pool import Pool
 from finetuner.inference.preprocessing import Modality, Preprocessor
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ _FIELDS: dict[Modality, tuple[str, ...]] = {
     'tensor': ('tensor',),
 }
 
-Item = TypeVar('Item')
 Result = TypeVar('Result')
 Documents = TypeVar('Documents', bound='Sequence[Content]')
 
@@ -64,7 +64,7 @@ class InferenceEngine(ABC):
     """Tokens of a batch of texts, padding included, up to which padding costs less than a further batch."""
     part_tokens: int | None = None
     """Tokens of a batch of texts, padding included, beyond which it gains nothing by another text."""
-    pool: Executor | None = None
+    pool: Pool | None = None
     """Computes several small batches at the same time, where that is faster than one after the other."""
     precision: str = 'fp32'
     """What the model computes in; of an ONNX model, what it was exported with is not known here."""
@@ -136,8 +136,8 @@ class InferenceEngine(ABC):
 
         parts = list(self.split(features, batch_size))
         if self.pool and len(parts) > 1:
-            yield from _as_done(self.pool, embed, parts)
-        else:  # one alone gets all threads
+            yield from self.pool.as_done(embed, parts)
+        else:
             yield from map(embed, parts)
 
     def encode_texts(
@@ -335,18 +335,6 @@ def _one_ahead(prepare: Callable[[int], Result], starts: Sequence[int]) -> Itera
             ahead = pool.submit(prepare, start)
             yield done
         yield ahead.result()
-
-
-def _as_done(pool: Executor, compute: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """Results as they come. None is being computed any more once one has failed."""
-    futures = [pool.submit(compute, item) for item in items]
-    try:
-        for future in as_completed(futures):
-            yield future.result()
-    finally:
-        for future in futures:
-            future.cancel()
-        wait(futures)
 
 
 def _find_fault(text: object) -> str | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
 from finetuner.inference.engine import InferenceEngine
+from finetuner.inference.pool import Pool
 from finetuner.inference.preprocessing import Modality
 from finetuner.inference.preprocessors import load_preprocessor
 
@@ -63,9 +63,10 @@ class ONNXRuntimeInferenceEngine(InferenceEngine):
             options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
         if device == 'cpu':
             self.padded_freely = 0  # another batch costs next to nothing
-            # threads that compute a text each need not wait for one another at every operator
             self.part_tokens = _PART_TOKENS
-            self.pool = ThreadPoolExecutor(min(options.intra_op_num_threads or os.cpu_count() or 1, _AT_ONCE), 'part')
+            # threads that are at a batch each wait less for one another than those that share every operator
+            if (threads := options.intra_op_num_threads or os.cpu_count() or 1) > 1:
+                self.pool = Pool(min(threads, _AT_ONCE))
         self.session = _start(directory / MODEL_FILE, options, device, device_id)
         self._input_names = [node.name for node in self.session.get_inputs()]
         preprocessor = load_preprocessor(directory)

@@ -170,6 +170,41 @@ def test_what_is_answered_is_not_computed_again_for_what_fails(engine, batcher, 
     assert engine.batches.count([[1, 1, 1, 1]]) == 1
 
 
+def test_what_nobody_waits_for_any_more_is_not_tried_again(engine, batcher, busy):
+    bad = batcher.submit(items(2, value=13))
+    gone, late, kept = (
+        batcher.submit(items(1, value=5)),
+        batcher.submit(items(1, value=6), 0.2),
+        batcher.submit(items(1)),
+    )
+    finish(engine, 1)
+    assert engine.begun.acquire(timeout=10)
+    assert gone.cancel()
+    time.sleep(0.3)
+    finish(engine)
+    assert kept.result(10).tolist() == [[1]]
+    with pytest.raises(ValueError, match='the number 13'):
+        bad.result(10)
+    with pytest.raises(TimeoutError, match='the deadline of the request passed'):
+        late.result(10)
+    assert [[5]] not in engine.batches and [[6]] not in engine.batches
+
+
+def test_what_is_answered_before_something_fails_is_counted(engine):
+    engine.batch_size = 1
+    counts = Counts()
+    batcher = Batcher(engine, 100, counts)
+    with batcher._changed:
+        bad, good = batcher.submit(items(3, value=13)), batcher.submit(items(4, 2, value=1))
+    finish(engine)
+    assert good.result(10).tolist() == [[4], [2]]
+    with pytest.raises(ValueError, match='the number 13'):
+        bad.result(10)
+    batcher.close()
+    assert sum(batch.items for batch in counts.batches) == 2
+    assert sum(batch.used for batch in counts.batches) == sum(batch.computed for batch in counts.batches) == 6
+
+
 def test_what_nobody_waits_for_is_not_computed(engine, batcher, busy):
     gone = batcher.submit(items(1, 1, value=5))
     late = batcher.submit(items(1, value=6), timeout=0.05)
