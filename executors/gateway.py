@@ -33,6 +33,7 @@ from executors.errors import UNREACHABLE
 from executors.forwarding import forward, measure_messages_as_they_are
 from executors.lifetime import tend_process
 from executors.limits import MAX_HEADER_BYTES, PatientProtocol
+from executors.log_records import log_as_jina_does
 from executors.pacing import Pacing, read_options
 from executors.rate import MAX_STREAMS, REQUESTS_AT_ONCE, TOO_MANY_AT_ONCE, Buckets, Room, Streams, max_body
 from executors.rest import build_app
@@ -345,6 +346,7 @@ class FinetunerGateway(CompositeGateway):
         let_calls_be_cancelled()
         measure_messages_as_they_are()
         super().__init__(**kwargs)
+        log_as_jina_does(self.logger, self.name or '')
         certificate = read_certificate()
         for server in self.servers:
             if isinstance(server, FastAPIBaseServer):

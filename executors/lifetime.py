@@ -16,6 +16,7 @@ from types import FrameType
 from jina import Executor
 
 from executors.drain import drain_at_shutdown
+from executors.log_records import log_as_jina_does
 from executors.memory import give_back_memory
 from executors.refusals import leave_out_refusals
 
@@ -26,6 +27,7 @@ INTERVAL = 1.0
 def prepare_process(executor: Executor) -> None:
     """What each of our executors asks of the process that it is in, and of Jina's server there."""
     tend_process()
+    log_as_jina_does(executor.logger, getattr(executor.runtime_args, 'name', ''))
     leave_out_refusals(executor)
 
 

@@ -8,21 +8,24 @@ from google.protobuf.message import DecodeError
 from jina import Executor
 
 from executors.errors import STATUS
+from executors.log_records import loggers_of
 from finetuner import excepts
+from finetuner.inference.batcher import DEADLINE_PASSED
 
 
 def leave_out_refusals(executor: Executor) -> None:
     """Have Jina log nothing when an executor refuses a request: anyone could fill the log, with stacks at that."""
     if not (name := getattr(executor.runtime_args, 'name', '')):
         return  # no server runs it
-    for other, logger in logging.root.manager.loggerDict.items():
-        if isinstance(logger, logging.Logger) and (other == name or other.startswith(f'{name}/')):
-            logger.addFilter(_is_no_refusal)
+    for logger in loggers_of(name):
+        logger.addFilter(_is_no_refusal)
 
 
 def _is_no_refusal(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, DecodeError):  # of the documents of a message
+        return False
+    if isinstance(error, TimeoutError) and error.args == (DEADLINE_PASSED,):  # which the caller had set
         return False
     kind = type(error)
     is_ours = kind.__module__ == excepts.__name__

@@ -41,9 +41,9 @@ def run_service(artifact: str | None, port: int, http_port: int, home: Path | No
     :param home: the folder of all state, default `FINETUNER_HOME`.
     :return: its exit code, 0 after a signal.
     :raises RuntimeError: the server side is not installed, or a port is taken.
-    :raises FileNotFoundError: `artifact` looks like a path and is none.
+    :raises FileNotFoundError: `artifact`, or FINETUNER_ARTIFACT, looks like a path and is none.
     """
-    served = _locate(artifact) if artifact else None
+    served = _locate(artifact or os.environ.get('FINETUNER_ARTIFACT') or '')
     for number, option in ((port, '--port'), (http_port, '--http-port')):
         _require_free(number, option)
     flow = _find_flow('encode.yml' if artifact else 'finetuner.yml')
@@ -181,8 +181,8 @@ def _listener(port: int) -> int | None:
 
 
 def _locate(artifact: str) -> str:
-    """A path is made absolute; a URL or an id goes to the service as it is."""
-    if '://' in artifact:
+    """A path is made absolute; a URL or an id goes to the service as it is, and so does none."""
+    if not artifact or '://' in artifact:
         return artifact
     path = Path(artifact).expanduser()
     if path.exists():

@@ -152,12 +152,11 @@ class Channel:
             if 'CERTIFICATE_VERIFY_FAILED' in details:
                 hint = 'name the authority that signed it with FINETUNER_CA_CERT, the path of a PEM'
                 return excepts.FinetunerServerError(f'the certificate of {self.host} is not trusted', hint)
-            return nobody_at(self.host)
+            return self._no_grpc(code) if 'http1.x server' in details else nobody_at(self.host)
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             message = f'{self.host} did not answer {endpoint} within {timeout:g} seconds'
         elif code == grpc.StatusCode.UNIMPLEMENTED:
-            message = f'{self.host} answers, but is no Jina Flow with gRPC'
-            return Unreachable(message, 'check the port: the HTTP port is for http://name:port', code.value[0])
+            return self._no_grpc(code)
         elif _asked_pause(error) is not None:
             kind, message = excepts.BusyError, f'{self.host} had too many requests'
         else:
@@ -165,6 +164,10 @@ class Channel:
         is_refused = code == grpc.StatusCode.RESOURCE_EXHAUSTED  # by the gateway, which had asked no executor
         hint = f'{details}; {MAY_BE_DONE}' if endpoint in ONCE and not is_refused else details
         return kind(message, hint, code.value[0])
+
+    def _no_grpc(self, code: grpc.StatusCode) -> Unreachable:
+        message = f'{self.host} answers, but is no Jina Flow with gRPC'
+        return Unreachable(message, 'check the port: the HTTP port is for http://name:port', code.value[0])
 
 
 def _parse_host(host: str) -> tuple[str, bool]:

@@ -250,6 +250,8 @@ def _at_once(call: Callable[..., Result], *arguments: Any) -> Future[Result]:
 def _check(texts: Sequence[str]) -> None:
     if isinstance(texts, str | bytes):
         raise DataError('expected a list of texts, got a single one: put it into a list')
+    if not isinstance(texts, Sequence) and not hasattr(texts, '__getitem__'):
+        raise DataError(f'expected a list of texts, got {type(texts).__name__}')
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(f'text {position} is not a text but {type(text).__name__}')

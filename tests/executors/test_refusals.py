@@ -7,6 +7,7 @@ import pytest
 
 from executors.refusals import leave_out_refusals
 from finetuner import excepts
+from finetuner.inference.batcher import DEADLINE_PASSED
 
 
 @pytest.mark.parametrize(
@@ -15,6 +16,8 @@ from finetuner import excepts
         (excepts.DataError('documents[0] has no text'), False),
         (excepts.AuthenticationError('A token is needed'), False),
         (excepts.NotFoundError('There is no run'), False),
+        (TimeoutError(DEADLINE_PASSED), False),
+        (TimeoutError('the database'), True),
         (excepts.EngineError('the GPU is gone'), True),
         (excepts.UnavailableError('The database cannot be reached'), True),
         (ValueError('shapes differ'), True),

@@ -41,6 +41,13 @@ def test_models_are_read_from_the_working_folder_unless_it_is_everybodys(monkeyp
     assert given.get('FINETUNER_MODEL_ROOTS') == roots
 
 
+def test_an_artifact_that_is_not_there_is_told_before_anything_starts(monkeypatch):
+    monkeypatch.setattr(service, '_run', lambda *given: pytest.fail('it was started'))
+    monkeypatch.setenv('FINETUNER_ARTIFACT', '/no/such.zip')
+    with pytest.raises(FileNotFoundError, match=r'there is no artifact /no/such\.zip'):
+        service.run_service(None, 51000, 51001, None)
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize('program', [OBEDIENT, STUBBORN])
 def test_signals_end_the_service(number, program):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,7 +14,7 @@ import requests
 
 from finetuner import EncodeClient
 from finetuner.documents import Document
-from finetuner.excepts import ArtifactNotFoundError, DataError, ParameterError
+from finetuner.excepts import ArtifactNotFoundError, DataError, FinetunerServerError, ParameterError
 from finetuner.inference import load_engine
 from tests.integration.conftest import Service, free_ports
 
@@ -122,10 +123,20 @@ def test_a_client_embeds_a_list_of_any_length(serving, expected, scheme):
             client.encode(['a', 1])
         with pytest.raises(DataError, match='put it into a list'):
             client.encode('a')
+        with pytest.raises(DataError, match='expected a list of texts, got NoneType'):
+            client.encode(None)
         with pytest.raises(ArtifactNotFoundError, match="there is no model 'other'"):
             client.encode(['a'], model='other')
         with pytest.raises(ParameterError, match="'truncate_dim' is 999: the model has 32 dimensions"):
             client.encode(TEXTS, truncate_dim=999)
+
+
+def test_a_client_that_has_the_other_port_is_told_at_once(serving):
+    began = time.monotonic()
+    for address in (f'grpc://127.0.0.1:{serving.http_port}', f'http://127.0.0.1:{serving.port}'):
+        with EncodeClient(address) as client, pytest.raises(FinetunerServerError, match='answers, but'):
+            client.encode(['a'])
+    assert time.monotonic() - began < 10
 
 
 def test_a_client_that_is_awaited(serving, expected):
