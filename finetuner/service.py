@@ -41,9 +41,11 @@ def run_service(artifact: str | None, port: int, http_port: int, home: Path | No
     :param home: the folder of all state, default `FINETUNER_HOME`.
     :return: its exit code, 0 after a signal.
     :raises RuntimeError: the server side is not installed, or a port is taken.
-    :raises FileNotFoundError: `artifact`, or FINETUNER_ARTIFACT, looks like a path and is none.
+    :raises FileNotFoundError: `artifact`, or FINETUNER_ARTIFACT, is a path to nothing.
     """
-    served = _locate(artifact or os.environ.get('FINETUNER_ARTIFACT') or '')
+    given = os.environ.get('FINETUNER_ARTIFACT', '')
+    is_path = given.startswith(('/', '.', '~'))  # others may be a run, experiment/run
+    served = _locate(artifact or (given if is_path else ''))
     for number, option in ((port, '--port'), (http_port, '--http-port')):
         _require_free(number, option)
     flow = _find_flow('encode.yml' if artifact else 'finetuner.yml')

@@ -48,6 +48,16 @@ def test_an_artifact_that_is_not_there_is_told_before_anything_starts(monkeypatc
         service.run_service(None, 51000, 51001, None)
 
 
+def test_an_artifact_that_is_no_path_is_left_to_the_service(monkeypatch):
+    given = {}
+    monkeypatch.setattr(service, '_require_free', lambda number, option: None)
+    monkeypatch.setattr(service, '_run', lambda command, environment, announce: given.update(environment) or 0)
+    for artifact in ('experiment/run', 'photos@production'):
+        monkeypatch.setenv('FINETUNER_ARTIFACT', artifact)
+        assert service.run_service(None, 51000, 51001, None) == 0
+        assert given['FINETUNER_ARTIFACT'] == artifact
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize('program', [OBEDIENT, STUBBORN])
 def test_signals_end_the_service(number, program):
