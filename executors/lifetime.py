@@ -27,8 +27,9 @@ INTERVAL = 1.0
 def prepare_process(executor: Executor) -> None:
     """What each of our executors asks of the process that it is in, and of Jina's server there."""
     tend_process()
-    log_as_jina_does(executor.logger, getattr(executor.runtime_args, 'name', ''))
-    leave_out_refusals(executor)
+    if name := getattr(executor.runtime_args, 'name', ''):  # else no server runs it
+        log_as_jina_does(executor.logger, name)
+        leave_out_refusals(name)
 
 
 def tend_process() -> None:

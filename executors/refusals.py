@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 from google.protobuf.message import DecodeError
-from jina import Executor
 
 from executors.errors import STATUS
 from executors.log_records import loggers_of
@@ -13,10 +12,11 @@ from finetuner import excepts
 from finetuner.inference.batcher import DEADLINE_PASSED
 
 
-def leave_out_refusals(executor: Executor) -> None:
-    """Have Jina log nothing when an executor refuses a request: anyone could fill the log, with stacks at that."""
-    if not (name := getattr(executor.runtime_args, 'name', '')):
-        return  # no server runs it
+def leave_out_refusals(name: str) -> None:
+    """Have Jina log nothing when an executor refuses a request: anyone could fill the log, with stacks at that.
+
+    :param name: of the executor in its Flow.
+    """
     for logger in loggers_of(name):
         logger.addFilter(_is_no_refusal)
 

@@ -3,32 +3,30 @@
 import json
 import logging
 
-import pytest
 from jina.logging.logger import JinaLogger
 
 from executors.encoder import FinetunerExecutor
-from executors.log_records import PACKAGES, log_as_jina_does
+from executors.log_records import log_as_jina_does
 
-
-@pytest.fixture(autouse=True)
-def as_before():
-    before = {name: (logging.getLogger(name).handlers, logging.getLogger(name).level) for name in PACKAGES}
-    yield
-    for name, (handlers, level) in before.items():
-        logging.getLogger(name).handlers = handlers
-        logging.getLogger(name).setLevel(level)
+SERVED = {'name': 'encoder/rep-0'}
 
 
 def test_the_log_of_an_encoder_says_which_engine_was_chosen_and_why(tiny_artifact, capsys):
-    FinetunerExecutor(artifact=str(tiny_artifact)).close()
+    FinetunerExecutor(artifact=str(tiny_artifact), runtime_args=SERVED).close()
     said = ' '.join(capsys.readouterr().out.split())
     assert 'onnxruntime embeds' in said
     assert said.index('chose') < said.index('serving')
 
 
 def test_a_level_is_that_of_all(tiny_artifact, capsys):
-    FinetunerExecutor(artifact=str(tiny_artifact), logging_level='WARNING').close()
+    FinetunerExecutor(artifact=str(tiny_artifact), logging_level='WARNING', runtime_args=SERVED).close()
     assert capsys.readouterr().out == ''
+
+
+def test_what_no_server_runs_leaves_the_log_as_it_is(tiny_artifact):
+    before = logging.getLogger('finetuner').handlers
+    FinetunerExecutor(artifact=str(tiny_artifact)).close()
+    assert logging.getLogger('finetuner').handlers == before
 
 
 def test_as_json_a_line_is_an_object_with_all_that_is_said(monkeypatch, capsys):

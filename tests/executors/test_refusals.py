@@ -1,7 +1,6 @@
 """What a caller did wrong is not logged, and what the service did is."""
 
 import logging
-from types import SimpleNamespace
 
 import pytest
 
@@ -26,7 +25,7 @@ from finetuner.inference.batcher import DEADLINE_PASSED
 )
 def test_refusals(caplog, error, is_logged):
     logger = logging.getLogger('refusing/rep-0/server')
-    leave_out_refusals(SimpleNamespace(runtime_args=SimpleNamespace(name='refusing/rep-0')))
+    leave_out_refusals('refusing/rep-0')
     try:
         raise error
     except Exception:
