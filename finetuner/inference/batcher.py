@@ -227,7 +227,7 @@ class Batcher:
     def _run(self, pieces: list[Piece]) -> None:
         """Embed a batch. What the engine computes one after the other is answered one after the other."""
         items = [(job, row) for job, rows in pieces for row in rows]
-        left = dict.fromkeys(range(len(items)))
+        answered: set[int] = set()
         computed = 0
         failure: Exception | None = None
         try:
@@ -235,14 +235,13 @@ class Batcher:
             for part in _joined(parts, math.ceil(len(items) / ANSWERS)):
                 _answer([items[place] for place in part.rows], part.embeddings)
                 computed += part.computed
-                for place in part.rows:
-                    del left[place]
+                answered.update(part.rows.tolist())
         except Exception as error:
             failure = error
-        if answered := [item for place, item in enumerate(items) if place not in left]:
-            self._count(answered, computed)
+        if answered:
+            self._count([items[place] for place in sorted(answered)], computed)
         if failure:
-            self._try_again_apart([items[place] for place in left], failure)
+            self._try_again_apart([item for place, item in enumerate(items) if place not in answered], failure)
 
     def _count(self, items: Sequence[tuple[Job, int]], computed: int) -> None:
         features = [job.features[row] for job, row in items]
