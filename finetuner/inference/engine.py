@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -100,6 +101,10 @@ class InferenceEngine(ABC):
         """
         return self.run(self.preprocessor.collate(features))
 
+    def embed_beside(self, features: Sequence[np.ndarray]) -> np.ndarray:
+        """The same of one of several batches that are computed at the same time."""
+        return self.embed(features)
+
     def computed(self, features: Sequence[np.ndarray]) -> int:
         """The tokens, or items, that the model computes for one batch of prepared items, padding included."""
         return len(features) * max(map(len, features)) if self.modality == 'text' else len(features)
@@ -130,15 +135,15 @@ class InferenceEngine(ABC):
         :param batch_size: how many items the model is given at once.
         """
 
-        def embed(rows: np.ndarray) -> Part:
+        def part(embed: Callable[[Sequence[np.ndarray]], np.ndarray], rows: np.ndarray) -> Part:
             batch = [features[row] for row in rows]
-            return Part(rows, self.embed(batch), self.computed(batch))
+            return Part(rows, embed(batch), self.computed(batch))
 
         parts = list(self.split(features, batch_size))
         if self.pool and len(parts) > 1:
-            yield from self.pool.as_done(embed, parts)
+            yield from self.pool.as_done(partial(part, self.embed_beside), parts)
         else:
-            yield from map(embed, parts)
+            yield from map(partial(part, self.embed), parts)
 
     def encode_texts(
         self,

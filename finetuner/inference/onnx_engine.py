@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ OUTPUT_NAME = 'sentence_embedding'
 
 _AT_ONCE = 8  # small batches, at most
 _PART_TOKENS = 256  # of such a batch
+_TWICE = 128 << 20  # bytes of a model whose weights are kept twice, for a batch alone and for several at once
+_SPIN = '20'  # microseconds that a thread stays awake when it has nothing to do
+_SLOWER = {'SkipLayerNormFusion'}  # fusions that are slower on a CPU than the operators in their place
 
 _INPUTS: dict[Modality, set[str]] = {
     'text': {'input_ids', 'attention_mask', 'token_type_ids'},
@@ -53,28 +57,43 @@ class ONNXRuntimeInferenceEngine(InferenceEngine):
         intra_op_num_threads: int = 0,
         inter_op_num_threads: int = 0,
     ):
-        directory = Path(directory)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = intra_op_num_threads or omp_num_threads or 0
-        options.inter_op_num_threads = inter_op_num_threads
-        # else they keep their cores busy for a while after a batch, and whoever computes next waits
-        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-        if inter_op_num_threads > 1:
-            options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+        path = Path(directory) / MODEL_FILE
+        threads = intra_op_num_threads or omp_num_threads or 0
+        self.session = _start(path, _options(threads, inter_op_num_threads), device, device_id)
+        self._beside = self.session
         if device == 'cpu':
             self.padded_freely = 0  # another batch costs next to nothing
             self.part_tokens = _PART_TOKENS
             # threads that are at a batch each wait less for one another than those that share every operator
-            if (threads := options.intra_op_num_threads or os.cpu_count() or 1) > 1:
-                self.pool = Pool(min(threads, _AT_ONCE))
-        self.session = _start(directory / MODEL_FILE, options, device, device_id)
+            if (count := threads or os.cpu_count() or 1) > 1:
+                self.pool = Pool(min(count, _AT_ONCE))
+                if path.stat().st_size <= _TWICE:
+                    self._beside = _start(path, _options(1, inter_op_num_threads), device, device_id)
         self._input_names = [node.name for node in self.session.get_inputs()]
-        preprocessor = load_preprocessor(directory)
-        super().__init__(preprocessor, _dim(directory, self.session, preprocessor.modality), batch_size)
+        preprocessor = load_preprocessor(path.parent)
+        super().__init__(preprocessor, _dim(path.parent, self.session, preprocessor.modality), batch_size)
 
     def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        (embeddings,) = self.session.run([OUTPUT_NAME], {name: inputs[name] for name in self._input_names})
+        return self._run(self.session, inputs)
+
+    def embed_beside(self, features: Sequence[np.ndarray]) -> np.ndarray:
+        return self._run(self._beside, self.preprocessor.collate(features))
+
+    def _run(self, session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        (embeddings,) = session.run([OUTPUT_NAME], {name: inputs[name] for name in self._input_names})
         return embeddings
+
+
+def _options(threads: int, operators: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = operators
+    # most operators take less time than a thread that sleeps takes to wake; one that is awake for longer takes its core
+    # from whoever computes next
+    options.add_session_config_entry('session.intra_op.spin_duration_us', _SPIN)
+    if operators > 1:
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+    return options
 
 
 def _start(
@@ -83,6 +102,7 @@ def _start(
     if not path.is_file():
         raise ValueError(f'{path.parent} has no {path.name}: load it with is_onnx=False')
     providers: list[str | tuple[str, dict[str, int]]] = ['CPUExecutionProvider']
+    slower = _SLOWER if device == 'cpu' else set()
     if device == 'cuda':
         if 'CUDAExecutionProvider' in onnxruntime.get_available_providers():
             onnxruntime.preload_dlls()  # the CUDA libraries that came as Python packages
@@ -95,7 +115,7 @@ def _start(
                 stacklevel=4,
             )
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=providers)
+        session = onnxruntime.InferenceSession(path, options, providers=providers, disabled_optimizers=slower)
     except Exception as error:  # the library's exceptions have no common base
         raise ValueError(f'onnxruntime cannot load {path}: {error}') from error
     if len(providers) > 1 and 'CUDAExecutionProvider' not in session.get_providers():

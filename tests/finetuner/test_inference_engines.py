@@ -22,7 +22,7 @@ from sentence_transformers import SentenceTransformer
 from finetuner.artifact import ModelInfo, open_artifact, pack
 from finetuner.documents import Document, DocumentArray
 from finetuner.excepts import ArtifactError, DataError, SelectModelRequired
-from finetuner.inference import load_engine
+from finetuner.inference import load_engine, onnx_engine
 from finetuner.inference.backbones import load_encoder
 from finetuner.inference.by_size import BySizeEngine
 from finetuner.inference.digest import digest_model
@@ -81,8 +81,12 @@ def test_results_do_not_depend_on_the_batches_and_come_in_order(engine, monkeypa
 
 def test_batches_hold_texts_of_similar_length(engine, monkeypatch):
     batches = []
-    embed = engine.embed
-    monkeypatch.setattr(engine, 'embed', lambda rows: batches.append([len(row) for row in rows]) or embed(rows))
+
+    def noting(embed):
+        return lambda rows: batches.append([len(row) for row in rows]) or embed(rows)
+
+    for name in ('embed', 'embed_beside'):  # alone, and at the same time as others
+        monkeypatch.setattr(engine, name, noting(getattr(engine, name)))
     engine.encode_texts(random_texts(640), batch_size=32)
     assert sum(map(len, batches)) == 640
     batches.sort(key=lambda batch: (max(batch), min(batch)), reverse=True)  # some are computed at the same time
@@ -320,13 +324,7 @@ def test_a_precision_that_is_none_or_not_of_the_engine_is_refused(tiny_artifact)
 @pytest.mark.parametrize('slow', [ONNXRuntimeInferenceEngine, TorchInferenceEngine])
 def test_the_faster_engine_is_found_by_trying(tiny_artifact, monkeypatch, caplog, slow):
     caplog.set_level('INFO', 'finetuner')
-    embed = slow.embed
-
-    def embed_slowly(self, features):
-        time.sleep(0.3)
-        return embed(self, features)
-
-    monkeypatch.setattr(slow, 'embed', embed_slowly)
+    slow_with(monkeypatch, slow, lambda count: True)
     engine = load_engine(tiny_artifact, choices={})
     assert not isinstance(engine, slow)
     rates = re.search(r'chose (\w+): onnxruntime embeds (\d+) samples per second here, torch (\d+)', caplog.text)
@@ -335,13 +333,16 @@ def test_the_faster_engine_is_found_by_trying(tiny_artifact, monkeypatch, caplog
 
 
 def slow_with(monkeypatch, engine, is_slow):
-    embed = engine.embed
+    def slowly(embed):
+        def embed_slowly(self, features):
+            time.sleep(0.3 if is_slow(len(features)) else 0)
+            return embed(self, features)
 
-    def embed_slowly(self, features):
-        time.sleep(0.3 if is_slow(len(features)) else 0)
-        return embed(self, features)
+        return embed_slowly
 
-    monkeypatch.setattr(engine, 'embed', embed_slowly)
+    for name in ('embed', 'embed_beside'):
+        if name == 'embed' or name in vars(engine):  # else it is `embed` that is called
+            monkeypatch.setattr(engine, name, slowly(getattr(engine, name)))
 
 
 def test_each_engine_gets_the_batches_in_which_it_is_faster(tiny_artifact, monkeypatch, caplog):
@@ -471,6 +472,17 @@ def test_onnxruntime_gets_the_thread_options(tiny_artifact):
     parallel = options(inter_op_num_threads=2)
     assert parallel.inter_op_num_threads == 2
     assert parallel.execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL
+
+
+@pytest.mark.parametrize('largest', [0, 1 << 30])
+def test_batches_are_computed_at_the_same_time_with_the_weights_once_or_twice(tiny_artifact, monkeypatch, largest):
+    monkeypatch.setattr(onnx_engine, '_TWICE', largest)
+    engine = load_engine(tiny_artifact, is_onnx=True, intra_op_num_threads=2)
+    texts = [f'card {number} ' * (number % 40 + 1) for number in range(120)]
+    one_by_one = np.concatenate([engine.encode_texts([text]) for text in texts])
+    together = engine.encode_texts(texts)
+    np.testing.assert_allclose(together, one_by_one, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(together, engine.encode_texts(texts))
 
 
 def test_the_threads_of_onnxruntime_are_counted(tiny_artifact, tmp_path):
