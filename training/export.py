@@ -20,6 +20,7 @@ from finetuner.artifact import ModelInfo, pack
 from finetuner.inference.backbones import load_encoder, save_encoders
 from finetuner.inference.encoder import Encoder
 from finetuner.inference.onnx_engine import MODEL_FILE, OUTPUT_NAME
+from training.attention import keep_heads_together
 from training.parity import Run, compare, onnx_run, torch_run
 from training.quantisation import reduce
 from training.samples import as_batches, is_variable, longest, random_batches, random_features
@@ -235,6 +236,7 @@ def _export_onnx(encoder: Encoder, path: Path) -> None:
         assert program is not None
         # the exporter notes where in which source file every node comes from: hundreds of kB about this machine
         ClearMetadataAndDocStringPass()(program.model)
+        keep_heads_together(program.model)
         onnx_ir.save(program.model, path)
 
 
