@@ -101,8 +101,11 @@ class InferenceEngine(ABC):
         """
         return self.run(self.preprocessor.collate(features))
 
-    def embed_beside(self, features: Sequence[np.ndarray]) -> np.ndarray:
-        """The same of one of several batches that are computed at the same time."""
+    def embed_beside(self, features: Sequence[np.ndarray], others: int) -> np.ndarray:
+        """Embed one of several batches at the same time, maybe with fewer threads.
+
+        :param others: how many there are beside it.
+        """
         return self.embed(features)
 
     def computed(self, features: Sequence[np.ndarray]) -> int:
@@ -141,7 +144,8 @@ class InferenceEngine(ABC):
 
         parts = list(self.split(features, batch_size))
         if self.pool and len(parts) > 1:
-            yield from self.pool.as_done(partial(part, self.embed_beside), parts)
+            beside = partial(self.embed_beside, others=len(parts) - 1)
+            yield from self.pool.as_done(partial(part, beside), parts)
         else:
             yield from map(partial(part, self.embed), parts)
 

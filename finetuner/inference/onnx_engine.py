@@ -18,9 +18,9 @@ from finetuner.inference.preprocessors import load_preprocessor
 MODEL_FILE = 'model.onnx'
 OUTPUT_NAME = 'sentence_embedding'
 
-_AT_ONCE = 8  # small batches, at most
+_AT_ONCE = 8  # small batches that share the threads, at most
 _PART_TOKENS = 256  # of such a batch
-_TWICE = 128 << 20  # bytes of a model whose weights are kept twice, for a batch alone and for several at once
+_MAX_TWICE = 128 << 20  # bytes of the largest model whose weights are kept twice, so that batches need share no threads
 _SPIN = '20'  # microseconds that a thread stays awake when it has nothing to do
 _SLOWER = {'SkipLayerNormFusion'}  # fusions that are slower on a CPU than the operators in their place
 
@@ -60,28 +60,41 @@ class ONNXRuntimeInferenceEngine(InferenceEngine):
         path = Path(directory) / MODEL_FILE
         threads = intra_op_num_threads or omp_num_threads or 0
         self.session = _start(path, _options(threads, inter_op_num_threads), device, device_id)
-        self._beside = self.session
-        if device == 'cpu':
-            self.padded_freely = 0  # another batch costs next to nothing
-            self.part_tokens = _PART_TOKENS
-            # threads that are at a batch each wait less for one another than those that share every operator
-            if (count := threads or os.cpu_count() or 1) > 1:
-                self.pool = Pool(min(count, _AT_ONCE))
-                if path.stat().st_size <= _TWICE:
-                    self._beside = _start(path, _options(1, inter_op_num_threads), device, device_id)
+        self._of_one_thread: onnxruntime.InferenceSession | None = None
         self._input_names = [node.name for node in self.session.get_inputs()]
         preprocessor = load_preprocessor(path.parent)
         super().__init__(preprocessor, _dim(path.parent, self.session, preprocessor.modality), batch_size)
+        if device == 'cpu' and preprocessor.modality == 'text':
+            self.padded_freely = 0  # another batch costs next to nothing
+            self.part_tokens = _PART_TOKENS
+            self._compute_side_by_side(path, threads or _cores())
+
+    def _compute_side_by_side(self, path: Path, threads: int) -> None:
+        """Threads that are at a batch each wait less for one another than those that share every operator."""
+        if threads == 1:
+            return
+        if path.stat().st_size <= _MAX_TWICE:
+            self._of_one_thread = _start(path, _options(1, 0), 'cpu', 0)
+            self.pool = Pool(threads)
+        else:
+            self.pool = Pool(min(threads, _AT_ONCE))
 
     def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         return self._run(self.session, inputs)
 
-    def embed_beside(self, features: Sequence[np.ndarray]) -> np.ndarray:
-        return self._run(self._beside, self.preprocessor.collate(features))
+    def embed_beside(self, features: Sequence[np.ndarray], others: int) -> np.ndarray:
+        if self._of_one_thread is None or self.pool is None or others + 1 < self.pool.threads:
+            return self.embed(features)
+        return self._run(self._of_one_thread, self.preprocessor.collate(features))
 
     def _run(self, session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) -> np.ndarray:
         (embeddings,) = session.run([OUTPUT_NAME], {name: inputs[name] for name in self._input_names})
         return embeddings
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _options(threads: int, operators: int) -> onnxruntime.SessionOptions:
@@ -90,7 +103,8 @@ def _options(threads: int, operators: int) -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = operators
     # most operators take less time than a thread that sleeps takes to wake; one that is awake for longer takes its core
     # from whoever computes next
-    options.add_session_config_entry('session.intra_op.spin_duration_us', _SPIN)
+    for kind in ('intra_op', 'inter_op'):
+        options.add_session_config_entry(f'session.{kind}.spin_duration_us', _SPIN)
     if operators > 1:
         options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
     return options
@@ -102,7 +116,6 @@ def _start(
     if not path.is_file():
         raise ValueError(f'{path.parent} has no {path.name}: load it with is_onnx=False')
     providers: list[str | tuple[str, dict[str, int]]] = ['CPUExecutionProvider']
-    slower = _SLOWER if device == 'cpu' else set()
     if device == 'cuda':
         if 'CUDAExecutionProvider' in onnxruntime.get_available_providers():
             onnxruntime.preload_dlls()  # the CUDA libraries that came as Python packages
@@ -114,6 +127,7 @@ def _start(
                 RuntimeWarning,
                 stacklevel=4,
             )
+    slower = _SLOWER if len(providers) == 1 else set()
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers, disabled_optimizers=slower)
     except Exception as error:  # the library's exceptions have no common base

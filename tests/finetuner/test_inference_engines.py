@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from sentence_transformers import SentenceTransformer
@@ -83,7 +84,7 @@ def test_batches_hold_texts_of_similar_length(engine, monkeypatch):
     batches = []
 
     def noting(embed):
-        return lambda rows: batches.append([len(row) for row in rows]) or embed(rows)
+        return lambda rows, **options: batches.append([len(row) for row in rows]) or embed(rows, **options)
 
     for name in ('embed', 'embed_beside'):  # alone, and at the same time as others
         monkeypatch.setattr(engine, name, noting(getattr(engine, name)))
@@ -334,9 +335,9 @@ def test_the_faster_engine_is_found_by_trying(tiny_artifact, monkeypatch, caplog
 
 def slow_with(monkeypatch, engine, is_slow):
     def slowly(embed):
-        def embed_slowly(self, features):
+        def embed_slowly(self, features, **options):
             time.sleep(0.3 if is_slow(len(features)) else 0)
-            return embed(self, features)
+            return embed(self, features, **options)
 
         return embed_slowly
 
@@ -474,15 +475,35 @@ def test_onnxruntime_gets_the_thread_options(tiny_artifact):
     assert parallel.execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL
 
 
-@pytest.mark.parametrize('largest', [0, 1 << 30])
-def test_batches_are_computed_at_the_same_time_with_the_weights_once_or_twice(tiny_artifact, monkeypatch, largest):
-    monkeypatch.setattr(onnx_engine, '_TWICE', largest)
-    engine = load_engine(tiny_artifact, is_onnx=True, intra_op_num_threads=2)
-    texts = [f'card {number} ' * (number % 40 + 1) for number in range(120)]
+@pytest.mark.parametrize('may_be_twice', [True, False])
+def test_batches_that_are_enough_for_all_threads_share_none(tiny_artifact, monkeypatch, may_be_twice):
+    monkeypatch.setattr(onnx_engine, '_MAX_TWICE', 1 << 30 if may_be_twice else 0)
+    engine = load_engine(tiny_artifact, is_onnx=True, intra_op_num_threads=4)
+    texts = [f'card {number} ' * (number % 4 + 25) for number in range(60)]
     one_by_one = np.concatenate([engine.encode_texts([text]) for text in texts])
-    together = engine.encode_texts(texts)
-    np.testing.assert_allclose(together, one_by_one, rtol=0, atol=1e-6)
-    np.testing.assert_array_equal(together, engine.encode_texts(texts))
+    run, threads = engine._run, []
+
+    def noting(session, inputs):
+        threads.append(session.get_session_options().intra_op_num_threads)
+        return run(session, inputs)
+
+    monkeypatch.setattr(engine, '_run', noting)
+    np.testing.assert_allclose(engine.encode_texts(texts), one_by_one, rtol=0, atol=1e-6)
+    assert len(threads) >= 4 and set(threads) == {1 if may_be_twice else 4}
+    threads.clear()
+    np.testing.assert_allclose(engine.encode_texts(texts[:8]), one_by_one[:8], rtol=0, atol=1e-6)
+    assert 1 < len(threads) < 4 and set(threads) == {4}
+
+
+def test_onnxruntime_fuses_what_is_faster_so_and_waits_awake_for_a_moment(tiny_artifact, tmp_path):
+    engine = load_engine(tiny_artifact, is_onnx=True)
+    options = engine.session.get_session_options()
+    assert options.get_session_config_entry('session.intra_op.spin_duration_us') == '20'
+    options.optimized_model_filepath = str(tmp_path / 'optimized.onnx')
+    onnx_engine._start(open_artifact(tiny_artifact).models['model'].directory / 'model.onnx', options, 'cpu', 0)
+    kinds = {node.op_type for node in onnx.load(tmp_path / 'optimized.onnx').graph.node}
+    assert {'Attention', 'BiasGelu', 'LayerNormalization'} <= kinds
+    assert 'SkipLayerNormalization' not in kinds
 
 
 def test_the_threads_of_onnxruntime_are_counted(tiny_artifact, tmp_path):
