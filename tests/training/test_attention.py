@@ -10,9 +10,9 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from finetuner.inference.backbones import load_encoder
+from finetuner.inference.backbones import load_encoder, load_encoders
 from training.attention import keep_heads_together
-from training.export import export
+from training.export import export, export_all
 
 # queries of another length than the keys, and twice as many heads
 MODEL = """
@@ -101,8 +101,19 @@ def test_what_is_of_another_form_stays(text):
     assert [node.op_type for node in model.graph] == before
 
 
+def count_kinds(directory):
+    return Counter(node.op_type for node in onnx.load(directory / 'model.onnx').graph.node)
+
+
 def test_an_exported_text_model_moves_no_heads(tiny_model, tmp_path):
-    export(load_encoder(tiny_model), tmp_path / 'model')
-    kinds = Counter(node.op_type for node in onnx.load(tmp_path / 'model' / 'model.onnx').graph.node)
+    kinds = count_kinds(export(load_encoder(tiny_model), tmp_path / 'model'))
     assert kinds['Attention'] > 0
     assert kinds['Transpose'] == 0
+
+
+def test_an_exported_clip_moves_no_heads(tiny_clip, tmp_path):
+    export_all(load_encoders(tiny_clip), tmp_path)
+    text, vision = (count_kinds(tmp_path / name) for name in ('clip-text', 'clip-vision'))
+    assert text['Attention'] > 0 and vision['Attention'] > 0
+    assert text['Transpose'] == 0
+    assert vision['Transpose'] <= 2  # of the pixels, and of the patches
