@@ -231,14 +231,14 @@ def test_a_request_that_is_longer_than_a_promotion_is_answered(registry, account
     registry.promote(account, ALIAS, artifacts[0])
     executor = start(ALIAS)
     engine = executor.served.models.of_texts().engine
-    at_work, embed = threading.Event(), engine.embed
+    at_work, embed_parts = threading.Event(), engine.embed_parts
 
-    def embed_slowly(features):
+    def embed_slowly(features, batch_size):
         at_work.set()
         time.sleep(3)
-        return embed(features)
+        return embed_parts(features, batch_size)
 
-    monkeypatch.setattr(engine, 'embed', embed_slowly)
+    monkeypatch.setattr(engine, 'embed_parts', embed_slowly)
     with ThreadPoolExecutor(1) as pool:
         long = pool.submit(who_answers, executor)
         assert at_work.wait(10)

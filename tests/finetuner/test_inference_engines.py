@@ -491,7 +491,7 @@ def test_batches_that_are_enough_for_all_threads_share_none(tiny_artifact, monke
     np.testing.assert_allclose(engine.encode_texts(texts), one_by_one, rtol=0, atol=1e-6)
     assert len(threads) >= 4 and set(threads) == {1 if may_be_twice else 4}
     threads.clear()
-    np.testing.assert_allclose(engine.encode_texts(texts[:8]), one_by_one[:8], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(engine.encode_texts(texts[:16]), one_by_one[:16], rtol=0, atol=1e-6)
     assert 1 < len(threads) < 4 and set(threads) == {4}
 
 
@@ -500,7 +500,7 @@ def test_onnxruntime_fuses_what_is_faster_so_and_waits_awake_for_a_moment(tiny_a
     options = engine.session.get_session_options()
     assert options.get_session_config_entry('session.intra_op.spin_duration_us') == '20'
     options.optimized_model_filepath = str(tmp_path / 'optimized.onnx')
-    onnx_engine._start(open_artifact(tiny_artifact).models['model'].directory / 'model.onnx', options, 'cpu', 0)
+    onnx_engine._start(open_artifact(tiny_artifact).model_directory('model') / 'model.onnx', options, 'cpu', 0)
     kinds = {node.op_type for node in onnx.load(tmp_path / 'optimized.onnx').graph.node}
     assert {'Attention', 'BiasGelu', 'LayerNormalization'} <= kinds
     assert 'SkipLayerNormalization' not in kinds
