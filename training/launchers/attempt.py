@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import training
-from finetuner.service import WAITING
 from registry import Registry, RunRecord
 
 RETRIES = 2
@@ -96,9 +95,7 @@ class Attempt:
             own['TORCH_ELASTIC_SHUTDOWN_TIMEOUT'] = str(max(30, math.ceil(self.policy.stop_seconds)))
         if self.memory_limit is not None:
             own['FINETUNER_MEMORY_LIMIT'] = str(self.memory_limit)
-        # those of a service, whose threads sleep while they wait: it costs a training a tenth of its speed
-        inherited = {name: value for name, value in os.environ.items() if name not in WAITING}
-        return {**inherited, **own}
+        return {**os.environ, **own}
 
 
 def attempts_folder(home: Path) -> Path:

@@ -166,11 +166,11 @@ time.sleep(300)
 """
 
 
-def test_a_training_does_not_wait_asleep_as_a_service_does(registry, claimed, monkeypatch):
+def test_the_threads_of_a_training_wait_as_those_of_its_service(registry, claimed, monkeypatch):
     monkeypatch.setenv('OMP_WAIT_POLICY', 'PASSIVE')
     monkeypatch.setenv('GOMP_SPINCOUNT', '10000')
     environment = Attempt(claimed.id, claimed.lease, 'run', Policy()).environment(registry)
-    assert not {'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'} & set(environment)
+    assert (environment['OMP_WAIT_POLICY'], environment['GOMP_SPINCOUNT']) == ('PASSIVE', '10000')
     assert environment['FINETUNER_HOME'] == str(registry.home)
 
 
