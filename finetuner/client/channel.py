@@ -35,6 +35,8 @@ OPTIONS = [
     ('grpc.keepalive_time_ms', 360_000),  # a server cuts off whom it hears more often than each five minutes
     ('grpc.min_reconnect_backoff_ms', int(CONNECT_TIMEOUT * 1000)),  # which is the time to connect, too
     ('grpc.enable_retries', 0),
+    # else a new connection waits as long as the one that failed would, where anyone still holds that, such as an error
+    ('grpc.use_local_subchannel_pool', 1),
 ]
 
 _channels: dict[tuple[int, str], Channel] = {}

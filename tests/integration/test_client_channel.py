@@ -164,6 +164,17 @@ def test_a_service_that_comes_back_is_found_again():
             channel.call('/tell', {})
 
 
+def test_a_service_that_comes_back_is_found_while_the_errors_from_before_are_kept():
+    port = free_port()
+    channel, errors = open_channel(f'localhost:{port}'), []
+    for _ in range(3):
+        with pytest.raises(FinetunerServerError) as raised:
+            channel.call('/tell', {})
+        errors.append(raised.value)  # whose traceback keeps the connection that failed
+    with run_flow(build, port):
+        channel.call('/tell', {})
+
+
 @pytest.mark.parametrize('host', ['http://localhost:51001', 'grpc://', 'grpc://name/path', 'ftp://name'])
 def test_other_addresses_are_refused(host):
     with pytest.raises(ValueError, match='write grpc://name:port'):
