@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finetuner.client.encode_client import EncodeClient
-from finetuner.client.session import current_session
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 def encode_remotely(texts: Sequence[str]) -> np.ndarray:
-    """Have the service encode texts with the artifact that it serves.
+    """Have the service encode texts with the artifact that it serves. No token is needed where it demands none.
 
     :return: [texts, dimensions], float32.
     :raises FinetunerServerError: the service serves no artifact, or cannot be reached for half a minute.
     """
-    session = current_session()
-    with EncodeClient(session.host, session.token) as client:
+    with EncodeClient() as client:
         return client.encode(texts)

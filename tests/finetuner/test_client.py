@@ -14,6 +14,7 @@ from finetuner import settings
 from finetuner.callback import EarlyStopping, EvaluationCallback, WandBLogger
 from finetuner.client import session, training, upload
 from finetuner.client.channel import open_channel
+from finetuner.client.encoding import encode_remotely
 from finetuner.client.names import ADJECTIVES, NOUNS, random_name
 from finetuner.data import CSVOptions
 from finetuner.documents import Document, DocumentArray
@@ -93,6 +94,15 @@ def test_login_keeps_a_token_that_works_and_no_other(service, monkeypatch):
     assert settings.host() == service.host
     monkeypatch.setattr(session, '_current', None)
     finetuner.login()
+
+
+def test_texts_are_encoded_without_a_token_where_none_is_demanded(service, monkeypatch):
+    monkeypatch.delenv('FINETUNER_TOKEN')
+    service.needs_token = False
+    tags = {'count': 1, 'dim': 2, 'dtype': 'float32', 'tokens': 3, 'model': 'one'}
+    answer = DocumentArray([Document(blob=np.array([[1, 2]], '<f4').tobytes(), tags=tags)])
+    service.endpoints['/encode_texts'] = lambda parameters, documents: answer
+    assert encode_remotely(['fig jam']).tolist() == [[1, 2]]
 
 
 def test_login_asks_if_it_may(service, monkeypatch):
