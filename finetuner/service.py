@@ -168,7 +168,7 @@ def _perhaps_ours(port: int) -> str:
 
 
 def _listener(port: int) -> int | None:
-    """The process that listens on a port, if that can be told."""
+    """The process that listens on a port, if that can be told; `finetuner serve`, where that has started it."""
     try:
         import psutil
     except ModuleNotFoundError:
@@ -176,7 +176,8 @@ def _listener(port: int) -> int | None:
     try:
         for connection in psutil.net_connections('tcp'):
             if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
-                return connection.pid
+                started = psutil.Process(connection.pid).environ().get(PARENT, '')
+                return int(started) if started.isdecimal() else connection.pid
     except (psutil.Error, OSError):
         pass
     return None

@@ -92,3 +92,21 @@ def test_who_is_on_a_port_is_told():
         f'port {port} cannot be used (Address already in use): perhaps a service of yours still runs there (process '
         f'{os.getpid()}): end it, or choose another with --port'
     )
+
+
+LISTEN = """
+import socket
+with socket.create_server(('127.0.0.1', 0)) as taken:
+    print(taken.getsockname()[1], flush=True)
+    input()
+"""
+
+
+def test_of_a_service_on_a_port_the_process_that_a_signal_ends_is_told():
+    environment = {**os.environ, 'FINETUNER_SERVE_PID': str(os.getpid())}
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
+    with subprocess.Popen([sys.executable, '-c', LISTEN], env=environment, **pipes) as gateway:
+        port = int(gateway.stdout.readline())
+        with pytest.raises(RuntimeError, match=rf'still runs there \(process {os.getpid()}\): end it'):
+            service._require_free(port, '--port')
+        gateway.communicate('\n')
