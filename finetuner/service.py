@@ -176,6 +176,8 @@ def _listener(port: int) -> int | None:
     try:
         for connection in psutil.net_connections('tcp'):
             if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
+                if connection.pid is None:  # of somebody else
+                    return None
                 started = psutil.Process(connection.pid).environ().get(PARENT, '')
                 return int(started) if started.isdecimal() else connection.pid
     except (psutil.Error, OSError):
