@@ -178,6 +178,7 @@ def _listener(port: int) -> int | None:
             if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
                 if connection.pid is None:  # of somebody else
                     return None
+                # that of its start: the Flow takes the variable out of its own before it starts others
                 started = psutil.Process(connection.pid).environ().get(PARENT, '')
                 return int(started) if started.isdecimal() else connection.pid
     except (psutil.Error, OSError):
