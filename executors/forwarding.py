@@ -38,9 +38,10 @@ async def forward(request: DataRequest, node: Any, pool: GrpcConnectionPool) -> 
     :param node: of the executor, in Jina's graph.
     :raises InternalNetworkError: the executor cannot be reached.
     """
-    parameters = request.parameters
-    is_specific = node.name in parameters or any(OF_AN_EXECUTOR in name for name in parameters)
+    names = request.proto_wo_data.parameters.fields
+    is_specific = node.name in names or any(OF_AN_EXECUTOR in name for name in names)
     if is_specific:
+        parameters = request.parameters
         request.parameters = _parse_specific_params(parameters, node.name)
     request.header.target_executor = ''  # which may be a Flow itself, that knows nothing of it
     try:
@@ -76,7 +77,7 @@ async def _ask(request: DataRequest, node: Any, pool: GrpcConnectionPool) -> Dat
             answer: DataRequest = await connection.single_data_stub.process_single_data(
                 request, metadata=metadata, compression=pool.compression, timeout=node._timeout_send
             )
-            answer.received = len(answer.buffer)
+            answer.received = _nbytes(answer)
             return answer
         except grpc.aio.AioRpcError as error:
             problem = await pool._handle_aiorpcerror(

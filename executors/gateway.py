@@ -9,7 +9,7 @@ import asyncio
 import math
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
@@ -341,8 +341,10 @@ def _answer(request: DataRequest, error: Exception) -> asyncio.Future[DataReques
 class FinetunerGateway(CompositeGateway):
     """Jina's gateway for several protocols, with our request handler, limits, and TLS where the environment asks."""
 
+    handler_class: Callable[..., RoutingRequestHandler] = RoutingRequestHandler
+
     def __init__(self, **kwargs: Any) -> None:
-        kwargs['req_handler_cls'] = RoutingRequestHandler
+        kwargs['req_handler_cls'] = self.handler_class
         let_calls_be_cancelled()
         measure_messages_as_they_are()
         super().__init__(**kwargs)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
 
 from jina import Executor
@@ -33,7 +34,12 @@ def prepare_process(executor: Executor) -> None:
 
 
 def tend_process() -> None:
-    """What executors and the gateway ask alike of the process that they are in."""
+    """What executors and the gateway ask alike of the process that they are in: once, if they share it."""
+    _tend(os.getpid())
+
+
+@cache
+def _tend(process: int) -> None:
     end_with_parent()
     drain_at_shutdown()
     give_back_memory()

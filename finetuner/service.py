@@ -35,7 +35,7 @@ PARENT = 'FINETUNER_SERVE_PID'
 
 
 def run_service(artifact: str | None, port: int, http_port: int, home: Path | None) -> int:
-    """Run `flows/finetuner.yml`, or `flows/encode.yml` with `artifact`, until it ends or a signal ends it.
+    """Run `flows/finetuner.yml`, or `flows/serve.yml` with `artifact`, until it ends or a signal ends it.
 
     :param port: of gRPC.
     :param home: the folder of all state, default `FINETUNER_HOME`.
@@ -48,7 +48,7 @@ def run_service(artifact: str | None, port: int, http_port: int, home: Path | No
     served = _locate(artifact or (given if is_path else ''))
     for number, option in ((port, '--port'), (http_port, '--http-port')):
         _require_free(number, option)
-    flow = _find_flow('encode.yml' if artifact else 'finetuner.yml')
+    flow = _find_flow('serve.yml' if artifact else 'finetuner.yml')
     environment = {
         **os.environ,
         'FINETUNER_PORT': str(port),
@@ -67,7 +67,8 @@ def run_service(artifact: str | None, port: int, http_port: int, home: Path | No
 
     # A session of its own, so that Ctrl-C reaches it once, through us.
     command = [sys.executable, '-m', 'jina', 'flow', '--uses', str(flow)]
-    return _run(command, environment, lambda child: _announce(child, artifact, environment))
+    farewell = '' if artifact else 'Runs at work keep a checkpoint and go on at the next start.'
+    return _run(command, environment, lambda child, lost: _attend(child, lost, artifact, environment), farewell)
 
 
 def _is_of_one_user(folder: Path) -> bool:
@@ -75,8 +76,18 @@ def _is_of_one_user(folder: Path) -> bool:
     return folder not in Path.home().parents and folder != Path('/')
 
 
-def _run(command: list[str], environment: dict[str, str], announce: Callable[[subprocess.Popen[bytes]], None]) -> int:
-    """Run a command; the first signal asks it to end, a second one or the end of patience kills it."""
+def _run(
+    command: list[str],
+    environment: dict[str, str],
+    attend: Callable[[subprocess.Popen[bytes], threading.Event], None],
+    farewell: str = '',
+) -> int:
+    """Run a command; the first signal asks it to end, a second one or the end of patience kills it.
+
+    :param attend: called in a thread of its own; sets the event once the command is of no use any more, which ends it.
+    :param farewell: said when it is asked to end.
+    """
+    lost = threading.Event()
     signals: list[int] = []
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
@@ -84,15 +95,16 @@ def _run(command: list[str], environment: dict[str, str], announce: Callable[[su
     previous = {number: signal.signal(number, lambda caught, _: signals.append(caught)) for number in numbers}
     try:
         child = subprocess.Popen(command, env={**environment, PARENT: str(os.getpid())}, start_new_session=True)
-        threading.Thread(target=announce, args=(child,), daemon=True).start()
+        threading.Thread(target=attend, args=(child, lost), daemon=True).start()
         asked: float | None = None
         while True:
             try:
                 code = child.wait(timeout=0.2)
                 return 0 if signals else code
             except subprocess.TimeoutExpired:
-                if signals and asked is None:
-                    progress_console.print('Stopping. Runs at work keep a checkpoint and go on at the next start.')
+                if (signals or lost.is_set()) and asked is None:
+                    why = 'Stopping.' if signals else 'The gateway has died, the log above may say why: stopping.'
+                    progress_console.print(f'{why} {farewell}')
                     child.terminate()
                     asked = time.monotonic()
                 if asked is not None and (len(signals) > 1 or time.monotonic() - asked > PATIENCE):
@@ -102,8 +114,10 @@ def _run(command: list[str], environment: dict[str, str], announce: Callable[[su
             signal.signal(number, handler)
 
 
-def _announce(child: subprocess.Popen[bytes], artifact: str | None, environment: dict[str, str]) -> None:
-    """Say where the service is, and what to type next, once it answers."""
+def _attend(
+    child: subprocess.Popen[bytes], lost: threading.Event, artifact: str | None, environment: dict[str, str]
+) -> None:
+    """Say where the service is, and what to type next, once it answers. From then on, see that it can be asked."""
     s = 's' if environment.get('FINETUNER_TLS_CERT') else ''
     host = f'grpc{s}://localhost:{environment["FINETUNER_PORT"]}'
     web = f'http{s}://localhost:{environment["FINETUNER_HTTP_PORT"]}'
@@ -122,6 +136,9 @@ def _announce(child: subprocess.Popen[bytes], artifact: str | None, environment:
     command = 'encode "some text to encode"' if artifact else 'fit train.csv --eval-data test.csv'
     ready.add_row('Next', escape(f'{elsewhere}finetuner {command}'))
     console.print(Panel(ready, title='Finetuner is ready', title_align='left', expand=False))
+    while _is_listened_at(int(environment['FINETUNER_HTTP_PORT'])):
+        time.sleep(1)
+    lost.set()
 
 
 def _is_ready(url: str) -> bool:
@@ -134,6 +151,16 @@ def _is_ready(url: str) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
+
+
+def _is_listened_at(port: int) -> bool:
+    try:
+        socket.create_connection(('localhost', port), timeout=10).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:  # as where there is no room for a further connection
+        pass
+    return True
 
 
 def _find_flow(name: str) -> Path:

@@ -20,6 +20,7 @@ CLASSES = {
     'FinetunerExecutor': ('encoder', 'executors.encoder.FinetunerExecutor'),
 }
 GATEWAY = 'executors.gateway.FinetunerGateway'
+WITH_ENCODER = 'executors.encoder_gateway.EncoderGateway'
 # what the containers decide for themselves, or the services do not need there
 IGNORED_OF_FLOW = {'port', 'protocol', 'host', 'name', 'cors', 'title', 'description', 'env'}
 KNOWN_OF_FLOW = IGNORED_OF_FLOW | {'retries', 'timeout_ctrl', 'grpc_server_options', 'grpc_channel_options'}
@@ -100,6 +101,8 @@ def read_flow(path: Path) -> FlowFile:
     settings = _mapping(path, 'with', content.get('with'))
     _refuse_unknown(path, 'with', settings, KNOWN_OF_FLOW)
     gateway = _mapping(path, 'gateway', content.get('gateway'))
+    if gateway.get('uses') == WITH_ENCODER:
+        raise ValueError(f'{path}: the encoder is in the process of the gateway. Export encode.yml, where it has its own')
     _refuse_unknown(path, 'gateway', gateway, KNOWN_OF_GATEWAY)
     if gateway.get('uses', GATEWAY) != GATEWAY:
         raise ValueError(f'{path}: the gateway {gateway["uses"]!r} cannot be exported: write uses: {GATEWAY}')

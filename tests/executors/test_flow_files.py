@@ -11,7 +11,7 @@ import pytest
 from jina import Flow
 
 FLOWS = Path(__file__).parents[2] / 'flows'
-NAMES = ['encode.yml', 'train.yml', 'finetuner.yml', 'manifests.yml', 'search.yml']
+NAMES = ['encode.yml', 'serve.yml', 'train.yml', 'finetuner.yml', 'manifests.yml', 'search.yml']
 
 
 def test_ports_have_defaults(tmp_path):
@@ -38,6 +38,7 @@ def test_ports_follow_the_environment_each_time(name, monkeypatch):
     ('name', 'executors'),
     [
         ('encode.yml', ['encoder']),
+        ('serve.yml', []),
         ('train.yml', ['dataset', 'trainer']),
         ('finetuner.yml', ['dataset', 'clicks', 'trainer', 'encoder']),
         ('manifests.yml', ['dataset', 'clicks', 'trainer', 'encoder']),
@@ -56,7 +57,7 @@ def test_executors(name, executors):
     patience = {'grpc.keepalive_time_ms': 30000, 'grpc.keepalive_timeout_ms': 20000}
     for name in ['gateway', *executors]:
         assert flow[name].args.grpc_server_options == {**alone, **no_pings}
-        assert flow[name].args.grpc_channel_options == patience
+        assert flow[name].args.grpc_channel_options == (patience if executors else None)
     assert os.environ['JINA_OPTOUT_TELEMETRY'] == '1'
 
 

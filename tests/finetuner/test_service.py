@@ -19,7 +19,7 @@ import os, sys
 from finetuner import service
 service.PATIENCE = 60
 print('ready', flush=True)
-sys.exit(service._run([sys.executable, '-c', sys.argv[1]], dict(os.environ), lambda child: None))
+sys.exit(service._run([sys.executable, '-c', sys.argv[1]], dict(os.environ), lambda child, lost: None))
 """
 # what every Flow file loads first
 FLOW = "import executors.environment, time; print('started', flush=True); time.sleep(60)"
@@ -36,7 +36,7 @@ def test_models_are_read_from_the_working_folder_unless_it_is_everybodys(monkeyp
     monkeypatch.setenv('HOME', '/home/ann')
     monkeypatch.setattr(Path, 'cwd', lambda: Path(folder))
     monkeypatch.setattr(service, '_require_free', lambda number, option: None)
-    monkeypatch.setattr(service, '_run', lambda command, environment, announce: given.update(environment) or 0)
+    monkeypatch.setattr(service, '_run', lambda command, environment, *_: given.update(environment) or 0)
     assert service.run_service(None, 51000, 51001, None) == 0
     assert given.get('FINETUNER_MODEL_ROOTS') == roots
 
@@ -51,7 +51,7 @@ def test_an_artifact_that_is_not_there_is_told_before_anything_starts(monkeypatc
 def test_an_artifact_that_is_no_path_is_left_to_the_service(monkeypatch):
     given = {}
     monkeypatch.setattr(service, '_require_free', lambda number, option: None)
-    monkeypatch.setattr(service, '_run', lambda command, environment, announce: given.update(environment) or 0)
+    monkeypatch.setattr(service, '_run', lambda command, environment, *_: given.update(environment) or 0)
     for artifact in ('experiment/run', 'photos@production'):
         monkeypatch.setenv('FINETUNER_ARTIFACT', artifact)
         assert service.run_service(None, 51000, 51001, None) == 0
@@ -72,6 +72,16 @@ def test_signals_end_the_service(number, program):
             process.send_signal(number)
         assert process.wait(10) == 0
         assert len(children) == 1 and not psutil.wait_procs(children, 5)[1]
+
+
+def test_a_service_that_is_lost_is_ended_and_has_failed():
+    lost = RUN.replace('lambda child, lost: None', 'lambda child, lost: lost.set()')
+    with subprocess.Popen(
+        [sys.executable, '-c', lost, OBEDIENT], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        _, said = process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert said.startswith('The gateway has died')
 
 
 def test_a_flow_ends_when_what_started_it_was_killed():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 import requests
 from jina import Executor, Flow
@@ -502,7 +503,7 @@ def test_routes_whose_endpoints_no_executor_has_are_not_there(send):
 
 
 @pytest.mark.slow
-def test_finetuner_serve_passes_tls_on(certificate, tmp_path, tiny_model):
+def test_finetuner_serve_passes_tls_on_and_ends_with_its_gateway(certificate, tmp_path, tiny_model):
     ports = free_ports(2)
     environment = clean_environment(
         FINETUNER_HOME=tmp_path,
@@ -523,6 +524,9 @@ def test_finetuner_serve_passes_tls_on(certificate, tmp_path, tiny_model):
         environment |= {'FINETUNER_HOST': host, 'FINETUNER_TOKEN': 'none is needed here'}
         done = subprocess.run([program, 'encode', 'fig'], env=environment, capture_output=True, text=True, timeout=120)
         assert '1 × 32' in done.stdout, done.stderr
+        (gateway,) = {one.pid for one in psutil.net_connections('tcp') if one.laddr.port == ports[1] and one.pid}
+        psutil.Process(gateway).kill()
+        assert process.wait(60) != 0
+        assert 'The gateway has died' in log.read_text()
     finally:
-        process.terminate()
-        assert process.wait(60) == 0
+        process.kill()

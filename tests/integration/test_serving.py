@@ -1,4 +1,4 @@
-"""`flows/encode.yml` with a tiny model, over gRPC and HTTP: what comes back, and what is refused."""
+"""A tiny model over gRPC and HTTP, in one process and in two: what comes back, and what is refused."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.integration.conftest import Service, free_ports
 TEXTS = [f'{fruit} {number}' for number in range(8) for fruit in ('fig', 'apple pie', 'a plum and a pear')]
 
 
-@pytest.fixture(scope='module')
-def serving(tmp_path_factory, tiny_model):
+@pytest.fixture(scope='module', params=['serve.yml', 'encode.yml'])
+def serving(request, tmp_path_factory, tiny_model):
     [port] = free_ports(1)
     service = Service(
-        'encode.yml',
+        request.param,
         tmp_path_factory.mktemp('serving'),
         FINETUNER_ARTIFACT=tiny_model,
         FINETUNER_METRICS_PORT=port,

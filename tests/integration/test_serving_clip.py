@@ -1,4 +1,4 @@
-"""`flows/encode.yml` with both models of CLIP, a cache, metrics and traces, over gRPC and HTTP."""
+"""`flows/serve.yml` with both models of CLIP, a cache, metrics and traces, over gRPC and HTTP."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 def serving(tmp_path_factory, tiny_clip):
     [port] = free_ports(1)
     service = Service(
-        'encode.yml',
+        'serve.yml',
         tmp_path_factory.mktemp('serving'),
         FINETUNER_ARTIFACT=tiny_clip,
         FINETUNER_SELECT_MODEL='auto',

@@ -58,6 +58,7 @@ ENCODER = '{name: encoder, uses: executors.encoder.FinetunerExecutor%s}'
         ('--volume-size big', "--volume-size 'big' is not a size such as 50Gi"),
         ('--ingress-class nginx', 'add --ingress-host'),
         ('nowhere.yml', 'there is no Flow file nowhere.yml'),
+        ('serve.yml', 'the encoder is in the process of the gateway. Export encode.yml'),
     ],
 )
 def test_options(export, options, sentence):
