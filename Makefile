@@ -31,19 +31,19 @@ help:  ## show this list
 
 .venv/.installed: requirements.txt pyproject.toml | .venv/bin/uv
 	@echo 'Installing requirements.txt (PyTorch included: the first time takes minutes)'
-	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -r requirements.txt
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --compile-bytecode -r requirements.txt
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 .venv/.installed-dev: requirements-dev.txt .venv/.installed
 	@echo 'Installing requirements-dev.txt'
-	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -r requirements-dev.txt
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --compile-bytecode -r requirements-dev.txt
 	@touch $@
 
 .venv-infinity/.installed: benchmarks/requirements-infinity.txt | .venv/bin/uv
 	@echo 'Making .venv-infinity, for the server that serving is measured against'
 	@$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON) .venv-infinity
-	@VIRTUAL_ENV=.venv-infinity $(BIN)/uv pip install --quiet -r benchmarks/requirements-infinity.txt
+	@VIRTUAL_ENV=.venv-infinity $(BIN)/uv pip install --quiet --compile-bytecode -r benchmarks/requirements-infinity.txt
 	@touch $@
 
 .PHONY: setup

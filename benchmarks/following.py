@@ -1,8 +1,8 @@
 """How soon a service follows a promotion: `python benchmarks/following.py`.
 
-`flows/encode.yml` serves an alias, which is promoted from one artifact to another and back, again and again, while
-nobody asks for anything else than which one answers, and while several clients ask as fast as they can. Shown are the
-seconds from the promotion until the first answer by the artifact that was promoted.
+A service serves an alias, which is promoted from one artifact to another and back, again and again, while nobody asks
+for anything else than which one answers, and while several clients ask as fast as they can. Shown are the seconds from
+the promotion until the first answer by the artifact that was promoted.
 """
 
 from __future__ import annotations

@@ -273,7 +273,7 @@ def main(minutes: Annotated[float, typer.Option(help='How long.')] = 30.0) -> No
         for thread in threads:
             thread.start()
         processes = [service.process, *service.process.children(recursive=True)]
-        samples = watch_memory(dict(zip(('Flow', 'encoder', 'gateway'), processes, strict=True)), end)
+        samples = watch_memory(dict(zip(('Flow', 'gateway and encoder'), processes, strict=True)), end)
         for thread in threads:
             thread.join()
         wrong = counts.wrong + show_memory(console, samples)

@@ -52,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Service:
-    """`flows/encode.yml` in processes of its own."""
+    """A Flow that encodes, in processes of its own."""
 
     process: psutil.Process
     grpc: int
@@ -70,7 +70,10 @@ class Alone:
 
 
 @contextmanager
-def running_service(artifact: str | Path, threads: int, **further: object) -> Iterator[Service]:
+def running_service(
+    artifact: str | Path, threads: int, flow: str = 'serve.yml', **further: object
+) -> Iterator[Service]:
+    """One of `flows/`, default the one that `finetuner serve ARTIFACT` runs."""
     grpc, http = free_port(), free_port()
     with tempfile.TemporaryDirectory() as folder:
         own = {
@@ -82,7 +85,7 @@ def running_service(artifact: str | Path, threads: int, **further: object) -> It
             'FINETUNER_RATE_LIMIT': 0,
             **further,
         }
-        command = [JINA, 'flow', '--uses', ROOT / 'flows' / 'encode.yml']
+        command = [JINA, 'flow', '--uses', ROOT / 'flows' / flow]
         url = f'http://127.0.0.1:{http}/health/ready'
         with running(command, _variables(threads, own), lambda: answers(url)) as (process, start):
             yield Service(process, grpc, http, start)
@@ -157,6 +160,27 @@ def work(row: Row, batches: Sequence[Sequence[Any]], clients: int, watched: Sequ
     seconds = time.perf_counter() - began
     row.rates.append(sum(map(len, batches)) / seconds)
     row.cores = (cpu_seconds(watched) - before) / seconds
+
+
+def beyond(ways: Mapping[str, Embed], bare: str, items: Sequence[Any], rounds: int) -> dict[str, float]:
+    """What each way takes for one item alone beyond a bare model, in ms: the median of the differences, item by item.
+
+    All of them get an item in turns, each twice, and the second time counts: what another one has put out of the caches
+    is back, and between the two sides of a difference lies less than a second.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for item in items:
+            for name, embed in ways.items():
+                embed([item])
+                began = time.perf_counter()
+                embed([item])
+                seconds[name].append(time.perf_counter() - began)
+    return {
+        name: 1000 * float(np.median(np.subtract(taken, seconds[bare])))
+        for name, taken in seconds.items()
+        if name != bare
+    }
 
 
 def cpu_seconds(processes: Sequence[psutil.Process]) -> float:

@@ -102,7 +102,9 @@ def read_flow(path: Path) -> FlowFile:
     _refuse_unknown(path, 'with', settings, KNOWN_OF_FLOW)
     gateway = _mapping(path, 'gateway', content.get('gateway'))
     if gateway.get('uses') == WITH_ENCODER:
-        raise ValueError(f'{path}: the encoder is in the process of the gateway. Export encode.yml, where it has its own')
+        raise ValueError(
+            f'{path}: the encoder is in the process of the gateway. Export encode.yml, where it has its own'
+        )
     _refuse_unknown(path, 'gateway', gateway, KNOWN_OF_GATEWAY)
     if gateway.get('uses', GATEWAY) != GATEWAY:
         raise ValueError(f'{path}: the gateway {gateway["uses"]!r} cannot be exported: write uses: {GATEWAY}')
