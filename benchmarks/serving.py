@@ -140,7 +140,7 @@ def check_goals(
     if rows := measured.get((1024, 1)):
         goal('in process, fp32, of sentence-transformers: 1024 texts', rows[OURS].rate / rows[THEIRS].rate, 1.3)
         goal('in process, fp32, of the floor: 1024 texts', rows[OURS].rate / floor, 0.75)
-        for name in ('in process, bf16', 'in process, int8'):
+        for name in sorted({'in process, bf16', 'in process, int8'} & rows.keys()):
             goal(f'{name}, of sentence-transformers: 1024 texts', rows[name].rate / rows[THEIRS].rate, 2.0)
         goal('client over gRPC, of in process: 1024 texts', rows[CLIENT].rate / rows[OURS].rate, 0.9)
     if rows := measured.get((1, 64)):
@@ -162,13 +162,14 @@ def compare_with_infinity(console: Console, measured: dict[tuple[int, int], dict
     table = Table('texts', 'clients', 'fp32', 'bf16', 'int8', 'client, int8', title='v1/embeddings, of infinity')
     for (size, clients), rows in measured.items():
         theirs = {name: row.rate for name, row in rows.items() if name.startswith('infinity')}
+        pairs = [(f'{OPENAI}, {precision}', precision) for precision in ('fp32', 'bf16')]
+        pairs += [(f'{OPENAI}, int8', ''), (IN_INT8, '')]
+        ratios = []
+        for ours, precision in pairs:
+            rates = [rate for name, rate in theirs.items() if precision in name]
+            ratios.append(f'{rows[ours].rate / max(rates):.2f}' if rates and ours in rows else '')
         if theirs:
-            ratios = [
-                rows[f'{OPENAI}, {precision}'].rate / max(rate for name, rate in theirs.items() if precision in name)
-                for precision in ('fp32', 'bf16')
-            ]
-            ratios += [rows[name].rate / max(theirs.values()) for name in (f'{OPENAI}, int8', IN_INT8)]
-            table.add_row(str(size), str(clients), *(f'{ratio:.2f}' for ratio in ratios))
+            table.add_row(str(size), str(clients), *ratios)
     console.print(table)
 
 
@@ -177,6 +178,9 @@ def main(
     threads: Annotated[int, typer.Option(help='Threads that compute, of every row; 0 is one for each core.')] = 0,
     setting: Annotated[
         list[str] | None, typer.Option(help='TEXTSxCLIENTS, such as 64x8; several may be given. Default all.')
+    ] = None,
+    without: Annotated[
+        str | None, typer.Option(help='Leave out rows with this in their name: bf16 takes long where it is emulated.')
     ] = None,
 ) -> None:
     import torch
@@ -259,6 +263,7 @@ def main(
                 server = stack.enter_context(running_infinity(source, name.partition(',')[0], MODEL, count, dtype))
                 ways[f'infinity, {name}'] = over_http(f'{server.url}/embeddings', openai_body(MODEL))
                 servers[f'infinity, {name}'] = (server.process, server.start)
+        ways = {name: embed for name, embed in ways.items() if without is None or without not in name}
         watched = [psutil.Process()]
         for process, _ in servers.values():
             watched += [process, *process.children(recursive=True)]

@@ -40,7 +40,7 @@ class Discovery:
 
     def missing(self) -> list[str]:
         """The executors that have not answered yet."""
-        return sorted(node.name for node in self._nodes() if node.endpoints is None)
+        return sorted(node.name for node in self.nodes() if node.endpoints is None)
 
     def follow(self, learned: Callable[[], None]) -> None:
         """Have a function called whenever a further executor has answered."""
@@ -57,7 +57,7 @@ class Discovery:
         if self._asking.done():
             await self._asking  # it may have failed
         # Jina would ask by itself, at the first request
-        self._graph._all_endpoints = {name for node in self._nodes() for name in node.endpoints or ()}
+        self._graph._all_endpoints = {name for node in self.nodes() for name in node.endpoints or ()}
 
     async def close(self) -> None:
         """Ask no more."""
@@ -65,22 +65,23 @@ class Discovery:
             self._asking.cancel()
             await asyncio.wait([self._asking])
 
-    def _nodes(self) -> list[Any]:
+    def nodes(self) -> list[Any]:
+        """Of the executors, in Jina's graph."""
         return [node for node in self._graph.all_nodes if node.name != END]
 
     def _told(self) -> dict[str, Any]:
         return {
             endpoint: node
-            for node in self._nodes()
+            for node in self.nodes()
             for endpoint in node.endpoints or ()
             if endpoint != DEFAULT_ENDPOINT and endpoint.startswith('/')
         }
 
     def _is_enough(self) -> bool:
-        return time.monotonic() > self._deadline and len(self.missing()) < len(self._nodes())
+        return time.monotonic() > self._deadline and len(self.missing()) < len(self.nodes())
 
     async def _ask(self) -> None:
-        while missing := [node for node in self._nodes() if node.endpoints is None]:
+        while missing := [node for node in self.nodes() if node.endpoints is None]:
             await asyncio.gather(*(self._ask_one(node) for node in missing))
             await asyncio.sleep(PAUSE)
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
@@ -167,6 +168,9 @@ class FinetunerExecutor(Executor):
         except Exception as error:
             # Jina tells the one who starts the Flow that it failed, but not why
             self.logger.critical(f'cannot serve {without_secrets(artifact)}: {error}')
+            if isinstance(error, ValueError | OSError) and getattr(self.runtime_args, 'name', ''):
+                self.logger.debug('this is where it failed', exc_info=True)
+                sys.exit(1)  # of a server; what it raises, Jina logs once more, with hundreds of lines of its stack
             raise
         self._asked_for = without_secrets(artifact)
         if self.served is None:

@@ -17,8 +17,9 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 
+from jina.excepts import RuntimeFailToStart
 from jina.helper import reset_ports
 
 from executors.lifetime import end_with
@@ -77,7 +78,15 @@ def least_port() -> int | None:
     return above if above <= MAX_PORT - FEW else None
 
 
+def leave_out_stack(kind: type[BaseException], error: BaseException, stack: TracebackType | None) -> None:
+    """Of a Flow that cannot start, Jina has logged what there is to say. Where it failed is not in this process."""
+    if not isinstance(error, RuntimeFailToStart):
+        sys.__excepthook__(kind, error, stack)
+
+
 check()
+if sys.argv[1:2] == ['flow']:  # `jina flow`
+    sys.excepthook = leave_out_stack
 if 'JINA_RANDOM_PORT_MIN' not in os.environ and (port := least_port()):
     os.environ['JINA_RANDOM_PORT_MIN'] = str(port)
     reset_ports()  # it has chosen among others already

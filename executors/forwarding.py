@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import grpc
@@ -27,9 +26,10 @@ def _nbytes(request: DataRequest) -> int:
     return len(request.buffer) if request.buffer is not None else request.proto_wo_data.ByteSize()
 
 
-def is_small(answer: DataRequest) -> bool:
-    """Whether an answer has few bytes. Of one that came by other ways than ours nobody has counted them."""
-    return getattr(answer, 'received', sys.maxsize) <= QUICK_BYTES
+def is_small(message: DataRequest) -> bool:
+    """Whether a request or an answer has few bytes."""
+    received = getattr(message, 'received', None)
+    return (_nbytes(message) if received is None else received) <= QUICK_BYTES
 
 
 async def forward(request: DataRequest, node: Any, pool: GrpcConnectionPool) -> DataRequest:
@@ -77,7 +77,8 @@ async def _ask(request: DataRequest, node: Any, pool: GrpcConnectionPool) -> Dat
             answer: DataRequest = await connection.single_data_stub.process_single_data(
                 request, metadata=metadata, compression=pool.compression, timeout=node._timeout_send
             )
-            answer.received = _nbytes(answer)
+            if answer.buffer is not None:  # else it was never written, and is only counted where that is of use
+                answer.received = len(answer.buffer)
             return answer
         except grpc.aio.AioRpcError as error:
             problem = await pool._handle_aiorpcerror(

@@ -29,7 +29,7 @@ from jina.types.request.data import DataRequest, SingleDocumentRequest
 from executors.calling_off import FOR_CALLER, called_off_with_caller, let_calls_be_cancelled, watch
 from executors.discovery import Discovery
 from executors.drain import drain_seconds
-from executors.errors import UNREACHABLE
+from executors.errors import UNREACHABLE, message_of
 from executors.forwarding import forward, measure_messages_as_they_are
 from executors.lifetime import tend_process
 from executors.limits import MAX_HEADER_BYTES, PatientProtocol
@@ -86,10 +86,27 @@ class RoutingRequestHandler(GatewayRequestHandler):
         return jina_pb2.EndpointsProto(endpoints=sorted(self.endpoints))
 
     async def dry_run(self, empty: Any, context: Any) -> jina_pb2.StatusProto:
-        """Whether every executor answers and can be asked for what it has."""
+        """Whether every executor answers, is well, and can be asked for what it has. Jina does not read the answers."""
         if missing := self.discovery.missing():
-            return jina_pb2.StatusProto(code=jina_pb2.StatusProto.ERROR, description=_has_not_answered(missing))
-        return await super().dry_run(empty, context)
+            problems = [_has_not_answered(missing)]
+        else:
+            problems = await asyncio.gather(*map(self._problem_of, self.discovery.nodes()))
+        for problem in filter(None, problems):
+            return jina_pb2.StatusProto(code=jina_pb2.StatusProto.ERROR, description=problem)
+        return jina_pb2.StatusProto(code=jina_pb2.StatusProto.SUCCESS)
+
+    async def _problem_of(self, node: Any) -> str:
+        """What is wrong with an executor; empty if nothing is."""
+        request = DataRequest()
+        request.header.exec_endpoint = __dry_run_endpoint__
+        try:
+            answer = await forward(request, node, self.streamer._connection_pool)
+        except InternalNetworkError as error:
+            return f'the executor {node.name} does not answer: {error.details()}'
+        status = answer.proto_wo_data.header.status
+        if status.code == jina_pb2.StatusProto.ERROR:
+            return f'the executor {node.name} is not well: {message_of(status)}'
+        return ''
 
     def is_streaming(self, endpoint: str) -> bool:
         return _is_streaming(self.endpoints[endpoint], endpoint)
@@ -262,7 +279,10 @@ def _for_caller(answer: Any) -> Any:
     if status.exception.name == DecodeError.__name__ and NOT_PARSED.intersection(status.exception.args):
         status.exception.name, status.description = DataError.__name__, BROKEN_DOCUMENTS
         status.exception.args[:] = [BROKEN_DOCUMENTS]
-        answer.proto_wo_data.DiscardUnknownFields()  # the documents: who reads the answer could not either
+        # who reads the answer could not read the documents either
+        answer.proto_wo_data.DiscardUnknownFields()
+        if answer.is_decompressed_with_data:
+            answer.proto_wo_data.ClearField('data')
     return answer
 
 

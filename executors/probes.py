@@ -76,4 +76,4 @@ class Check:
             status = await asyncio.wait_for(self._ask(), PATIENCE)
         except TimeoutError:
             return 1, f'not every executor answers within {PATIENCE:g} seconds'
-        return status.code, f'an executor does not answer: {status.description}' if status.code else ''
+        return status.code, status.description

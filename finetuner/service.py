@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.panel import Panel
@@ -24,7 +25,11 @@ from finetuner import settings
 from finetuner.console import console, progress_console
 from finetuner.inference.remote import without_secrets
 
+if TYPE_CHECKING:
+    import psutil
+
 PATIENCE = 30.0  # seconds that the service may take to end before it is killed
+OF_THE_LOST = 20.0  # and as many more that a Flow waits for a gateway that has died: its `timeout_ctrl`
 # Threads that compute wait for each other awake for a moment, as from one layer to the next, and then asleep. By
 # default they keep their cores busy, and where others have work, too, they keep the very thread from its core that
 # they wait for.
@@ -97,17 +102,20 @@ def _run(
         child = subprocess.Popen(command, env={**environment, PARENT: str(os.getpid())}, start_new_session=True)
         threading.Thread(target=attend, args=(child, lost), daemon=True).start()
         asked: float | None = None
+        was_lost = False
         while True:
             try:
                 code = child.wait(timeout=0.2)
-                return 0 if signals else code
+                return 0 if signals and not was_lost else code
             except subprocess.TimeoutExpired:
                 if (signals or lost.is_set()) and asked is None:
-                    why = 'Stopping.' if signals else 'The gateway has died, the log above may say why: stopping.'
+                    was_lost = not signals
+                    why = 'The gateway has ended, the log above may say why: stopping.' if was_lost else 'Stopping.'
                     progress_console.print(f'{why} {farewell}')
                     child.terminate()
                     asked = time.monotonic()
-                if asked is not None and (len(signals) > 1 or time.monotonic() - asked > PATIENCE):
+                patience = PATIENCE + (OF_THE_LOST if was_lost else 0)
+                if asked is not None and (len(signals) > 1 or time.monotonic() - asked > patience):
                     os.killpg(child.pid, signal.SIGKILL)
     finally:
         for number, handler in previous.items():
@@ -117,28 +125,55 @@ def _run(
 def _attend(
     child: subprocess.Popen[bytes], lost: threading.Event, artifact: str | None, environment: dict[str, str]
 ) -> None:
-    """Say where the service is, and what to type next, once it answers. From then on, see that it can be asked."""
+    """Say where the service is, and what to type next, once it answers. Until its end, see that it has a gateway."""
+    port = int(environment['FINETUNER_HTTP_PORT'])
+    host = _reachable(environment.get('FINETUNER_LISTEN', ''))
     s = 's' if environment.get('FINETUNER_TLS_CERT') else ''
-    host = f'grpc{s}://localhost:{environment["FINETUNER_PORT"]}'
-    web = f'http{s}://localhost:{environment["FINETUNER_HTTP_PORT"]}'
-    while not _is_ready(f'{web}/health/ready'):
-        if child.poll() is not None:
+    gateway, is_announced = None, False
+    while child.poll() is None:
+        if not is_announced:
+            is_announced = _is_ready(f'http{s}://{host}:{port}/health/ready')
+            gateway = gateway or _holder(port)
+            if is_announced:
+                _announce(host, s, artifact, environment)
+        if gateway is not None and not _is_alive(gateway):
+            lost.set()
             return
         time.sleep(0.5)
+
+
+def _announce(host: str, s: str, artifact: str | None, environment: dict[str, str]) -> None:
+    """
+    :param s: 's' if the service speaks TLS, else ''.
+    """
+    grpc = f'grpc{s}://{host}:{environment["FINETUNER_PORT"]}'
     ready = Table.grid(padding=(0, 2))
-    ready.add_row('gRPC', f'[bold]{host}[/]')
-    ready.add_row('HTTP', f'[bold]{web}/docs[/]')
+    ready.add_row('gRPC', f'[bold]{grpc}[/]')
+    ready.add_row('HTTP', f'[bold]http{s}://{host}:{environment["FINETUNER_HTTP_PORT"]}/docs[/]')
     if artifact:
         ready.add_row('Model', escape(without_secrets(environment['FINETUNER_ARTIFACT'])))
     else:
         ready.add_row('Data', escape(environment.get('FINETUNER_HOME') or str(settings.home())))
-    elsewhere = '' if host == settings.host() else f'FINETUNER_HOST={host} '
+    elsewhere = '' if grpc == settings.host() else f'FINETUNER_HOST={grpc} '
     command = 'encode "some text to encode"' if artifact else 'fit train.csv --eval-data test.csv'
     ready.add_row('Next', escape(f'{elsewhere}finetuner {command}'))
     console.print(Panel(ready, title='Finetuner is ready', title_align='left', expand=False))
-    while _is_listened_at(int(environment['FINETUNER_HTTP_PORT'])):
-        time.sleep(1)
-    lost.set()
+
+
+def _reachable(listen: str) -> str:
+    """Where a service is reached from here that listens at an address."""
+    if listen in ('', '0.0.0.0', '127.0.0.1', '::', '::1'):
+        return 'localhost'
+    return f'[{listen}]' if ':' in listen else listen
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    import psutil
+
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is_ready(url: str) -> bool:
@@ -151,16 +186,6 @@ def _is_ready(url: str) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
-
-
-def _is_listened_at(port: int) -> bool:
-    try:
-        socket.create_connection(('localhost', port), timeout=10).close()
-    except ConnectionRefusedError:
-        return False
-    except OSError:  # as where there is no room for a further connection
-        pass
-    return True
 
 
 def _find_flow(name: str) -> Path:
@@ -196,6 +221,21 @@ def _perhaps_ours(port: int) -> str:
 
 def _listener(port: int) -> int | None:
     """The process that listens on a port, if that can be told; `finetuner serve`, where that has started it."""
+    holder = _holder(port)
+    if holder is None:
+        return None
+    import psutil
+
+    try:
+        # that of its start: the Flow takes the variable out of its own before it starts others
+        started = holder.environ().get(PARENT, '')
+    except (psutil.Error, OSError):
+        return None
+    return int(started) if started.isdecimal() else holder.pid
+
+
+def _holder(port: int) -> psutil.Process | None:
+    """The process that listens on a port, if that can be told."""
     try:
         import psutil
     except ModuleNotFoundError:
@@ -203,11 +243,7 @@ def _listener(port: int) -> int | None:
     try:
         for connection in psutil.net_connections('tcp'):
             if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
-                if connection.pid is None:  # of somebody else
-                    return None
-                # that of its start: the Flow takes the variable out of its own before it starts others
-                started = psutil.Process(connection.pid).environ().get(PARENT, '')
-                return int(started) if started.isdecimal() else connection.pid
+                return psutil.Process(connection.pid) if connection.pid else None  # else of somebody else
     except (psutil.Error, OSError):
         pass
     return None

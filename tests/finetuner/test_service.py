@@ -81,7 +81,7 @@ def test_a_service_that_is_lost_is_ended_and_has_failed():
     ) as process:
         _, said = process.communicate(timeout=20)
     assert process.returncode != 0
-    assert said.startswith('The gateway has died')
+    assert said.startswith('The gateway has ended')
 
 
 def test_a_flow_ends_when_what_started_it_was_killed():

@@ -1,13 +1,16 @@
 """FinetunerExecutor where others put it: in a Flow in Python, behind Jina's own gateway, each request with a token."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from finetuner.documents import Document
 from finetuner.excepts import AuthenticationError
+from tests.integration.conftest import ROOT, clean_environment, free_ports
 
-CONFIG = Path(__file__).parents[2] / 'config.yml'
+CONFIG = ROOT / 'config.yml'
 
 
 def test_a_flow_in_python_serves_the_artifact_of_a_run(service, finished_run, run_python):
@@ -126,6 +129,18 @@ def test_the_flow_for_serving_needs_nothing_and_can_demand_tokens(start_service)
         response = service.post('/encode', [{'text': 'x'}], token=token)
         assert response.status_code == 401
     assert service.post('/fit').json()['detail'] == "unknown endpoint '/fit': this service has /encode, /encode_texts"
+
+
+@pytest.mark.parametrize('flow', ['serve.yml', 'encode.yml'])
+def test_a_model_that_cannot_be_served_is_told_without_stacks(tmp_path, flow):
+    command = [Path(sys.executable).with_name('jina'), 'flow', '--uses', ROOT / 'flows' / flow]
+    ports = dict(zip(('FINETUNER_PORT', 'FINETUNER_HTTP_PORT'), free_ports(2), strict=True))
+    environment = clean_environment(FINETUNER_HOME=tmp_path, FINETUNER_ARTIFACT=tmp_path / 'no.zip', **ports)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    printed = done.stdout + done.stderr
+    assert f"there is no artifact '{tmp_path}/no.zip'" in printed
+    assert 'Traceback' not in printed
 
 
 @pytest.mark.slow

@@ -527,6 +527,6 @@ def test_finetuner_serve_passes_tls_on_and_ends_with_its_gateway(certificate, tm
         (gateway,) = {one.pid for one in psutil.net_connections('tcp') if one.laddr.port == ports[1] and one.pid}
         psutil.Process(gateway).kill()
         assert process.wait(60) != 0
-        assert 'The gateway has died' in log.read_text()
+        assert 'The gateway has ended' in log.read_text()
     finally:
         process.kill()

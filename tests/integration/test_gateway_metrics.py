@@ -12,14 +12,20 @@ from finetuner.excepts import DataError, ParameterError
 from tests.integration.conftest import ROOT, Service, free_ports
 
 
-@pytest.fixture(scope='module')
-def monitored(tmp_path_factory, tiny_model):
+@pytest.fixture(scope='module', params=['serve.yml', 'encode.yml'])
+def monitored(request, tmp_path_factory, tiny_model):
     folder = tmp_path_factory.mktemp('monitored')
     [port] = free_ports(1)
     flow = folder / 'monitored.yml'
-    text = (ROOT / 'flows' / 'encode.yml').read_text()
-    flow.write_text(text.replace('with:\n', f'with:\n  monitoring: true\n  port_monitoring: {port}\n', 1))
-    service = Service(str(flow), folder, FINETUNER_ARTIFACT=tiny_model, FINETUNER_RATE_LIMIT=0).start()
+    text = (ROOT / 'flows' / request.param).read_text()
+    text = text.replace('with:\n', f'with:\n  monitoring: true\n  port_monitoring: {port}\n', 1)
+    variables: dict[str, object] = {'FINETUNER_RATE_LIMIT': 0}
+    if request.param == 'serve.yml':
+        text += f'  uses_with: {{encoder: {{artifact: {tiny_model}}}}}\n'
+    else:
+        variables['FINETUNER_ARTIFACT'] = tiny_model
+    flow.write_text(text)
+    service = Service(str(flow), folder, **variables).start()
     service.metrics_port = port
     try:
         yield service
@@ -35,7 +41,7 @@ def counted(service, name):
 
 def test_requests_are_answered_and_counted(monitored):
     done, failed = counted(monitored, 'successful_requests_total'), counted(monitored, 'failed_requests_total')
-    assert monitored.call('/encode', [Document(text='a')], token=None)[0].embedding is not None
+    assert monitored.call('/encode', [Document(text='a')], token=None)[0].embedding.shape == (32,)
     posted = monitored.post('/encode', [{'text': 'a'}], token=None, encoder__truncate_dim=8)
     assert len(posted.json()['data'][0]['embedding']) == 8
     with pytest.raises(ParameterError, match='truncate_dim'):

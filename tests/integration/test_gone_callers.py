@@ -18,6 +18,7 @@ from finetuner.client import wire_pb2 as wire
 from finetuner.client.channel import Channel, Connection
 from finetuner.client.transport import make_request
 from finetuner.documents import Document, DocumentArray
+from finetuner.excepts import EngineError
 from tests.flows import run_flow
 from tests.integration.conftest import free_ports, wait_until
 
@@ -47,6 +48,10 @@ class Slow(Executor):
             await asyncio.sleep(60)
         finally:
             self.tell('called off')
+
+    def _dry_run_func(self, *_, **__):
+        if Path(f'{self.workspace}.ill').exists():
+            raise EngineError('the model fails again and again')
 
     def tell(self, what):
         with Path(f'{self.workspace}.log').open('a') as log:
@@ -131,6 +136,7 @@ STREAM = """
 import os, sys, threading
 from jina import Client
 from finetuner.documents import Document, DocumentArray
+from finetuner.excepts import EngineError
 
 threading.Timer(2, lambda: os._exit(9)).start()
 documents = (Document(text=str(number)) for number in range(12))
@@ -166,6 +172,20 @@ def test_what_leaves_something_goes_on(flow, events):
         wait_until(lambda: events() == ['begun', 'begun'], 10, 'the requests')
     call.cancel()
     wait_until(lambda: events() == ['begun', 'begun', 'done', 'done'], 10, 'the end of the requests')
+
+
+def test_a_service_whose_executor_is_not_well_is_not_ready(flow):
+    def ask():
+        response = requests.get(f'http://127.0.0.1:{flow[1]}/health/ready', timeout=60)
+        return response.status_code, response.json()
+
+    [log] = flow[2].rglob('*.log')
+    ill = log.with_suffix('.ill')
+    ill.touch()
+    sentence = 'the executor slow is not well: the model fails again and again'
+    wait_until(lambda: ask() == (503, {'detail': sentence}), 10, 'the news that an executor is not well')
+    ill.unlink()
+    wait_until(lambda: ask() == (200, {'status': 'ready'}), 10, 'the service being ready again')
 
 
 def test_who_waits_is_answered(flow, events):

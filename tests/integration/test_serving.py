@@ -13,6 +13,8 @@ import pytest
 import requests
 
 from finetuner import EncodeClient
+from finetuner.client.channel import Connection
+from finetuner.client.transport import make_request
 from finetuner.documents import Document
 from finetuner.excepts import ArtifactNotFoundError, DataError, FinetunerServerError, ParameterError
 from finetuner.inference import load_engine
@@ -70,6 +72,29 @@ def test_parameters_are_checked_and_described(serving):
     told = body['properties']['parameters']['properties']
     assert {'return_content', 'on_error', 'truncate_dim', 'normalize', 'timeout'} <= set(told)
     assert len(ask(serving, 'x', truncate_dim=8).embedding) == 8
+
+
+def test_a_message_that_cannot_be_read_is_refused_and_nothing_of_it_comes_back(serving):
+    request = make_request('/encode', {}, b'\xff' * 100_000)
+    answer = Connection(f'grpc://127.0.0.1:{serving.port}').call(request, timeout=60)
+    assert answer.header.status.description.startswith('the documents of the message cannot be read')
+    assert answer.ByteSize() < 10_000
+    assert ask(serving, 'fine').embedding is not None
+
+
+def test_documents_by_the_thousands_do_not_hold_others_up(serving):
+    documents = [{'tags': {'number': number}} for number in range(20_000)]
+    slowest = 0.0
+    with ThreadPoolExecutor(1) as pool:
+        posted = pool.submit(serving.post, '/encode', documents, token=None, on_error='tag')
+        while not posted.done():
+            began = time.monotonic()
+            assert requests.get(f'http://127.0.0.1:{serving.http_port}/health/live', timeout=60).ok
+            slowest = max(slowest, time.monotonic() - began)
+    answers = posted.result().json()['data']
+    assert [answer['tags']['number'] for answer in answers] == list(range(20_000))
+    assert 'has no text to encode' in answers[-1]['tags']['finetuner_error']
+    assert slowest < 0.5
 
 
 def test_content_comes_back_only_when_it_is_asked_for(serving):
