@@ -119,10 +119,6 @@ class FinetunerExecutor(Executor):
     ) -> None:
         super().__init__(**kwargs)
         prepare_process(self)
-        self._set_level(logging_level)
-        schemes = allowed_schemes(encode_schemes, 'FINETUNER_ENCODE_SCHEMES', default='')
-        # a folder that is named is leave enough to read in it
-        self.links = allowed_links(allowed_roots(encode_roots, 'FINETUNER_ENCODE_ROOTS'), ['file', *schemes])
         if not refuse_unknown:
             # an endpoint that it has and the next executor lacks would keep Jina's gateway from starting
             for endpoint in ('/default', '/encode_texts'):
@@ -133,20 +129,11 @@ class FinetunerExecutor(Executor):
             require_token = os.environ.get('FINETUNER_REQUIRE_TOKEN', '').lower() in ('1', 'true', 'yes', 'on')
         if artifact is None:
             artifact = os.environ.get('FINETUNER_ARTIFACT') or None
-        if artifact is None:
-            self.logger.info(f'no artifact is given: serving the pretrained model {DEFAULT_MODEL}')
-            artifact = DEFAULT_MODEL
-        if not isinstance(artifact, str):
-            raise ParameterError(f'artifact is {artifact!r}, not a text: Jina reads digits as a number')
         self._switching = threading.Lock()
         self._metrics = EncoderMetrics()
         replica = str(getattr(self.runtime_args, 'name', ''))
-        self._tracing = start_tracing(replica, self.tracer_provider)
         self._max_documents = max_documents
         self._select_model = select_model or os.environ.get('FINETUNER_SELECT_MODEL') or None
-        self._cache = make_cache(cache_bytes)
-        if self._cache is not None:
-            self._metrics.watch_cache(self._cache)
         self.served: Served | None = None
         self._retiring: Router | None = None
         self._options: dict[str, Any] = {
@@ -161,14 +148,27 @@ class FinetunerExecutor(Executor):
             'inter_op_num_threads': inter_op_num_threads,
         }
         try:
+            self._set_level(logging_level)
+            if artifact is None:
+                self.logger.info(f'no artifact is given: serving the pretrained model {DEFAULT_MODEL}')
+                artifact = DEFAULT_MODEL
+            if not isinstance(artifact, str):
+                raise ParameterError(f'artifact is {artifact!r}, not a text: Jina reads digits as a number')
+            schemes = allowed_schemes(encode_schemes, 'FINETUNER_ENCODE_SCHEMES', default='')
+            # a folder that is named is leave enough to read in it
+            self.links = allowed_links(allowed_roots(encode_roots, 'FINETUNER_ENCODE_ROOTS'), ['file', *schemes])
+            self._tracing = start_tracing(replica, self.tracer_provider)
+            self._cache = make_cache(cache_bytes)
+            if self._cache is not None:
+                self._metrics.watch_cache(self._cache)
             self._scraped = self._tell_metrics(replica)
             self.registry = open_registry(self.logger) if require_token else None
             found, store = find_artifact(artifact, token, self.logger)
             self.served = self._load(found) if found is not None else None
         except Exception as error:
             # Jina tells the one who starts the Flow that it failed, but not why
-            self.logger.critical(f'cannot serve {without_secrets(artifact)}: {error}')
-            if isinstance(error, ValueError | OSError) and getattr(self.runtime_args, 'name', ''):
+            self.logger.critical(f'cannot serve {without_secrets(str(artifact or DEFAULT_MODEL))}: {error}')
+            if isinstance(error, ValueError | OSError) and replica:
                 self.logger.debug('this is where it failed', exc_info=True)
                 sys.exit(1)  # of a server; what it raises, Jina logs once more, with hundreds of lines of its stack
             raise

@@ -19,6 +19,7 @@ from jina.proto import jina_pb2
 from jina.serve.runtimes.worker.request_handling import WorkerRequestHandler
 from jina.types.request.data import DataRequest
 
+from executors.calling_off import FOR_CALLER
 from executors.encoder import FinetunerExecutor
 from executors.forwarding import is_small
 from executors.gateway import FinetunerGateway, RoutingRequestHandler
@@ -84,6 +85,7 @@ def _load_encoder(gateway: Any, options: dict[str, Any], tracer_provider: Any) -
     name = f'{NAME}/rep-0'  # as in a process of its own
     args = set_pod_parser().parse_args(['--uses', FinetunerExecutor.__name__, '--name', name])
     args.uses_with = options
+    args.allow_concurrent = True  # the lock that Jina has otherwise is of one event loop
     for shared in ('log_config', 'quiet', 'quiet_error', 'workspace'):
         setattr(args, shared, getattr(gateway, shared))
     logger = JinaLogger(name, **vars(args))
@@ -107,7 +109,7 @@ class _InProcess:
         for each, the gateway goes on.
         """
         work = self._worker.process_data([request], None)
-        if is_small(request):
+        if is_small(request) or request.header.exec_endpoint not in FOR_CALLER:
             return await work
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._beside))
 

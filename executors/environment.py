@@ -85,7 +85,7 @@ def leave_out_stack(kind: type[BaseException], error: BaseException, stack: Trac
 
 
 check()
-if sys.argv[1:2] == ['flow']:  # `jina flow`
+if Path(sys.argv[0]).name in ('jina', '__main__.py') and sys.argv[1:2] == ['flow']:
     sys.excepthook = leave_out_stack
 if 'JINA_RANDOM_PORT_MIN' not in os.environ and (port := least_port()):
     os.environ['JINA_RANDOM_PORT_MIN'] = str(port)

@@ -101,7 +101,7 @@ class RoutingRequestHandler(GatewayRequestHandler):
         request.header.exec_endpoint = __dry_run_endpoint__
         try:
             answer = await forward(request, node, self.streamer._connection_pool)
-        except InternalNetworkError as error:
+        except grpc.aio.AioRpcError as error:
             return f'the executor {node.name} does not answer: {error.details()}'
         status = answer.proto_wo_data.header.status
         if status.code == jina_pb2.StatusProto.ERROR:

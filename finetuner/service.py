@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
 import os
@@ -131,14 +132,16 @@ def _attend(
     s = 's' if environment.get('FINETUNER_TLS_CERT') else ''
     gateway, is_announced = None, False
     while child.poll() is None:
-        if not is_announced:
-            is_announced = _is_ready(f'http{s}://{host}:{port}/health/ready')
-            gateway = gateway or _holder(port)
-            if is_announced:
-                _announce(host, s, artifact, environment)
+        gateway = gateway or _find_gateway(child.pid, port)
         if gateway is not None and not _is_alive(gateway):
+            if not is_announced:  # the start may have failed, which the Flow tells and ends by itself
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(PATIENCE)
             lost.set()
             return
+        if not is_announced and _is_ready(f'http{s}://{host}:{port}/health/ready'):
+            is_announced = True
+            _announce(host, s, artifact, environment)
         time.sleep(0.5)
 
 
@@ -165,6 +168,22 @@ def _reachable(listen: str) -> str:
     if listen in ('', '0.0.0.0', '127.0.0.1', '::', '::1'):
         return 'localhost'
     return f'[{listen}]' if ':' in listen else listen
+
+
+def _find_gateway(flow: int, port: int) -> psutil.Process | None:
+    """The process of a Flow that listens on a port, as soon as there is one, and if that can be told."""
+    try:
+        import psutil
+    except ModuleNotFoundError:
+        return None
+    try:
+        for process in psutil.Process(flow).children(recursive=True):
+            for connection in process.net_connections('tcp'):
+                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                    return process
+    except (psutil.Error, OSError):  # one that has just ended
+        pass
+    return None
 
 
 def _is_alive(process: psutil.Process) -> bool:
@@ -221,21 +240,6 @@ def _perhaps_ours(port: int) -> str:
 
 def _listener(port: int) -> int | None:
     """The process that listens on a port, if that can be told; `finetuner serve`, where that has started it."""
-    holder = _holder(port)
-    if holder is None:
-        return None
-    import psutil
-
-    try:
-        # that of its start: the Flow takes the variable out of its own before it starts others
-        started = holder.environ().get(PARENT, '')
-    except (psutil.Error, OSError):
-        return None
-    return int(started) if started.isdecimal() else holder.pid
-
-
-def _holder(port: int) -> psutil.Process | None:
-    """The process that listens on a port, if that can be told."""
     try:
         import psutil
     except ModuleNotFoundError:
@@ -243,7 +247,11 @@ def _holder(port: int) -> psutil.Process | None:
     try:
         for connection in psutil.net_connections('tcp'):
             if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
-                return psutil.Process(connection.pid) if connection.pid else None  # else of somebody else
+                if connection.pid is None:  # of somebody else
+                    return None
+                # that of its start: the Flow takes the variable out of its own before it starts others
+                started = psutil.Process(connection.pid).environ().get(PARENT, '')
+                return int(started) if started.isdecimal() else connection.pid
     except (psutil.Error, OSError):
         pass
     return None
