@@ -30,7 +30,12 @@ def linear_layers(engine):
     return {type(module) for module in engine.encoder.modules() if isinstance(module, nn.Linear | PrepackedLinear)}
 
 
-@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+def bf16():
+    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return pytest.param('bf16', marks=pytest.mark.skipif(not has_bf16, reason='oneDNN has no bf16 on this processor'))
+
+
+@pytest.mark.parametrize('precision', ['fp32', bf16()])
 def test_embeddings_stay_as_they_are(tiny_model, always, precision):
     plain = TorchInferenceEngine(load_encoder(tiny_model), precision=precision)
     packed = load_engine(tiny_model, is_onnx=False, precision=precision)

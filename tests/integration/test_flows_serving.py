@@ -131,7 +131,7 @@ def test_the_flow_for_serving_needs_nothing_and_can_demand_tokens(start_service)
     assert service.post('/fit').json()['detail'] == "unknown endpoint '/fit': this service has /encode, /encode_texts"
 
 
-@pytest.mark.parametrize('flow', ['serve.yml', 'encode.yml'])
+@pytest.mark.parametrize('flow', ['serve.yml', pytest.param('encode.yml', marks=pytest.mark.slow)])
 def test_a_model_that_cannot_be_served_is_told_without_stacks(tmp_path, flow):
     command = [Path(sys.executable).with_name('jina'), 'flow', '--uses', ROOT / 'flows' / flow]
     ports = dict(zip(('FINETUNER_PORT', 'FINETUNER_HTTP_PORT'), free_ports(2), strict=True))

@@ -12,7 +12,7 @@ from finetuner.excepts import DataError, ParameterError
 from tests.integration.conftest import ROOT, Service, free_ports
 
 
-@pytest.fixture(scope='module', params=['serve.yml', 'encode.yml'])
+@pytest.fixture(scope='module', params=['encode.yml', pytest.param('serve.yml', marks=pytest.mark.slow)])
 def monitored(request, tmp_path_factory, tiny_model):
     folder = tmp_path_factory.mktemp('monitored')
     [port] = free_ports(1)

@@ -23,7 +23,7 @@ from tests.integration.conftest import Service, free_ports
 TEXTS = [f'{fruit} {number}' for number in range(8) for fruit in ('fig', 'apple pie', 'a plum and a pear')]
 
 
-@pytest.fixture(scope='module', params=['serve.yml', 'encode.yml'])
+@pytest.fixture(scope='module', params=['serve.yml', pytest.param('encode.yml', marks=pytest.mark.slow)])
 def serving(request, tmp_path_factory, tiny_model):
     [port] = free_ports(1)
     service = Service(
@@ -80,21 +80,6 @@ def test_a_message_that_cannot_be_read_is_refused_and_nothing_of_it_comes_back(s
     assert answer.header.status.description.startswith('the documents of the message cannot be read')
     assert answer.ByteSize() < 10_000
     assert ask(serving, 'fine').embedding is not None
-
-
-def test_documents_by_the_thousands_do_not_hold_others_up(serving):
-    documents = [{'tags': {'number': number}} for number in range(20_000)]
-    slowest = 0.0
-    with ThreadPoolExecutor(1) as pool:
-        posted = pool.submit(serving.post, '/encode', documents, token=None, on_error='tag')
-        while not posted.done():
-            began = time.monotonic()
-            assert requests.get(f'http://127.0.0.1:{serving.http_port}/health/live', timeout=60).ok
-            slowest = max(slowest, time.monotonic() - began)
-    answers = posted.result().json()['data']
-    assert [answer['tags']['number'] for answer in answers] == list(range(20_000))
-    assert 'has no text to encode' in answers[-1]['tags']['finetuner_error']
-    assert slowest < 1.5
 
 
 def test_content_comes_back_only_when_it_is_asked_for(serving):
@@ -248,3 +233,19 @@ def test_what_the_engine_does_is_measured(serving):
     assert 0 < value('batch_fill_sum') <= value('batch_fill_count') == value('batch_items_count')
     assert value('documents_waiting') == value('documents_under_way') == 0
     assert re.search(r'finetuner_encode_model_info{artifact=".*model"} 1.0', text)
+
+
+def test_documents_by_the_thousands_do_not_hold_others_up(serving):
+    documents = [{'tags': {'number': number}} for number in range(20_000)]
+    slowest, started = 0.0, time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        posted = pool.submit(serving.post, '/encode', documents, token=None, on_error='tag')
+        while not posted.done():
+            began = time.monotonic()
+            assert requests.get(f'http://127.0.0.1:{serving.http_port}/health/live', timeout=60).ok
+            slowest = max(slowest, time.monotonic() - began)
+    whole = time.monotonic() - started
+    answers = posted.result().json()['data']
+    assert [answer['tags']['number'] for answer in answers] == list(range(20_000))
+    assert 'has no text to encode' in answers[-1]['tags']['finetuner_error']
+    assert slowest < whole / 4
