@@ -10,7 +10,7 @@ import math
 import re
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any
 
 import grpc
@@ -46,6 +46,8 @@ NOT_PARSED = {
     f"Error parsing message with type '{message}'" for message in ('jina.DataRequestProto', 'docarray.DocListProto')
 }
 BROKEN_DOCUMENTS = 'the documents of the message cannot be read: they are broken, or of another version of docarray'
+FLOATING = 1.0
+"""Seconds that requests to executors that nobody waits for may take to end when all others have."""
 
 
 class TooManyStreams(FinetunerServerError):
@@ -75,7 +77,10 @@ class RoutingRequestHandler(GatewayRequestHandler):
 
     async def close_connections(self) -> None:
         await self.discovery.close()
-        await super().close()
+        with suppress(TimeoutError):  # for Jina, a stream that broke off is never over
+            async with asyncio.timeout(FLOATING):
+                await self.streamer._streamer.wait_floating_requests_end()
+        await self.streamer._connection_pool.close()
 
     @property
     def endpoints(self) -> dict[str, Any]:

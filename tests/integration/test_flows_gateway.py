@@ -366,3 +366,16 @@ def test_a_body_that_is_too_large_is_refused_unread(start_service, tiny_model):
         response = requests.post(url, data=sent, timeout=60)
         assert response.status_code == 413
         assert response.json()['detail'] == 'the body is larger than 1000 bytes: send it in parts'
+
+
+@pytest.mark.slow
+def test_a_service_ends_after_a_stream_with_a_message_that_cannot_be_read(start_service, tiny_model):
+    service = start_service('serve.yml', FINETUNER_ARTIFACT=tiny_model)
+    with grpc.insecure_channel(f'127.0.0.1:{service.port}') as channel:
+        call = channel.stream_stream('/jina.JinaRPC/Call', request_serializer=bytes, response_deserializer=bytes)
+        with pytest.raises(grpc.RpcError, match='the message cannot be read'):
+            list(call(iter([b'\xff\xff\xff\xff']), timeout=60))
+    began = time.monotonic()
+    service.stop()
+    assert time.monotonic() - began < 15
+    assert 'Traceback' not in service.log.read_text()
