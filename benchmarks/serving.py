@@ -160,10 +160,10 @@ def check_goals(
 def compare_with_infinity(console: Console, measured: dict[tuple[int, int], dict[str, Row]]) -> None:
     """The same request in the same precision; and in int8, which it has not, of the fastest of its engines."""
     table = Table('texts', 'clients', 'fp32', 'bf16', 'int8', 'client, int8', title='v1/embeddings, of infinity')
+    # ours, and what is in the names of theirs
+    pairs = [(f'{OPENAI}, fp32', 'fp32'), (f'{OPENAI}, bf16', 'bf16'), (f'{OPENAI}, int8', ''), (IN_INT8, '')]
     for (size, clients), rows in measured.items():
         theirs = {name: row.rate for name, row in rows.items() if name.startswith('infinity')}
-        pairs = [(f'{OPENAI}, {precision}', precision) for precision in ('fp32', 'bf16')]
-        pairs += [(f'{OPENAI}, int8', ''), (IN_INT8, '')]
         ratios = []
         for ours, precision in pairs:
             rates = [rate for name, rate in theirs.items() if precision in name]
@@ -179,9 +179,7 @@ def main(
     setting: Annotated[
         list[str] | None, typer.Option(help='TEXTSxCLIENTS, such as 64x8; several may be given. Default all.')
     ] = None,
-    without: Annotated[
-        str | None, typer.Option(help='Leave out rows with this in their name: bf16 takes long where it is emulated.')
-    ] = None,
+    bf16: Annotated[bool, typer.Option(help='With rows in bf16, which take long where it is emulated.')] = True,
 ) -> None:
     import torch
     from sentence_transformers import SentenceTransformer
@@ -263,7 +261,7 @@ def main(
                 server = stack.enter_context(running_infinity(source, name.partition(',')[0], MODEL, count, dtype))
                 ways[f'infinity, {name}'] = over_http(f'{server.url}/embeddings', openai_body(MODEL))
                 servers[f'infinity, {name}'] = (server.process, server.start)
-        ways = {name: embed for name, embed in ways.items() if without is None or without not in name}
+        ways = {name: embed for name, embed in ways.items() if bf16 or 'bf16' not in name}
         watched = [psutil.Process()]
         for process, _ in servers.values():
             watched += [process, *process.children(recursive=True)]

@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.flows import run_flow
 from tests.integration.conftest import ROOT, clean_environment, free_ports, wait_until
 
 DAY = '2026-11-28T17:00:00+00:00'
+FINETUNER = Path(sys.executable).with_name('finetuner')
 ARTIFACT = 'a' * 24
 
 
@@ -502,8 +504,24 @@ def test_routes_whose_endpoints_no_executor_has_are_not_there(send):
     assert '/api/v1/experiments' not in json.dumps(send('GET', '/openapi.json').json()['paths'])
 
 
+@contextmanager
+def finetuner_serve(model, folder, ports, environment):
+    """`finetuner serve MODEL` that has said that it is ready, and its log."""
+    command = [FINETUNER, 'serve', model, '--port', str(ports[0]), '--http-port', str(ports[1])]
+    log = folder / 'log'
+    with log.open('w') as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        wait_until(lambda: 'Finetuner is ready' in log.read_text(), 240, 'the announcement')
+        yield process, log
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+
+
 @pytest.mark.slow
-def test_finetuner_serve_passes_tls_on_and_ends_with_its_gateway(certificate, tmp_path, tiny_model):
+def test_finetuner_serve_passes_tls_on(certificate, tmp_path, tiny_model):
     ports = free_ports(2)
     environment = clean_environment(
         FINETUNER_HOME=tmp_path,
@@ -512,21 +530,23 @@ def test_finetuner_serve_passes_tls_on_and_ends_with_its_gateway(certificate, tm
         FINETUNER_TLS_KEY=certificate[2],
         FINETUNER_CA_CERT=certificate[0],
     )
-    program = Path(sys.executable).with_name('finetuner')
-    command = [program, 'serve', tiny_model, '--port', str(ports[0]), '--http-port', str(ports[1])]
-    log = tmp_path / 'log'
-    with log.open('w') as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        wait_until(lambda: 'Finetuner is ready' in log.read_text(), 240, 'the announcement')
+    with finetuner_serve(tiny_model, tmp_path, ports, environment) as (process, log):
         host = f'grpcs://localhost:{ports[0]}'
         assert host in log.read_text() and f'https://localhost:{ports[1]}/docs' in log.read_text()
         environment |= {'FINETUNER_HOST': host, 'FINETUNER_TOKEN': 'none is needed here'}
-        done = subprocess.run([program, 'encode', 'fig'], env=environment, capture_output=True, text=True, timeout=120)
+        command = [FINETUNER, 'encode', 'fig']
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
         assert '1 × 32' in done.stdout, done.stderr
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_finetuner_serve_ends_with_its_gateway(tmp_path, tiny_model):
+    ports = free_ports(2)
+    environment = clean_environment(FINETUNER_HOME=tmp_path, FINETUNER_CONFIG_DIR=tmp_path)
+    with finetuner_serve(tiny_model, tmp_path, ports, environment) as (process, log):
         (gateway,) = {one.pid for one in psutil.net_connections('tcp') if one.laddr.port == ports[1] and one.pid}
         psutil.Process(gateway).kill()
         assert process.wait(60) != 0
         assert 'The gateway has ended' in log.read_text()
-    finally:
-        process.kill()

@@ -136,7 +136,6 @@ STREAM = """
 import os, sys, threading
 from jina import Client
 from finetuner.documents import Document, DocumentArray
-from finetuner.excepts import EngineError
 
 threading.Timer(2, lambda: os._exit(9)).start()
 documents = (Document(text=str(number)) for number in range(12))
